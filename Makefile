@@ -1,0 +1,42 @@
+# make setup | demo | test | lint | bench. Each sets up what it needs: Python 3.11, pip and make are enough.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint bench lock
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "== setting up $(VENV) (6 GB of packages on first use, about a minute once they are downloaded)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+demo: setup
+	@echo "== EDGE on procedural scenes: shards -> features -> fine-tuning -> synthesis -> captions -> report"
+	$(BIN)/python jobs/edge_cc3m.py local
+
+test: setup
+	@echo "== tests"
+	$(BIN)/python -m pytest
+
+lint: setup
+	@echo "== lint: ruff, mypy"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	@echo "== EDGE's claims, three seeds (about an hour on two cores)"
+	$(BIN)/python benchmarks/edge_claims.py
+
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --extra dev \
+	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
