@@ -1,0 +1,250 @@
+"""Typed settings: frozen dataclasses with a docstring per field; no torch and no ray, so --help is instant.
+
+A job's preset is a function that returns one of these; see ``jobs/``. Sizes carry their unit in their name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def operational(default: Any) -> Any:
+    """A field that says how to run, not what comes out: it may change when a run is resumed."""
+    return field(default=default, metadata={"affects_result": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run lives and how it behaves as a whole."""
+
+    dir: str | None = operational(None)
+    """Run directory, a local path or an s3:// URI. Default: runs/<job>-<preset>."""
+    seed: int = 0
+    """Root of every random choice: each sample, model and split derives its own seed from it."""
+    ray_address: str | None = operational(None)
+    """Ray cluster to join ("auto" or host:port). Default: that of the environment, or a local one."""
+    num_cpus: int | None = operational(None)
+    """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
+    object_store_mib: int = operational(512)
+    """Shared-memory object store of that local Ray, in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A source of image-caption pairs."""
+
+    uri: str
+    """WebDataset tars (brace ranges and globs), Parquet, COCO or Karpathy JSON, an image folder, or
+    shapes:ROWS?seed=S. Local paths, s3://, gs:// and hf:// work alike."""
+    image_root: str | None = None
+    """Folder of the image files, for COCO and Karpathy JSON. Default: the folder of the JSON file."""
+    split: str | None = None
+    """Split to keep, for Karpathy JSON ("train" also takes "restval"). Default: all."""
+    image_column: str = "image"
+    """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
+    caption_columns: tuple[str, ...] = ("captions", "caption", "text")
+    """Parquet columns or JSON keys that may hold captions, a string or a list; the first found is read."""
+    key_column: str = "key"
+    """Parquet column with unique keys. Where it is missing, keys are made of file name and row number."""
+    label_column: str = "label"
+    """Parquet column or JSON key with the integer class, if there is one."""
+    limit: int | None = None
+    """Read at most this many pairs (whole shards first, then rows). Default: all."""
+    rows_per_shard: int = 1000
+    """Shard size of sources that have no shards of their own (JSON, image folder, shapes)."""
+    max_image_pixels: int = 50_000_000
+    """Images that declare more pixels than this are rejected before they are decoded."""
+    max_member_mib: int = 64
+    """Tar members and image cells larger than this are rejected unread."""
+    max_caption_chars: int = 10_000
+    """Longer captions are rejected."""
+    max_reject_ratio: float = 0.2
+    """The run stops when more than this share of the rows had to be rejected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """CLIP features of every pair and the moments of their distribution."""
+
+    clip: str = "tiny-clip"
+    """CLIP model of features, losses and selection: a zoo name, an open_clip "MODEL/PRETRAINED" such as
+    "ViT-B-32/laion2b_s34b_b79k", "hf-hub:ORG/REPO", or "local-dir:/FOLDER"."""
+    image_px: int = 32
+    """Side to which images are decoded for CLIP; its own input size is best."""
+    chunk_pairs: int = 256
+    """Images encoded and written together; one output file each."""
+    min_actors: int = operational(1)
+    """Smallest number of encoder actors."""
+    max_actors: int = operational(1)
+    """Largest number of encoder actors; Ray adds actors (and the autoscaler machines) up to here."""
+    gpus_per_actor: float = operational(1.0)
+    """Share of a GPU for each encoder actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """EDGE's fine-tuning of the generator (arXiv 2509.15472, section 3)."""
+
+    generator: str = "tiny-sd"
+    """Text-to-image model to start from: a zoo name, a hub name, or a StableDiffusionPipeline folder."""
+    image_px: int = 32
+    """Side of the images the generator sees and draws."""
+    steps: int = 60
+    """Optimiser steps; 0 keeps the generator as it is."""
+    batch_pairs: int = 32
+    """Pairs in a step, over all workers. They are each other's negatives."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before each optimiser step."""
+    parameters: Literal["difffit", "lora", "full"] = "difffit"
+    """What is trained: biases, norms and scale factors; low-rank adapters; or the whole UNet."""
+    lora_rank: int = 8
+    """Rank of the adapters of "lora"."""
+    space: Literal["clip", "latent"] = "clip"
+    """Where the losses look: CLIP embeddings of the decoded image, or a projection of the latent."""
+    contrastive_weight: float = 1.0
+    """Lambda_C, weight of the bidirectional contrastive loss."""
+    diversity_weight: float = 1.0
+    """Lambda_D, weight of the diversity loss."""
+    noise_weight: float = 0.0
+    """Lambda_N, weight of the denoising loss of ordinary diffusion training (0 in the authors' release)."""
+    temperature: float = 0.1
+    """Temperature of the contrastive loss."""
+    max_timestep_fraction: float = 0.5
+    """Noise levels are drawn from the first part of the schedule only: at its end, recovering the clean
+    latent divides by almost zero."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser; the authors use SGD."""
+    learning_rate: float = 1e-3
+    """Learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches it off."""
+    ema_decay: float = 0.99
+    """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
+    checkpoint_steps: int = operational(50)
+    """Steps between checkpoints, from which an interrupted run goes on."""
+    workers: int = 1
+    """Data-parallel workers."""
+    gpus_per_worker: float = operational(1.0)
+    """GPUs of each worker; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """Drawing images from captions."""
+
+    pairs: int = 100
+    """Image-caption pairs of the distilled set; an image with c captions counts as c pairs."""
+    prompts: Literal["random", "k-means"] = "k-means"
+    """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
+    candidates_per_image: int = 1
+    """Images drawn for each one kept. Above 1, the subset whose moments match the real data best is kept."""
+    mean_weight: float = 1.0
+    """Weight of the means against the cross-covariance in that selection."""
+    inference_steps: int = 20
+    """DPM-Solver++ steps an image."""
+    guidance: float = 4.0
+    """Classifier-free guidance scale; 1 switches guidance off."""
+    batch_images: int = 50
+    """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
+    min_actors: int = operational(1)
+    """Smallest number of generator actors."""
+    max_actors: int = operational(1)
+    """Largest number of generator actors."""
+    gpus_per_actor: float = operational(1.0)
+    """Share of a GPU for each generator actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Further captions, written by a vision-language model that looks at the synthetic images."""
+
+    model: str = "tiny-captioner"
+    """Captioner: a zoo name, a hub name or a folder of any transformers model that describes images."""
+    per_image: int = 2
+    """Captions of each image: the prompt it was drawn from and per_image - 1 written ones."""
+    instructions: tuple[str, ...] = ("Describe the image in one sentence.",)
+    """What a chat model is asked, one instruction per further caption, in turn. Others ignore it."""
+    max_new_tokens: int = 48
+    """Length limit of a written caption, in tokens."""
+    batch_images: int = 50
+    """Images captioned together."""
+    min_actors: int = operational(1)
+    """Smallest number of captioner actors."""
+    max_actors: int = operational(1)
+    """Largest number of captioner actors."""
+    gpus_per_actor: float = operational(1.0)
+    """Share of a GPU for each captioner actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Students:
+    """The dual encoders that are trained on a set to measure it."""
+
+    image_model: str = "tiny-nf"
+    """Image encoder: a zoo name, any timm name, or "local-dir:/FOLDER"."""
+    text_model: str = "tiny-bert"
+    """Text encoder: a zoo name, a transformers hub name, or a folder."""
+    image_px: int = 32
+    """Side of the images that students see."""
+    max_tokens: int = 48
+    """Captions are cut to this many tokens."""
+    embed_dim: int = 256
+    """Width of the shared space."""
+    protocol: Literal["frozen-text", "both-encoders"] = "frozen-text"
+    """"frozen-text" trains the image encoder and both heads (LoRS and its followers); "both-encoders" all."""
+    steps: int = 60
+    """Optimiser steps of every student, whatever the size of its set."""
+    batch_pairs: int = 64
+    """Pairs in a step; a smaller set is trained on whole."""
+    learning_rates: tuple[float, ...] = (0.03, 0.1)
+    """Grid from which each set's learning rate is chosen on validation data."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    temperature: float = 0.07
+    """Temperature of InfoNCE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Comparing sets by the students they make."""
+
+    val: str
+    """Pairs on which learning rates are chosen: a URI of the same kind as data.uri."""
+    test: str
+    """Pairs on which students are tested; never looked at before."""
+    val_split: str | None = None
+    """Split of `val`, for Karpathy JSON."""
+    test_split: str | None = None
+    """Split of `test`, for Karpathy JSON."""
+    max_pairs: int = 1000
+    """At most this many images of val and of test are used."""
+    seeds: int = 3
+    """Students per set; the report gives mean and standard deviation over them."""
+    baselines: tuple[Literal["random", "herding", "k-center", "full"], ...] = (
+        "random",
+        "herding",
+        "k-center",
+        "full",
+    )
+    """Sets to compare with: coresets of as many real pairs, and all the data."""
+    full_pairs: int = 50_000
+    """"full" is trained on at most this many real images."""
+    gpus_per_student: float = operational(0.25)
+    """Share of a GPU for each student; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """Everything an EDGE run depends on."""
+
+    run: Run = field(default_factory=Run)
+    data: Data
+    features: Features = field(default_factory=Features)
+    finetune: Finetune = field(default_factory=Finetune)
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    captions: Captions = field(default_factory=Captions)
+    students: Students = field(default_factory=Students)
+    evaluation: Evaluation

@@ -1,0 +1,113 @@
+"""A dataset's URI -> a Ray dataset of pairs: one read task per shard, damaged rows included."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from mmdd_ray.config import Data
+from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
+from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, iter_shard, list_shards
+
+BLOCK_BYTES = 16 * 2**20  # 300 images of 50 kB; Ray's own 128 MiB would keep consumers waiting
+TABLE_ROWS = 256  # Ray joins these tables into blocks of up to BLOCK_BYTES
+READ_CPUS = 0.25  # a reader waits for storage most of the time
+TRANSPORT_RETRIES = 4
+
+
+def read_pairs(data: Data) -> ray.data.Dataset:
+    """The pairs of ``data`` as a lazy dataset with the columns of ``PAIR_SCHEMA``, in no particular order.
+
+    Rows that are no usable pair are there too, with ``reject`` set: count them, then filter. Blocks hold
+    about ``BLOCK_BYTES``. Failing storage is retried by Ray; a shard is then read again from its start, and
+    each row still comes out once.
+
+    Raises:
+        ValueError: as ``list_shards``, before anything is scheduled.
+    """
+    return _read([(shard, None) for shard in list_shards(data)], data)
+
+
+def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
+    """The rows at the given ``(shard, index)`` addresses, in that order; reads only the shards they are in.
+
+    Raises:
+        ValueError: for an address that the dataset does not have.
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for name, index in addresses:
+        wanted[name].add(index)
+    shards = [(shard, wanted[shard.name]) for shard in list_shards(data) if shard.name in wanted]
+    found: dict[tuple[str, int], Row] = {}
+    if shards:
+        rows = (Row(**row) for row in _read(shards, data).iter_rows())
+        found = {(row.shard, row.index): row for row in rows}
+    for name, index in addresses:
+        if (name, index) not in found:
+            raise ValueError(f"data.uri={data.uri} has no row {index} in a shard {name!r}; has it changed?")
+    return [found[address] for address in addresses]
+
+
+def _read(wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) -> ray.data.Dataset:
+    # As many blocks as shards, or Ray would split each block again to occupy its CPUs.
+    dataset = ray.data.read_datasource(
+        _Shards(wanted, data), num_cpus=READ_CPUS, override_num_blocks=len(wanted)
+    )
+    context = dataset.context  # of this dataset and what is derived from it, not of the whole process
+    if isinstance(context.retried_map_errors, list):
+        context.retried_map_errors = [*context.retried_map_errors, TRANSPORT_ERROR]
+    elif not context.retried_map_errors:
+        context.retried_map_errors = [TRANSPORT_ERROR]
+    context.target_max_block_size = BLOCK_BYTES
+    context.max_map_retries = max(context.max_map_retries, TRANSPORT_RETRIES)
+    return dataset
+
+
+class _Shards(Datasource):
+    """Reads each shard in a task of its own; with row numbers, only these rows of it."""
+
+    def __init__(self, wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._data = data
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        sizes = [shard.size_bytes for shard, _ in self._wanted]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
+    ) -> list[ReadTask]:
+        """One task per shard whatever ``parallelism`` says: a shard is a stream."""
+        return [
+            ReadTask(
+                partial(_tables, shard, self._data, only),
+                BlockMetadata(
+                    num_rows=None, size_bytes=shard.size_bytes, input_files=(shard.uri,), exec_stats=None
+                ),
+                schema=PAIR_SCHEMA,
+                per_task_row_limit=per_task_row_limit,
+            )
+            for shard, only in self._wanted
+        ]
+
+
+def _tables(shard: Shard, data: Data, only: Collection[int] | None) -> Iterator[pa.Table]:
+    """The shard's rows in tables of ``PAIR_SCHEMA``, bounded in rows and in bytes."""
+    rows: list[Row] = []
+    held_bytes = 0
+    for row in iter_shard(shard, data, only):
+        rows.append(row)
+        held_bytes += len(row.image or b"")
+        if len(rows) == TABLE_ROWS or held_bytes >= BLOCK_BYTES:
+            yield pairs_table(rows)
+            rows, held_bytes = [], 0
+    if rows:
+        yield pairs_table(rows)

@@ -1,0 +1,95 @@
+"""Fixtures that several test files share: one local Ray, one S3 server, the real data where it is at hand."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Ray, OpenMP and botocore read these when they are imported, which happens after this file.
+os.environ.update(
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),  # otherwise Ray writes a token file into the home folder
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # 15 would starve the workers beside any other process
+    AWS_EC2_METADATA_DISABLED="true",  # no search for an instance role
+)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of 2 CPUs for the whole session."""
+    import ray
+
+    folder = tempfile.mkdtemp(
+        prefix="ray-", dir="/tmp"
+    )  # socket paths end at 107 bytes: tmp_path is too long
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=512 * 2**20,
+        include_dashboard=False,
+        logging_level="WARNING",
+        _temp_dir=folder,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A local S3 server (moto); the environment points every S3 client of this process to it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(f"{endpoint}/moto-api/data.json")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            yield endpoint
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(url: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data sets, or a skip."""
+    folder = Path(os.environ.get("MMDD_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MMDD_REAL_DATA to its folder")
+    return folder
