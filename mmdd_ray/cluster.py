@@ -1,0 +1,239 @@
+"""Connecting to Ray, what the cluster has, and how many actors fit.
+
+Ray reads some environment variables when it is imported, so this module imports it inside its functions.
+"""
+
+import logging
+import math
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from mmdd_ray import config
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user asks for it
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would sync the project again for every worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a training worker prints is shown twice
+}
+LOCAL_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any ordinary process
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not a spot instance
+}
+MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
+SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
+
+# Ray Data hands classes to its actors through the object store, and Ray's native code calls that an error.
+_NATIVE_NOISE = "has constructor arguments in the object store and max_restarts > 0"
+_FILTER = (
+    "import sys\n"
+    "for line in iter(sys.stdin.buffer.readline, b''):\n"
+    "    if sys.argv[1].encode() not in line:\n"
+    "        sys.stdout.buffer.write(line); sys.stdout.buffer.flush()\n"
+)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What the cluster has, or may grow to when it scales by itself."""
+
+    cpus: float
+    gpus: float
+    gpu_types: tuple[str, ...]
+    """Ray's names of the accelerators, e.g. ("H200",)."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ActorResources(TypedDict):
+    """What one actor or task takes, under the names that Ray's own functions give them."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+class ActorPool(ActorResources):
+    """The same for a pool of actors in ``map_batches``."""
+
+    compute: "ActorPoolStrategy"
+
+
+def set_environment() -> None:
+    """Sets Ray's switches that the user has not set. Call it before the first ``import ray``."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(run: config.Run) -> None:
+    """Joins the cluster of ``run.ray_address`` or ``RAY_ADDRESS``, or else starts a local Ray.
+
+    ``ray job submit`` sets ``RAY_ADDRESS``. Does nothing when this process is connected already.
+
+    Raises ``ValueError`` when there is no cluster at the address.
+    """
+    address = run.ray_address or os.environ.get("RAY_ADDRESS")
+    if address and "://" in address:
+        raise ValueError(
+            f"run.ray_address={address} is no host:port; join the cluster from one of its machines with auto "
+            "or host:port, or send the job there with `ray job submit`"
+        )
+    set_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Hides warnings of Ray's actors: without a dashboard, Ray Train's cleaner repeats one every second.
+    quiet: dict[str, Any] = {
+        "logging_level": "WARNING",
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+    }
+    _drop_native_noise()
+    if address:
+        try:
+            if address != "auto":
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself tries for minutes
+            ray.init(address=address, **quiet)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"run.ray_address={address}: no Ray cluster answers there ({error}); give auto or host:port, "
+                "or unset it (and RAY_ADDRESS) to use this machine alone"
+            ) from error
+    else:
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # A local Ray listens on all interfaces and so asks for a token. Without this one it would write one
+        # under HOME, or fail where HOME is read-only; and it warns that it asks.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        ray.init(
+            address="local",  # a stale address file of another Ray would make a plain init join that
+            num_cpus=run.num_cpus,
+            object_store_memory=run.object_store_mib * 2**20,
+            include_dashboard=False,
+            _temp_dir=_short_temp_dir(),
+            **quiet,
+        )
+    _configure_ray_data()
+
+
+@contextmanager
+def connected(run: config.Run) -> Iterator[Devices]:
+    """Like ``connect``, gives the devices, and leaves the cluster (ends a local one) with the block."""
+    set_environment()
+    import ray
+
+    had_ray = ray.is_initialized()
+    connect(run)
+    try:
+        yield devices()
+    finally:
+        if not had_ray:
+            ray.shutdown()
+
+
+def devices() -> Devices:
+    """CPUs and GPUs of the connected cluster; with an autoscaler, of the largest cluster it may build."""
+    import ray
+    from ray._private.state import (
+        state,
+    )  # Ray Data and Ray Train ask it in the same way; there is no public call
+
+    now = ray.cluster_resources()
+    largest = state.get_max_resources_from_cluster_config() or {}
+    total = {name: max(now.get(name, 0), largest.get(name, 0)) for name in (*now, *largest)}
+    types = sorted(
+        name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
+    )
+    return Devices(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), gpu_types=tuple(types))
+
+
+def actor_resources(gpus_per_actor: float) -> ActorResources:
+    """``num_cpus`` and ``num_gpus`` of one actor, for ``map_batches`` or ``.options``.
+
+    Without GPUs in the cluster an actor takes one CPU. The CPU share shrinks where the cluster has few CPUs,
+    so that actors on every GPU leave one free: Ray Data waits for ever when a pool holds all CPUs and a read
+    task needs one.
+    """
+    has = devices()
+    if gpus_per_actor > 0 and has.gpus > 0:
+        actors = max(has.gpus / gpus_per_actor, 1)
+        return {"num_cpus": _cpu_share(has.cpus, actors), "num_gpus": gpus_per_actor}
+    return {"num_cpus": _cpu_share(has.cpus, 1), "num_gpus": 0}
+
+
+def pool_size(actors: int | None, gpus_per_actor: float) -> int:
+    """How many of the wanted actors (``None``: all that fit) may run and leave one CPU free; at least 1."""
+    has, each = devices(), actor_resources(gpus_per_actor)
+    fit = (has.cpus - 1) / each["num_cpus"]
+    if each["num_gpus"]:
+        fit = min(fit, has.gpus / each["num_gpus"])
+    fit = max(math.floor(fit + 1e-6), 1)
+    return fit if actors is None else min(actors, fit)
+
+
+def actor_pool(min_actors: int, max_actors: int, gpus_per_actor: float) -> ActorPool:
+    """Arguments of ``map_batches`` for a pool of as many of the wanted actors as fit beside the readers."""
+    from ray.data import ActorPoolStrategy
+
+    most = pool_size(max_actors, gpus_per_actor)
+    compute = ActorPoolStrategy(min_size=min(min_actors, most), max_size=most)
+    return {"compute": compute, **actor_resources(gpus_per_actor)}
+
+
+def _cpu_share(cpus: float, actors: float) -> float:
+    """CPUs of each of ``actors`` when one CPU stays free: at most 1, and half of a lone CPU."""
+    share = (cpus - 1) / actors if cpus > 1 else 0.5 / actors
+    return min(1.0, max(math.floor(share * 100) / 100, 0.01))
+
+
+def _short_temp_dir() -> str | None:
+    """Folder for Ray's sockets, where its default would make their paths too long for the system."""
+    default = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+    return None if len(default) + SESSION_PATH <= MAX_SOCKET_PATH else f"/tmp/ray-{os.getuid()}"
+
+
+def _configure_ray_data() -> None:
+    """Leaves progress lines to our stages, and errors to whoever catches the exception."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that a ValueError of a worker arrives as one
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that they are off
+    for module in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(module).setLevel(
+            logging.CRITICAL
+        )  # they print the exception that is raised as well
+
+
+@cache  # once per process
+def _drop_native_noise() -> None:
+    """Sends what native code writes to this process's stderr through a filter for one known false alarm.
+
+    Python's ``sys.stderr`` stays on the terminal or file it has. The filter is a process of its own, so it
+    still delivers the last words of a driver that crashes in native code.
+    """
+    terminal = os.dup(2)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = os.fdopen(terminal, "w", buffering=1, errors="backslashreplace")
+    # in a session of its own, so that Ctrl-C does not end it; -S -E: the bare standard library starts fast
+    command = [sys.executable, "-S", "-E", "-c", _FILTER, _NATIVE_NOISE]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=terminal, start_new_session=True)
+    assert process.stdin is not None
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()

@@ -1,0 +1,73 @@
+"""One tidy line of progress per stage: rewritten on a terminal, printed every ten seconds in a log file."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_EVERY_S = 10.0  # a log file of an hour's stage stays within 360 lines
+REDRAW_EVERY_S = 0.2
+
+
+class progress(tqdm):
+    """Counts towards ``total``: ``with progress("features", total=2000) as bar: bar.update(64)``.
+
+    ``total=None`` shows the count and the rate alone. The line goes to stderr; a terminal loses it when the
+    block ends, a log file never sees it when that takes less than ten seconds.
+    """
+
+    def __init__(self, name: str, total: int | None = None, unit: str = "rows") -> None:
+        self._on_terminal = sys.stderr.isatty()
+        interval_s = REDRAW_EVERY_S if self._on_terminal else LOG_EVERY_S
+        super().__init__(
+            desc=name,
+            total=total,
+            unit=unit,
+            file=sys.stderr,
+            leave=False,
+            mininterval=interval_s,
+            miniters=1,  # look at the clock at every update, however slow the steps are
+            delay=0 if self._on_terminal else interval_s,
+            dynamic_ncols=True,
+        )
+
+    def note(self, **values: float | int | str) -> None:
+        """Shows the latest values at the end of the line, e.g. ``note(loss=0.31)``."""
+        self.set_postfix_str(
+            "   ".join(f"{name} {_short(value)}" for name, value in values.items()), refresh=False
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the line; tqdm's documented place for another look."""
+        if self._on_terminal:
+            return super().display(msg, pos)
+        if msg is not None:  # tqdm clears the line with "", which means nothing in a file
+            return False
+        print(self, file=self.fp, flush=True)
+        return True
+
+    def __str__(self) -> str:
+        state: dict[str, Any] = self.format_dict
+        done, total, elapsed_s = state["n"], state["total"], state["elapsed"]
+        parts = [f"{state['prefix']:<12} {done:,}{f'/{total:,}' if total else ''} {state['unit']}"]
+        if rate := state["rate"] or (done / elapsed_s if elapsed_s else 0):
+            parts.append(f"{_short(rate)} {state['unit']}/s")
+            if total:
+                parts.append(f"eta {_duration(max(total - done, 0) / rate)}")
+        if state["postfix"]:
+            parts.append(state["postfix"])
+        line = "   ".join(parts)
+        return line[: state["ncols"]] if self._on_terminal and state["ncols"] else line
+
+
+def _short(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,296 @@
+"""The run directory: the whole truth of a run, resumable after a kill at any moment.
+
+::
+
+    settings.json            job, preset and resolved settings, credentials redacted; written once
+    <stage>/started.json     written first: when, and which outputs of earlier stages it works from
+    <stage>/…                outputs of the stage
+    <stage>/manifest.json    written last: a stage with a manifest is done, one without is computed again
+    distilled/ rejects.parquet report.json report.html
+
+A stage may leave finished outputs named by their input, so that its next attempt skips them. One process at a
+time writes to a run directory: on a local disk a lock sees to that, and the kernel drops it with the process;
+object stores have no lock, so there the user must not start the same run twice.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from botocore.exceptions import BotoCoreError
+
+from mmdd_ray.redact import redact
+from mmdd_ray.store import Store
+
+SETTINGS = "settings.json"
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+RECORDS = (MANIFEST, STARTED)
+LOCK = ".lock"
+LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "diffusers", "transformers", "open_clip_torch", "timm")
+UNSET = "(not set)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What the body of a stage tells its manifest."""
+
+    rows_in: int
+    rows_out: int
+    outputs: list[str] | None = None
+    """Files that later stages read, relative to the stage's folder. Default: every file in it."""
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were dropped, by reason."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures for the report, as JSON."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run: its folder, and its manifest once it is done (empty before)."""
+
+    name: str
+    store: Store
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+class RunDir:
+    """A run directory that this process writes to, from ``open`` to ``close`` or the end of a ``with``."""
+
+    def __init__(self, store: Store, lock: IO[str] | None) -> None:
+        self.store = store
+        self.devices: dict[str, Any] = {}
+        """Hardware that the manifests record; set it to ``cluster.devices()`` once Ray is up."""
+        self._lock = lock
+        self._fingerprints: dict[str, str] = {}  # of the outputs of the stages this process has passed
+
+    @classmethod
+    def open(cls, uri: str | None, job: str, preset: str, settings: Any) -> "RunDir":
+        """Creates the run directory ``uri`` (default ``runs/<job>-<preset>``) or reopens it to resume.
+
+        Raises ``ValueError`` when another live process writes to it, when it holds another job, a run with
+        other settings or foreign files, or when it cannot be written.
+        """
+        store = Store(uri or f"runs/{job}-{preset}")
+        if store.is_local and "working_dir_files" in Path(store.uri).parts:
+            raise ValueError(
+                f"run.dir={store.uri} lies in the working folder of a Ray job, which is deleted with it; set "
+                "run.dir to an s3:// URI or to an absolute path that all nodes share"
+            )
+        lock = None
+        try:
+            lock = _lock(store) if store.is_local else None
+            run = cls(store, lock)
+            run._enter(job, preset, settings)
+        except (OSError, BotoCoreError, ValueError) as error:
+            if lock:
+                lock.close()
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
+        return run
+
+    def _enter(self, job: str, preset: str, settings: Any) -> None:
+        """Writes the settings of a new run, or checks that they are those of the run that is here."""
+        wanted = json.loads(json.dumps(resolved(settings)))  # tuples become lists, as in the file
+        where = f"run.dir={redact(self.store.uri)}"
+        if self.store.exists(SETTINGS):
+            held = self.store.read_json(SETTINGS)
+            if held["job"] != job:
+                raise ValueError(
+                    f"{where} holds a run of the job {held['job']}; set run.dir to another folder"
+                )
+            if changes := differences(held["settings"], wanted, settings):
+                raise ValueError(
+                    f"{where} holds a run with other settings:\n  "
+                    + "\n  ".join(changes)
+                    + "\nset run.dir to another folder, delete this one, or restore the settings above"
+                )
+        else:
+            if foreign := [name for name in self.store.entries() if name != LOCK]:
+                raise ValueError(
+                    f"{where} holds {foreign[0]} but no run; set run.dir to an empty or new folder"
+                )
+            self.store.write_json(SETTINGS, {"job": job, "preset": preset, "settings": wanted})
+        self.store.remove_temporaries()
+
+    def close(self) -> None:
+        """Lets other processes write to this run directory."""
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def stage(self, name: str, body: Callable[[Stage], StageResult]) -> Stage:
+        """Runs ``body`` on the stage's folder and commits its result; returns a done stage as it is.
+
+        When an earlier stage has other outputs now, the stage is computed again, from an empty folder.
+        Raises ``ValueError`` when the outputs of a done stage are not those of its manifest.
+        """
+        stage = Stage(name, self.store.child(name))
+        held = next((stage.store.read_json(file) for file in RECORDS if stage.store.exists(file)), None)
+        if held and (changed := self._changed_input(held)):
+            _say(name, f"starts afresh, because {changed} changed")
+            for file in [
+                *(set(stage.store.files()) - {*RECORDS}),
+                *RECORDS,
+            ]:  # outputs first: a kill leaves a record
+                stage.store.remove(file)
+            held = None
+        if held and "outputs" in held:
+            _check_outputs(stage, held)
+            _say(name, f"done already ({held['seconds']:,.1f} s)")
+            self._fingerprints[name] = _fingerprint(held)
+            return Stage(name, stage.store, held)
+        resumed = held is not None
+        if not resumed:
+            stage.store.write_json(STARTED, {"started": _now(), "inputs": self._fingerprints})
+        _say(name, "continues" if resumed else "starts")
+        started, clock_s = _now(), time.monotonic()
+        result = body(stage)
+        manifest = {
+            "stage": name,
+            "rows_in": result.rows_in,
+            "rows_out": result.rows_out,
+            "rejects": dict(result.rejects),
+            "seconds": round(time.monotonic() - clock_s, 3),
+            "resumed": resumed,  # then the seconds are those of the last attempt only
+            "started": started,
+            "finished": _now(),
+            "outputs": _outputs(stage.store, result.outputs),
+            "inputs": dict(self._fingerprints),
+            "devices": self.devices,
+            "versions": _versions(),
+            "extra": dict(result.extra),
+        }
+        stage.store.write_json(MANIFEST, manifest)
+        self._fingerprints[name] = _fingerprint(manifest)
+        rejected = f" ({sum(result.rejects.values()):,} rejected)" if result.rejects else ""
+        rows = f"{result.rows_in:,} rows -> {result.rows_out:,} rows{rejected}"
+        _say(name, f"{rows}   {manifest['seconds']:,.1f} s")
+        return Stage(name, stage.store, stage.store.read_json(MANIFEST))
+
+    def _changed_input(self, held: Mapping[str, Any]) -> str | None:
+        """Name of an earlier stage whose outputs are not those that this record of a stage was made with."""
+        seen = held["inputs"].items()
+        return next((name for name, value in seen if self._fingerprints.get(name, value) != value), None)
+
+
+def resolved(settings: Any, name: str = "") -> Any:
+    """Settings as JSON values, nested like the dataclasses, credentials redacted."""
+    if is_dataclass(settings):
+        return {item.name: resolved(getattr(settings, item.name), item.name) for item in fields(settings)}
+    if isinstance(settings, Mapping):
+        return {str(key): resolved(value, str(key)) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [resolved(value, name) for value in settings]
+    if isinstance(settings, str | Path):
+        return redact(str(settings), name)
+    return settings
+
+
+def differences(held: Any, wanted: Any, settings: Any, path: str = "") -> list[str]:
+    """One line ``section.field: old -> new`` for each field that differs and affects the result.
+
+    ``held`` and ``wanted`` are resolved settings, ``settings`` the dataclass that ``wanted`` comes from.
+    """
+    if not (isinstance(held, dict) and isinstance(wanted, dict)):
+        return [] if held == wanted else [f"{path}: {_show(held)} -> {_show(wanted)}"]
+    operational = (
+        {item.name for item in fields(settings) if not item.metadata.get("affects_result", True)}
+        if is_dataclass(settings)
+        else set()
+    )
+    return [
+        line
+        for name in [*wanted, *(held.keys() - wanted.keys())]
+        if name not in operational
+        for line in differences(
+            held.get(name, UNSET),
+            wanted.get(name, UNSET),
+            getattr(settings, name, None),
+            f"{path}.{name}".lstrip("."),
+        )
+    ]
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _lock(store: Store) -> IO[str]:
+    """The lock file of a local run directory, held by this process; it tells others who that is."""
+    path = Path(store.path(LOCK))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise ValueError(
+            f"run.dir={store.uri} is in use by the process {holder}; wait for it, or set another run.dir"
+        ) from None
+    lock.truncate(0)
+    print(f"{os.getpid()} on {platform.node()}", file=lock, flush=True)
+    return lock
+
+
+def _outputs(store: Store, names: list[str] | None) -> list[dict[str, Any]]:
+    """Name, bytes and checksum of each output; on an object store its ETag, which costs no download."""
+    sizes = store.sizes()
+    chosen = sorted(names if names is not None else sizes.keys() - {*RECORDS})
+    if missing := [name for name in chosen if name not in sizes]:
+        raise FileNotFoundError(
+            f"the stage names {missing[0]} as output, but {store.path(missing[0])} does not exist"
+        )
+    return [{"path": name, "bytes": sizes[name], "checksum": store.checksum(name)} for name in chosen]
+
+
+def _check_outputs(stage: Stage, manifest: Mapping[str, Any]) -> None:
+    sizes = stage.store.sizes()
+    for output in manifest["outputs"]:
+        name, found = output["path"], sizes.get(output["path"])
+        if found != output["bytes"]:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise ValueError(
+                f"{redact(stage.store.path(name))} {state}, but the manifest of the stage {stage.name} says "
+                f"{output['bytes']:,} bytes; delete the folder {redact(stage.store.uri)} to compute it again"
+            )
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest["outputs"]).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in ("mmdd-ray", *LIBRARIES):
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:  # mmdd-ray run from a checkout, or an optional library
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _say(stage: str, what: str) -> None:
+    print(f"{stage:<12} {what}", file=sys.stdout, flush=True)

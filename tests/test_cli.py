@@ -1,0 +1,237 @@
+"""The command line of the jobs: presets, help, exit statuses, and the progress line."""
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from mmdd_ray.cli import main, parse
+from mmdd_ray.config import Run
+from mmdd_ray.progress import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Fine-tuning of the generator."""
+
+    steps: int = 100
+    """Optimiser steps."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Distils a toy."""
+
+    run: Run = field(default_factory=Run)
+    finetune: Finetune = field(default_factory=Finetune)
+    captioner: Finetune | None = field(default_factory=Finetune)
+
+
+def local() -> Settings:
+    """Two minutes on a laptop."""
+    return Settings()
+
+
+def cc3m() -> Settings:
+    """Three million pairs.
+
+    On a cluster.
+    """
+    return replace(local(), finetune=Finetune(steps=9000))
+
+
+PRESETS = {"local": local, "cc3m": cc3m}
+
+JOB = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_cli
+from mmdd_ray.cli import main, parse
+def job():
+    name, settings = parse("toy", test_cli.PRESETS)
+    print(name, settings.finetune.steps)
+sys.exit(main(job))
+"""
+
+
+def run_job(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", JOB, *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_first_preset_is_the_default():
+    assert parse("toy", PRESETS, []) == ("local", local())
+    assert parse("toy", PRESETS, ["--run.seed", "3"]) == ("local", replace(local(), run=Run(seed=3)))
+
+
+def test_a_preset_is_changed_field_by_field():
+    name, settings = parse("toy", PRESETS, ["cc3m", "--finetune.learning_rate", "0.5", "--run.num-cpus", "2"])
+    assert name == "cc3m"
+    assert settings == replace(cc3m(), run=Run(num_cpus=2), finetune=Finetune(steps=9000, learning_rate=0.5))
+
+
+def test_an_optional_section_stays_as_the_preset_has_it():
+    settings = parse("toy", PRESETS, ["--captioner.steps", "5"])[1]
+    assert settings.captioner == Finetune(steps=5)
+
+
+def test_help_shows_presets_settings_meanings_and_the_presets_own_defaults():
+    shown = run_job("cc3m", "--help")
+    assert shown.returncode == 0
+    for part in (
+        "Distils a toy.",
+        "Two minutes on a laptop.",
+        "Three million pairs.",
+        "--finetune.steps",
+        "9000",
+    ):
+        assert part in shown.stdout
+    assert "Optimiser steps." in shown.stdout
+    assert "On a cluster" not in shown.stdout
+
+
+def test_help_imports_neither_torch_nor_ray_and_answers_at_once():
+    script = (
+        "import sys, time; start = time.monotonic()\n"
+        "from mmdd_ray.cli import parse; from mmdd_ray.config import Run\n"
+        "try: parse('toy', {'local': Run}, ['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('ray', 'torch') if name in sys.modules], file=sys.stderr)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stderr.strip() == "[]"
+    assert "--object_store_mib" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 0, "local 100\n"),
+        (["cc3m"], 0, "cc3m 9000\n"),
+        (["flickr"], 2, "error: unknown preset flickr; choose one of local, cc3m\n"),
+        (["--finetune.stepz", "1"], 2, "--finetune.steps"),
+        (["--finetune.steps", "many"], 2, "invalid literal for int"),
+    ],
+)
+def test_exit_status_and_message(arguments, status, says):
+    done = run_job(*arguments)
+    assert done.returncode == status
+    assert says in (done.stderr if status else done.stdout)
+    assert "Traceback" not in done.stderr
+
+
+def raising(error):
+    def job():
+        raise error
+
+    return job
+
+
+def test_a_job_that_ends_gives_its_own_status():
+    assert main(lambda: None) == 0
+    assert main(lambda: 3) == 3
+
+
+def as_it_is(error):
+    return error
+
+
+def in_a_task(error):
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("f", "a long traceback", error)
+
+
+def from_ray_get(error):
+    return in_a_task(error).as_instanceof_cause()
+
+
+def in_a_nested_task(error):
+    return in_a_task(in_a_task(error))
+
+
+def in_ray_train(error):
+    from ray.train import WorkerGroupError
+
+    return WorkerGroupError("rank 0: traceback", {0: error})
+
+
+WRAPS = [as_it_is, in_a_task, from_ray_get, in_a_nested_task, in_ray_train]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_the_user_got_wrong_is_one_line(wrap, capsys):
+    mistake = ValueError("data.uri=s3://me:pw@b/x holds no shards; set data.uri")
+    assert main(raising(wrap(mistake))) == 2
+    assert capsys.readouterr().err == "error: data.uri=s3://[redacted]@b/x holds no shards; set data.uri\n"
+
+
+def test_the_traceback_of_a_mistake_is_shown_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("MMDD_RAY_TRACEBACK", "1")
+    assert main(raising(ValueError("bad"))) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: bad\n")
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_we_got_wrong_keeps_its_traceback(wrap, capsys):
+    assert main(raising(wrap(RuntimeError("broken")))) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "\nerror: " not in shown
+
+
+def test_ctrl_c_says_how_to_go_on(capsys):
+    assert main(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("mmdd_ray.progress.LOG_EVERY_S", 0.2)
+    with progress("features", total=2000) as bar:
+        for _ in range(20):
+            time.sleep(0.05)
+            bar.note(loss=0.25)
+            bar.update(100)
+    lines = capsys.readouterr().err.split("\n")
+    assert "\r" not in "".join(lines)
+    assert 2 <= len(lines) - 1 <= 5
+    assert lines[0].startswith("features     ")
+    assert "/2,000 rows   " in lines[0]
+    assert lines[0].endswith("   loss 0.25")
+
+
+def test_a_short_stage_leaves_a_log_file_alone(capsys):
+    with progress("features", total=2000) as bar:
+        bar.update(2000)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_rewrites_one_line_and_takes_it_away(monkeypatch):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("mmdd_ray.progress.REDRAW_EVERY_S", 0.01)
+        with progress("features", total=40, unit="images") as bar:
+            for _ in range(4):
+                time.sleep(0.02)
+                bar.update(10)
+        terminal.flush()
+        shown = ""
+        while not shown.endswith(" \r"):  # the line is blanked at last, or this test times out
+            shown += os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "\n" not in shown
+    assert "\rfeatures     20/40 images   " in shown
+    assert "images/s   eta " in shown

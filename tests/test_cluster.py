@@ -1,0 +1,58 @@
+"""What fits on a cluster, and that actors always leave a CPU to the tasks that feed them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmdd_ray import cluster
+from mmdd_ray.config import Run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "gpus_per_actor", "num_cpus", "num_gpus", "fit"),
+    [
+        (2, 0, 1.0, 1.0, 0, 1),  # a laptop runs the pool on its CPUs
+        (1, 0, 1.0, 0.5, 0, 1),
+        (16, 0, 0.0, 1.0, 0, 15),
+        (16, 1, 1.0, 1.0, 1.0, 1),
+        (2, 1, 0.5, 0.5, 0.5, 2),
+        (96, 8, 0.5, 1.0, 0.5, 16),
+        (8, 8, 1.0, 0.87, 1.0, 8),  # 7 CPUs for 8 actors
+        (64, 8, 2.0, 1.0, 2.0, 4),
+        (64, 8, 0.0, 1.0, 0, 63),
+    ],
+)
+def test_actors_fit_and_leave_a_cpu_free(monkeypatch, cpus, gpus, gpus_per_actor, num_cpus, num_gpus, fit):
+    monkeypatch.setattr(cluster, "devices", lambda: cluster.Devices(cpus=cpus, gpus=gpus, gpu_types=()))
+    each = cluster.actor_resources(gpus_per_actor)
+    assert each == {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    assert cluster.pool_size(None, gpus_per_actor) == fit
+    assert cluster.pool_size(1000, gpus_per_actor) == fit
+    assert cluster.pool_size(1, gpus_per_actor) == 1
+    assert fit * each["num_cpus"] <= max(cpus - 1, 0.5)
+
+
+def test_devices_are_those_of_the_connected_cluster(ray_cluster):
+    with cluster.connected(
+        Run(num_cpus=7)
+    ) as devices:  # connected already: joins that, and leaves it running
+        assert devices == cluster.Devices(cpus=2.0, gpus=0.0, gpu_types=())
+    assert cluster.devices() == devices
+
+
+def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ValueError, match=r"run\.ray_address=http://127\.0\.0\.1:8265 is no host:port"):
+        cluster.connect(Run())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_an_address_where_nobody_answers_fails_at_once(address):
+    script = f"from mmdd_ray import cluster, config; cluster.connect(config.Run(ray_address={address!r}))"
+    failed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"ValueError: run.ray_address={address}: no Ray cluster answers there" in failed.stderr
