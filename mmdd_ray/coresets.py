@@ -1,0 +1,214 @@
+"""Coresets: rows chosen from a feature store, as baselines and as the initialisation of a distilled set.
+
+Features come as re-iterable blocks (a list of arrays, or an object whose ``__iter__`` opens the store anew),
+so a store of millions of rows is never in memory: ``herding`` and ``k_center`` make one pass per pick,
+``k_means`` three in all. Results depend on the rows and the seed, not on how the rows are cut into blocks.
+"""
+
+# N rows of the store, B rows of a chunk, D feature width, K rows to pick
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin_min
+
+FeatureBlocks = Iterable[np.ndarray]
+"""(rows, D) float16 or float32 blocks in the order of the row indices; every iteration starts from row 0."""
+
+_CHUNK_ROWS = 1024  # 1,024 rows * 1,024 columns * 4 B = 4 MiB, so a chunk's temporaries stay in the CPU cache
+# Rows that k-means is fitted on, per cluster: the default of FAISS (Johnson et al., 2017).
+_SAMPLES_PER_CLUSTER = 256
+
+
+def joint_features(image_BV: np.ndarray, text_BL: np.ndarray) -> np.ndarray:
+    """Rows [image, text] for coresets of pairs, (B, d_v + d_l) float32; each part is brought to unit norm."""
+    return np.concatenate([_unit_rows(image_BV), _unit_rows(text_BL)], axis=1)
+
+
+def random_subset(n_rows: int, k: int, seed: int) -> np.ndarray:
+    """K distinct rows drawn uniformly; int64 indices in order of the draw.
+
+    Raises:
+        ValueError: if k is below 1 or above n_rows.
+    """
+    _check_k(k, n_rows)
+    return np.random.default_rng(seed).choice(n_rows, size=k, replace=False)
+
+
+def herding(features: FeatureBlocks, k: int, seed: int = 0) -> np.ndarray:
+    """Greedy mean matching (Welling, 2009): each pick brings the picks' mean closest to the mean of all.
+
+    The t-th pick minimises ‖μ − (Σ picks + x)/t‖, that is, it is the unpicked row nearest to t·μ − Σ picks;
+    ties go to the lowest index. Nothing is random: ``seed`` has no effect and is there so that all coresets
+    are called alike.
+
+    Returns:
+        (K,) int64 indices in order of choice.
+
+    Raises:
+        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
+        blocks.
+    """
+    n_rows, mean_D = _survey(features)
+    _check_k(k, n_rows)
+    taken_N = np.zeros(n_rows, dtype=bool)
+    wanted_D = np.zeros_like(mean_D)
+
+    def closeness(rows: slice, chunk_BD: np.ndarray) -> np.ndarray:
+        return np.where(taken_N[rows], -np.inf, -_squared_distance(chunk_BD, wanted_D))
+
+    picks = []
+    for _ in range(k):
+        wanted_D += mean_D
+        index, row_D = _best_row(features, closeness)
+        taken_N[index] = True
+        wanted_D -= row_D
+        picks.append(index)
+    return np.array(picks, dtype=np.int64)
+
+
+def k_center(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
+    """Greedy farthest point (Gonzalez, 1985): a random first row, then always the farthest from all picks.
+
+    Ties go to the lowest index. One float32 distance per row is kept between the passes.
+
+    Returns:
+        (K,) int64 indices in order of choice.
+
+    Raises:
+        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
+        blocks.
+    """
+    n_rows, _ = _survey(features)
+    _check_k(k, n_rows)
+    first = int(np.random.default_rng(seed).integers(n_rows))
+    picked_D = _rows_at(features, np.array([first]))[0]
+    picks = [first]
+    distance_N = np.full(n_rows, np.inf, dtype=np.float32)
+
+    def distance_to_picks(rows: slice, chunk_BD: np.ndarray) -> np.ndarray:
+        distance_N[rows] = np.minimum(distance_N[rows], _squared_distance(chunk_BD, picked_D))
+        return distance_N[rows]
+
+    while len(picks) < k:
+        distance_N[picks[-1]] = -1  # below every distance: copies of a pick come before the pick itself
+        index, picked_D = _best_row(features, distance_to_picks)
+        picks.append(index)
+    return np.array(picks, dtype=np.int64)
+
+
+def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
+    """One row per k-means cluster, the one nearest to its centre: prompts spread over the whole data.
+
+    The centres are fitted on a random sample of at most 256·K rows. A cluster that no row belongs to (fewer
+    than K distinct rows) is represented by the row that lies farthest from its own centre.
+
+    Returns:
+        (K,) distinct int64 indices in order of the clusters.
+
+    Raises:
+        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
+        blocks.
+    """
+    n_rows, _ = _survey(features)
+    _check_k(k, n_rows)
+    n_samples = min(n_rows, _SAMPLES_PER_CLUSTER * k)
+    sample = np.sort(np.random.default_rng(seed).choice(n_rows, size=n_samples, replace=False))
+    fitted = MiniBatchKMeans(k, random_state=seed, n_init=3).fit(_rows_at(features, sample))
+    centres_KD = fitted.cluster_centers_.astype(np.float32)
+
+    nearest_K = np.full(k, -1, dtype=np.int64)
+    nearest_distance_K = np.full(k, np.inf)
+    distance_N = np.empty(n_rows)
+    for rows, chunk_BD in _chunks(features):
+        cluster_B, distance_B = pairwise_distances_argmin_min(chunk_BD, centres_KD)
+        distance_N[rows] = distance_B
+        by_distance_B = np.lexsort((distance_B, cluster_B))  # stable: lowest index first among equals
+        found, first = np.unique(cluster_B[by_distance_B], return_index=True)
+        best = by_distance_B[first]
+        closer = distance_B[best] < nearest_distance_K[found]
+        nearest_K[found[closer]] = rows.start + best[closer]
+        nearest_distance_K[found[closer]] = distance_B[best[closer]]
+
+    empty = nearest_K < 0
+    distance_N[nearest_K[~empty]] = -1  # below every distance, so no row stands for two clusters
+    nearest_K[empty] = np.argsort(-distance_N, kind="stable")[: empty.sum()]
+    return nearest_K
+
+
+def _chunks(features: FeatureBlocks) -> Iterator[tuple[slice, np.ndarray]]:
+    """One pass over the rows: (row indices, float32 rows), a few cache-sized rows at a time."""
+    start = 0
+    for block_BD in features:
+        for offset in range(0, len(block_BD), _CHUNK_ROWS):
+            chunk_BD = block_BD[offset : offset + _CHUNK_ROWS].astype(np.float32, copy=False)
+            yield slice(start + offset, start + offset + len(chunk_BD)), chunk_BD
+        start += len(block_BD)
+
+
+def _survey(features: FeatureBlocks) -> tuple[int, np.ndarray]:
+    """Checks every block; the number of rows and their float64 mean (D,)."""
+    if isinstance(features, np.ndarray | Iterator):
+        raise ValueError(
+            f"features must be blocks that can be read many times, not a {type(features).__name__}; "
+            f"put the array(s) in a list"
+        )
+    n_rows, shapes, sum_D = 0, set(), np.zeros(1)
+    for block_BD in features:
+        shapes.add(block_BD.shape[1:])
+        if block_BD.ndim != 2 or len(shapes) > 1:
+            raise ValueError(
+                f"features must be (rows, D) blocks of one width D, got a block {block_BD.shape}"
+            )
+        sum_D = sum_D + block_BD.sum(axis=0, dtype=np.float64)
+        n_rows += len(block_BD)
+        if not np.isfinite(sum_D).all():
+            raise ValueError(
+                f"a feature among rows 0 to {n_rows - 1} is not finite; drop or re-encode that row"
+            )
+    return n_rows, sum_D / max(n_rows, 1)
+
+
+def _best_row(
+    features: FeatureBlocks, score: Callable[[slice, np.ndarray], np.ndarray]
+) -> tuple[int, np.ndarray]:
+    """One pass: index and float32 values of the row with the highest score, the lowest index among equals."""
+    best_score, best_index, best_D = -np.inf, -1, np.empty(0)
+    for rows, chunk_BD in _chunks(features):
+        score_B = score(rows, chunk_BD)
+        at = int(score_B.argmax())
+        if score_B[at] > best_score:
+            best_score, best_index, best_D = score_B[at], rows.start + at, chunk_BD[at].copy()
+    return best_index, best_D
+
+
+def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
+    """One pass: the float32 rows at sorted indices."""
+    found = [
+        chunk_BD[
+            indices[np.searchsorted(indices, rows.start) : np.searchsorted(indices, rows.stop)] - rows.start
+        ]
+        for rows, chunk_BD in _chunks(features)
+    ]
+    return np.concatenate(found)
+
+
+def _squared_distance(rows_BD: np.ndarray, point_D: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distance of each float32 row to a point, (B,) float32."""
+    gap_BD = rows_BD - point_D.astype(np.float32)
+    # einsum, not a BLAS product: BLAS rounds a row differently by its place in the block, and copies must tie
+    # exactly
+    return np.einsum("bd,bd->b", gap_BD, gap_BD)
+
+
+def _unit_rows(features_BD: np.ndarray) -> np.ndarray:
+    rows_BD = features_BD.astype(np.float32)
+    return rows_BD / np.linalg.norm(rows_BD, axis=1, keepdims=True)
+
+
+def _check_k(k: int, n_rows: int) -> None:
+    if not 1 <= k <= n_rows:
+        raise ValueError(
+            f"cannot choose k={k} rows from {n_rows}; k must be between 1 and the number of rows"
+        )

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from mmdd_ray.coresets import herding, joint_features, k_center, k_means, random_subset
+
+CHOOSERS = [herding, k_center, k_means]
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    """A hundred rows on a grid, so that equal distances are exactly equal in float16, float32 and float64."""
+    return np.random.default_rng(0).integers(-4, 5, size=(100, 3)).astype(np.float32)
+
+
+def brute_force_herding(rows: np.ndarray, k: int) -> list[int]:
+    picks: list[int] = []
+    for _ in range(k):
+        gaps = [
+            np.inf if i in picks else np.linalg.norm(rows.mean(0) - rows[[*picks, i]].mean(0))
+            for i in range(len(rows))
+        ]
+        picks.append(int(np.flatnonzero(gaps <= min(gaps) + 1e-9)[0]))  # lowest index among equals
+    return picks
+
+
+def brute_force_k_center(rows: np.ndarray, k: int, first: int) -> list[int]:
+    picks = [first]
+    while len(picks) < k:
+        radius = np.linalg.norm(rows[:, None] - rows[picks], axis=2).min(axis=1)
+        radius[picks] = -1
+        picks.append(int(radius.argmax()))
+    return picks
+
+
+class Reopened:
+    """A store whose every iteration reads the blocks anew."""
+
+    def __init__(self, rows: np.ndarray, cuts: list[int]) -> None:
+        self.rows, self.cuts, self.passes = rows, cuts, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(np.split(self.rows, self.cuts))
+
+
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_herding_is_brute_force_mean_matching(rows, k):
+    # 64 rows and dyadic coordinates keep the float32 mean exact, so ties are ties in both programs
+    k = min(k, 64)
+    assert herding([rows[:64]], k).tolist() == brute_force_herding(rows[:64].astype(np.float64), k)
+
+
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_k_center_is_brute_force_farthest_point(rows, k):
+    picks = k_center([rows], k, seed=3)
+    assert picks.tolist() == brute_force_k_center(rows.astype(np.float64), k, first=picks[0])
+
+
+def test_herding_a_line_by_hand():
+    # mean 2; first the row nearest 2; then nearest 2*2-2 = 2 of the rest, 1 and 3 tie; then nearest 3*2-(2+1)
+    # = 3
+    line = np.array([[0], [1], [2], [3], [4]], dtype=np.float32)
+    assert herding([line], 3).tolist() == [2, 1, 3]
+
+
+def test_herding_matches_the_mean_better_than_random():
+    features = np.random.default_rng(1).normal(size=(500, 16)).astype(np.float32)
+
+    def gap(picks: np.ndarray) -> float:
+        return float(np.linalg.norm(features.mean(0) - features[picks].mean(0)))
+
+    random_gaps = [gap(random_subset(500, 20, seed)) for seed in range(20)]
+    assert gap(herding([features], 20)) < 0.5 * min(random_gaps)
+
+
+@pytest.mark.parametrize("choose", CHOOSERS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_how_the_store_is_cut_does_not_matter(choose, dtype):
+    features = np.random.default_rng(2).normal(size=(3000, 8)).astype(dtype)
+    features[1700:1800] = features[:100]  # exact copies, which must tie wherever they stand
+    whole = choose([features], 12, seed=5)
+    cut = Reopened(features, cuts=[1, 2, 700, 700, 1703, 2999])
+    assert_array_equal(choose(cut, 12, seed=5), whole)
+    assert whole.dtype == np.int64
+
+
+def test_passes_over_the_store_grow_with_the_picks_only(rows):
+    store = Reopened(rows, cuts=[10])
+    herding(store, 4)
+    assert store.passes == 1 + 4
+    store = Reopened(rows, cuts=[10])
+    k_means(store, 50, seed=0)
+    assert store.passes == 3
+
+
+@pytest.mark.parametrize("choose", CHOOSERS)
+def test_all_rows_can_be_chosen_even_when_many_are_copies(choose):
+    copies = np.repeat(np.array([[1, 0], [0, 1]], dtype=np.float32), 10, axis=0)
+    assert sorted(choose([copies], 20, seed=0).tolist()) == list(range(20))
+    assert len(set(choose([copies], 5, seed=0).tolist())) == 5
+
+
+def test_ties_go_to_the_lowest_index():
+    copies = np.repeat(np.array([[1, 0], [0, 1]], dtype=np.float32), 10, axis=0)
+    first, second = k_center([copies], 2, seed=0)
+    assert second == (10 if first < 10 else 0)
+    assert herding([copies], 2).tolist() == [0, 10]
+
+
+def test_k_means_takes_the_row_nearest_to_each_blob():
+    rng = np.random.default_rng(0)
+    middles = 100 * np.eye(5)
+    blobs = np.concatenate([middle + rng.normal(size=(40, 5)) for middle in middles]).astype(np.float32)
+    blobs[[17, 57, 97, 137, 177]] = middles  # one row of each blob lies (almost) at its mean
+    picks = k_means([blobs[:90], blobs[90:]], 5, seed=1)
+    assert sorted(picks.tolist()) == [17, 57, 97, 137, 177]
+
+
+def test_choices_follow_the_seed():
+    features = [np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32)]
+    assert_array_equal(random_subset(200, 10, seed=1), random_subset(200, 10, seed=1))
+    assert random_subset(200, 10, seed=1).tolist() != random_subset(200, 10, seed=2).tolist()
+    assert len(set(random_subset(200, 200, seed=1).tolist())) == 200
+    for choose in (k_center, k_means):
+        assert_array_equal(choose(features, 10, seed=1), choose(features, 10, seed=1))
+        assert choose(features, 10, seed=1).tolist() != choose(features, 10, seed=2).tolist()
+
+
+def test_more_picks_than_rows_is_an_error(rows):
+    for choose in CHOOSERS:
+        with pytest.raises(ValueError, match="k=101 rows from 100"):
+            choose([rows], 101, seed=0)
+    with pytest.raises(ValueError, match="k=8 rows from 7"):
+        random_subset(7, 8, seed=0)
+
+
+@pytest.mark.parametrize("choose", CHOOSERS)
+def test_unusable_features_are_errors(choose, rows):
+    with pytest.raises(ValueError, match="read many times, not a list_iterator"):
+        choose(iter([rows]), 2, seed=0)
+    with pytest.raises(ValueError, match="read many times, not a ndarray"):
+        choose(rows, 2, seed=0)
+    with pytest.raises(ValueError, match="of one width"):
+        choose([rows, rows[:, :2]], 2, seed=0)
+    rows[7, 0] = np.nan
+    with pytest.raises(ValueError, match="rows 0 to 99 is not finite"):
+        choose([rows], 2, seed=0)
+
+
+def test_joint_features_weigh_both_modalities_alike():
+    joint = joint_features(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0, 2.0]], dtype=np.float16))
+    assert_allclose(joint, [[0.6, 0.8, 0, 0, 1]], rtol=1e-6)

@@ -1,0 +1,130 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from mmdd_ray.features.moments import Moments
+
+
+def pairs(n: int, *, mean: float = 0.0, d_v: int = 6, d_l: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated image and text features of unit spread, float32."""
+    rng = np.random.default_rng(n)
+    shared = rng.normal(size=(n, d_v))
+    image = mean + shared
+    text = mean + shared[:, :d_l] + 0.5 * rng.normal(size=(n, d_l))
+    return image.astype(np.float32), text.astype(np.float32)
+
+
+def reference(image: np.ndarray, text: np.ndarray) -> Moments:
+    """One shot in float64."""
+    image, text = image.astype(np.float64), text.astype(np.float64)
+    v, l = image - image.mean(0), text - text.mean(0)  # noqa: E741
+    return Moments(len(image), image.mean(0), text.mean(0), v.T @ v, l.T @ l, v.T @ l)
+
+
+def assert_same(ours: Moments, known: Moments, rtol: float) -> None:
+    """Each entry to rtol of its own scale: that of a scatter entry (i, j) is √(S_ii S_jj)."""
+    assert ours.count == known.count
+    spread_v, spread_l = np.sqrt(known.vv.diagonal()), np.sqrt(known.ll.diagonal())
+    assert_allclose(ours.mean_v, known.mean_v, rtol=rtol, atol=rtol)
+    assert_allclose(ours.mean_l, known.mean_l, rtol=rtol, atol=rtol)
+    assert (np.abs(ours.vv - known.vv) <= rtol * np.outer(spread_v, spread_v)).all()
+    assert (np.abs(ours.ll - known.ll) <= rtol * np.outer(spread_l, spread_l)).all()
+    assert (np.abs(ours.vl - known.vl) <= rtol * np.outer(spread_v, spread_l)).all()
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_long_block_agrees_with_float64_near_and_far_from_zero(mean, dtype):
+    image, text = (features.astype(dtype) for features in pairs(20_000, mean=mean))
+    assert_same(Moments.of(image, text), reference(image, text), rtol=1e-6)
+
+
+def test_half_precision_features_lose_nothing_further():
+    image, text = (features.astype(np.float16) for features in pairs(3000, mean=3.0))
+    assert_same(Moments.of(image, text), reference(image, text), rtol=1e-6)
+
+
+def test_blocks_of_one_row_far_from_zero_add_up():
+    image, text = pairs(400, mean=1000.0)
+    total = Moments.empty(6, 4)
+    for row in range(len(image)):
+        total += Moments.of(image[row : row + 1], text[row : row + 1])
+    assert_same(total, reference(image, text), rtol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cuts=st.lists(st.integers(0, 300), max_size=12), order=st.randoms(use_true_random=False))
+def test_no_split_and_no_tree_of_merges_changes_the_moments(cuts, order):
+    image, text = pairs(300, mean=50.0)
+    edges = [0, *sorted(cuts), 300]  # equal cuts make empty blocks
+    blocks = [Moments.of(image[a:b], text[a:b]) for a, b in itertools.pairwise(edges)]
+    while len(blocks) > 1:
+        order.shuffle(blocks)
+        blocks.append(blocks.pop() + blocks.pop())
+    assert_same(blocks[0], reference(image, text), rtol=1e-6)
+
+
+def test_covariances_are_numpys_and_torchs():
+    image, text = pairs(50)
+    moments = Moments.of(image, text)
+    biased = np.cov(image, text, rowvar=False, ddof=0)
+    assert_allclose(moments.covariance_vv, biased[:6, :6], rtol=1e-6, atol=1e-6)
+    assert_allclose(moments.covariance_ll, biased[6:, 6:], rtol=1e-6, atol=1e-6)
+    assert_allclose(moments.cross_covariance, biased[:6, 6:], rtol=1e-6, atol=1e-6)
+    assert_allclose(moments.covariance("vl", ddof=1), biased[:6, 6:] * 50 / 49, rtol=1e-6, atol=1e-6)
+
+
+def test_a_covariance_of_too_few_pairs_is_an_error():
+    image, text = pairs(1)
+    with pytest.raises(ValueError, match="ddof=1 needs more than 1 pairs, got 1"):
+        Moments.of(image, text).covariance("vl", ddof=1)
+
+
+def test_removing_rows_inverts_adding_them():
+    image, text = pairs(1000, mean=20.0)
+    kept, removed = Moments.of(image[:700], text[:700]), Moments.of(image[700:], text[700:])
+    assert_same(kept + removed - removed, kept, rtol=1e-10)
+    assert_same((kept + removed) - kept, removed, rtol=1e-10)
+
+
+def test_removing_everything_leaves_nothing():
+    moments = Moments.of(*pairs(10))
+    assert (moments - moments).count == 0
+    assert not (moments - moments).vl.any()
+
+
+def test_removing_more_than_was_counted_is_an_error():
+    with pytest.raises(ValueError, match="cannot remove 6 pairs from moments of 5"):
+        Moments.of(*pairs(5)) - Moments.of(*pairs(6))
+
+
+def test_an_image_counts_once_for_each_caption():
+    image, text = pairs(6)
+    by_hand = reference(image[[0, 0, 0, 1, 3, 3]], text)  # 3, 1, 0 and 2 captions
+    assert_same(Moments.of_images(image[:4], text, np.array([3, 1, 0, 2])), by_hand, rtol=1e-6)
+    with pytest.raises(ValueError, match="claim 5 captions, but there are 6"):
+        Moments.of_images(image[:2], text, np.array([3, 2]))
+
+
+def test_bytes_round_trip_exactly_and_remember_the_encoder():
+    moments = Moments.of(*pairs(100, mean=5.0))
+    data = moments.to_bytes(encoder="tiny-clip", feature_dtype="float16")
+    assert_same(Moments.from_bytes(data, encoder="tiny-clip"), moments, rtol=0)
+    assert moments.to_bytes(encoder="tiny-clip", feature_dtype="float16") == data
+    with pytest.raises(ValueError, match="of encoder 'tiny-clip', not 'ViT-B-32'"):
+        Moments.from_bytes(data, encoder="ViT-B-32")
+
+
+def test_features_that_cannot_be_counted_are_errors():
+    image, text = pairs(4)
+    with pytest.raises(ValueError, match="same B pairs"):
+        Moments.of(image[:3], text)
+    with pytest.raises(ValueError, match="do not combine"):
+        Moments.of(image, text) + Moments.of(image[:, :5], text)
+    image[2, 1] = np.nan
+    with pytest.raises(ValueError, match="image features hold values that are not finite"):
+        Moments.of(image, text)
