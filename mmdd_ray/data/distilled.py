@@ -1,0 +1,263 @@
+"""The distilled set on disk: WebDataset shards as img2dataset lays them out, a manifest and a dataset card.
+
+::
+
+    00000.tar …          members 000000000.json, .png, .txt: shard (5 digits) and row in it (4 digits)
+    README.md            Hugging Face dataset card
+    contact_sheet.png    some of the images with their captions
+    manifest.json        written last: a folder with a manifest holds a whole set
+
+The same samples give the same shards, byte for byte, on any machine. ``.txt`` holds the first caption, the
+one that the image was drawn from; ``.json`` holds all, so that the set is a ``Data`` source like any other.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import jinja2
+from PIL import Image
+
+from mmdd_ray import __version__
+from mmdd_ray.data.contact_sheet import contact_sheet, spread
+from mmdd_ray.data.schema import tar_samples
+from mmdd_ray.redact import redact
+from mmdd_ray.store import Store
+
+FOLDER = "distilled"  # of a run directory
+MANIFEST = "manifest.json"
+CARD = "README.md"
+CONTACT_SHEET = "contact_sheet.png"
+FORMAT_VERSION = 1
+CARD_EXAMPLES = 5
+MAX_ROWS_PER_SHARD = 10_000  # row numbers have 4 digits
+
+# What a .json member holds besides Sample.extra.
+_FIELDS = ("key", "caption", "captions", "prompt", "seed", "source_key", "label", "width", "height")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One synthetic image with its captions."""
+
+    key: str
+    """Unique in the set."""
+    image: bytes
+    """PNG file."""
+    captions: tuple[str, ...]
+    """At least one; the first is the prompt that the image was drawn from."""
+    seed: int
+    """Seed of the image, below 2**63, so that Arrow can hold it."""
+    source_key: str
+    """Key of the real pair whose caption was the prompt."""
+    label: int | None = None
+    """Class, for labelled sets."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures as JSON, e.g. a selection score; the same names and types in every sample of a set."""
+
+
+def write_distilled(
+    samples: Sequence[Sample],
+    store: Store,
+    *,
+    method: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    inputs: Mapping[str, Any],
+    models: Mapping[str, str] | None = None,
+    rows_per_shard: int = 1000,
+) -> dict[str, Any]:
+    """Writes the set into the folder ``store`` in the order of ``samples``; gives its manifest.
+
+    A set that is there already is replaced. ``settings`` must have credentials redacted (``run.resolved``);
+    ``inputs`` fingerprints what the set was made from, ``models`` names the models that made it.
+
+    Raises ``ValueError`` when there are no samples, or two have the same key.
+    """
+    if not samples:
+        raise ValueError("a distilled set needs at least one sample, but there are none")
+    if len({sample.key for sample in samples}) < len(samples):
+        raise ValueError("two samples of the distilled set have the same key; keys must be unique")
+    assert 1 <= rows_per_shard <= MAX_ROWS_PER_SHARD
+
+    store.remove(MANIFEST)  # from here on the old set is not whole any more
+    starts = range(0, len(samples), rows_per_shard)
+    shards = [
+        _write_shard(samples[start : start + rows_per_shard], store, number)
+        for number, start in enumerate(starts)
+    ]
+    for stale in {name for name in store.entries() if name.endswith(".tar")} - {s["name"] for s in shards}:
+        store.remove(stale)
+
+    per_image = [len(sample.captions) for sample in samples]
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "method": method,
+        "images": len(samples),
+        "pairs": sum(per_image),
+        "captions_per_image": {"min": min(per_image), "max": max(per_image)},
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "checksum": _checksum(shards),
+        "shards": shards,
+        "seed": seed,
+        "models": dict(models or {}),
+        "inputs": dict(inputs),
+        "settings": dict(settings),
+        "package_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.write_bytes(CONTACT_SHEET, contact_sheet([(sample.image, sample.captions) for sample in samples]))
+    store.write_bytes(CARD, dataset_card(manifest, samples).encode())
+    store.write_json(MANIFEST, manifest)
+    return manifest
+
+
+def read_distilled(source: Store | str) -> list[Sample]:
+    """The samples of a distilled set, in order; ``source`` is its folder, a local path or a URI.
+
+    Raises ``ValueError`` when there is no set, it has a newer format, or a shard is missing or damaged.
+    """
+    store = source if isinstance(source, Store) else Store(source)
+    where = redact(store.uri)
+    if not store.exists(MANIFEST):
+        raise ValueError(f"{where} holds no distilled set: it has no {MANIFEST}")
+    manifest = store.read_json(MANIFEST)
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has format version {manifest['format_version']}, but this mmdd-ray {__version__} reads "
+            f"up to {FORMAT_VERSION}; update mmdd-ray"
+        )
+    if _checksum(manifest["shards"]) != manifest["checksum"]:
+        raise ValueError(
+            f"{where}/{MANIFEST} was changed: its shards do not have the checksum of the set; write it again"
+        )
+    return [sample for shard in manifest["shards"] for sample in _read_shard(store, shard)]
+
+
+def _checksum(shards: Sequence[Mapping[str, Any]]) -> str:
+    """What ``sha256sum *.tar | sha256sum`` prints."""
+    lines = [f"{shard['sha256']}  {shard['name']}\n" for shard in shards]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class _Hashed:
+    """Counts and hashes what is written through it, so that a shard need not be read back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
+def _write_shard(samples: Sequence[Sample], store: Store, number: int) -> dict[str, Any]:
+    name = f"{number:05d}.tar"
+    with store.create(name) as file:
+        hashed = _Hashed(file)
+        with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as archive:  # type: ignore[call-overload]
+            for row, sample in enumerate(samples):
+                for suffix, content in _members(sample).items():
+                    # TarInfo starts with time 0 and no owner: nothing in it depends on machine or moment
+                    info = tarfile.TarInfo(f"{number:05d}{row:04d}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    return {
+        "name": name,
+        "rows": len(samples),
+        "bytes": hashed.bytes,
+        "sha256": hashed.sha256.hexdigest(),
+    }
+
+
+def _members(sample: Sample) -> dict[str, bytes]:
+    """Content of the tar members of a sample by suffix, sorted."""
+    assert not set(_FIELDS) & set(sample.extra), "Sample.extra hides a field of the record"
+    width, height = Image.open(io.BytesIO(sample.image), formats=["PNG"]).size
+    record = {
+        "key": sample.key,
+        "caption": sample.captions[0],
+        "captions": list(sample.captions),
+        "prompt": sample.captions[0],
+        "seed": sample.seed,
+        "source_key": sample.source_key,
+        "label": sample.label,
+        "width": width,
+        "height": height,
+        **sample.extra,
+    }
+    return {
+        "json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(),
+        "png": sample.image,
+        "txt": sample.captions[0].encode(),
+    }
+
+
+def _read_shard(store: Store, shard: Mapping[str, Any]) -> list[Sample]:
+    path = redact(store.path(shard["name"]))
+    try:
+        content = store.read_bytes(shard["name"])
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; copy the distilled set again") from None
+    if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; copy the distilled set again"
+        )
+    return [
+        _sample(member.record(), member.parts["png"])
+        for member in tar_samples(io.BytesIO(content), max_bytes=len(content))
+    ]
+
+
+def _sample(record: Mapping[str, Any], image: bytes) -> Sample:
+    return Sample(
+        key=record["key"],
+        image=image,
+        captions=tuple(record["captions"]),
+        seed=record["seed"],
+        source_key=record["source_key"],
+        label=record["label"],
+        extra={name: value for name, value in record.items() if name not in _FIELDS},
+    )
+
+
+def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """README.md of the set: Markdown with the YAML front matter that the Hugging Face hub reads."""
+    # the front matter is written as JSON values, which YAML reads; Markdown has its own escapes
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["markdown"] = escape_markdown
+    return environment.get_template("card.md.jinja").render(
+        manifest=manifest,
+        size_category=_size_category(manifest["images"]),
+        examples=spread(samples, CARD_EXAMPLES),
+        last_shard=manifest["shards"][-1]["name"].removesuffix(".tar"),
+    )
+
+
+def escape_markdown(text: object) -> str:
+    """``text`` on one line, so that Markdown shows its characters and no markup or HTML."""
+    line = re.sub(r"[\\`*_\[\]<>#|~&$]", r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", line)  # would start a list
+
+
+def _size_category(images: int) -> str:
+    """The hub's name for the order of magnitude."""
+    limits = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
+    return next((name for name, limit in limits.items() if images < limit), "1M<n<10M")

@@ -1,0 +1,95 @@
+"""Charts of the report, as SVG to stand inside an HTML page: lines and text take the page's colour."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
+BAR_IN = 0.42
+PANEL_IN = 1.25
+LINES_IN = 3.1
+COLOURS = ("#3b7ddd", "#e8862e", "#2fa37c", "#a764d6", "#8b95a5", "#d9534f", "#c9a227")
+INK = "#010203"  # stands for the page's text colour, which SVG calls currentColor
+
+_STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its settings one by one
+    "svg.fonttype": "none",  # text stays text: small, sharp and searchable
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    # svg.hashsalt is set by each chart: its ids are the same every time, and in no other chart of the page
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
+    **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
+}
+
+
+def bars(labels: Sequence[str], means: Sequence[float], stds: Sequence[float], chance: float) -> str:
+    """Horizontal bars of mean recalls in percent, the first on top, with error bars; chance as a line."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "bars"}):
+        figure, (axes,) = _figure(1, max(LINES_IN, 0.7 + BAR_IN * len(labels)))
+        y = np.arange(len(labels))
+        colours = [COLOURS[0], *[COLOURS[4]] * (len(labels) - 1)]
+        axes.barh(y, means, xerr=stds, height=0.62, color=colours, ecolor=INK, error_kw={"lw": 1}, capsize=3)
+        reach = max(mean + std for mean, std in zip(means, stds, strict=True)) or 1.0
+        for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
+            axes.text(mean + std + 0.02 * reach, i, f"{mean:.1f}", va="center")
+        axes.axvline(chance, color=INK, lw=1, ls=":")
+        axes.set(
+            yticks=y, yticklabels=labels, xlabel="mean recall, % (dotted: chance)", xlim=(0, 1.12 * reach)
+        )
+        axes.set_ylim(len(labels) - 0.4, -0.5)  # the first on top
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure)
+
+
+def panels(step: Sequence[float], curves: Mapping[str, Sequence[float | None]]) -> str:
+    """One small panel for each curve over ``step``, with its own scale; None is a gap."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "panels"}):
+        figure, all_axes = _figure(len(curves), 0.4 + PANEL_IN * len(curves))
+        for axes, (name, values), colour in zip(all_axes, curves.items(), _cycle(len(curves)), strict=True):
+            axes.plot(step, np.array(values, dtype=float), color=colour, lw=1.3)
+            axes.set_title(name, loc="left", fontsize=10)
+        all_axes[-1].set_xlabel("step")
+        return _svg(figure)
+
+
+def lines(curves: Mapping[str, Sequence[float | None]], xlabel: str, ylabel: str) -> str:
+    """Curves over the share of the training that is done; each of its own number of points, None is a gap."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "lines"}):
+        figure, (axes,) = _figure(1, LINES_IN)
+        for (name, values), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+            done_pct = 100 * (np.arange(len(values)) + 0.5) / len(values)
+            axes.plot(done_pct, np.array(values, dtype=float), color=colour, lw=1.4, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 100))
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _figure(rows: int, height_in: float) -> tuple[Figure, list[Axes]]:
+    """A figure with ``rows`` axes below each other; without pyplot, which keeps figures alive."""
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for each in axes:
+        each.grid(axis="x" if rows == 1 else "y", color=INK, alpha=0.12, lw=0.6)
+        each.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # matplotlib's names of groups would be there twice in a page with two charts; nothing refers to them
+    return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)

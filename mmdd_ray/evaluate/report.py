@@ -1,0 +1,291 @@
+"""The report of a run: ``report.json`` for programs, ``report.html`` (one file, no network) for people.
+
+::
+
+    report = build_report(run.store, evaluation)    # a dict, what report.json holds
+    write_report(report, run.store)
+    print(summary_table(report))
+"""
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mmdd_ray.data.contact_sheet import png_bytes, spread, thumbnail
+from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
+from mmdd_ray.evaluate import charts
+from mmdd_ray.redact import redact
+from mmdd_ray.run import MANIFEST, SETTINGS
+from mmdd_ray.store import Store
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
+EXAMPLES = 12
+
+FULL, CHANCE = "full", "chance"
+BASELINES = ("random", "herding", "k-center", FULL)
+LABELS = {
+    "edge": "EDGE",
+    "covmatch": "CovMatch",
+    "vlcp": "VLCP",
+    "random": "Random real pairs",
+    "herding": "Herding",
+    "k-center": "k-center",
+    FULL: "Full data",
+    CHANCE: "Chance",
+}
+
+
+def build_report(
+    run: Store,
+    evaluation: Mapping[str, Any] | None = None,
+    *,
+    losses: Mapping[str, Sequence[float]] | None = None,
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """What ``report.json`` holds, from the manifests of the run directory ``run`` and these figures.
+
+    Args:
+        evaluation: result of ``compare``; without one the report has no recall.
+        losses: columns of the fine-tuning's loss curve: ``step`` and one for each term.
+        quality: of the synthetic pairs, the same columns for each figure, e.g. ``{"alignment": {"before": …,
+            "after": …}, "similarity": {…}}`` for a generator before and after fine-tuning.
+        command: what the user typed to start the run.
+
+    Recalls are in percent: ``recall.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS``.
+    """
+    held = run.read_json(SETTINGS)
+    distilled = run.read_json(f"{FOLDER}/{MANIFEST}") if run.exists(f"{FOLDER}/{MANIFEST}") else None
+    stages = _stage_manifests(run)
+    sets = evaluation["sets"] if evaluation else {}
+    return {
+        "job": held["job"],
+        "preset": held["preset"],
+        "method": distilled["method"] if distilled else held["job"],
+        "command": redact(command),
+        "recall": _recall(evaluation) if evaluation else {},
+        "sets": {
+            name: {key: value for key, value in one.items() if key != "metrics"}
+            for name, one in _ordered(sets)
+        },
+        "distilled": distilled
+        and {key: distilled[key] for key in ("images", "pairs", "captions_per_image", "bytes", "checksum")},
+        "stages": {
+            name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds")}
+            for name, manifest in stages.items()
+        },
+        "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
+        "rejects": dict(
+            sum((Counter(manifest["rejects"]) for manifest in stages.values()), Counter()).most_common()
+        ),
+        "losses": {name: [_finite(value) for value in values] for name, values in (losses or {}).items()},
+        "quality": {name: dict(values) for name, values in (quality or {}).items()},
+        "devices": _merged(manifest["devices"] for manifest in stages.values()),
+        "versions": _merged(manifest["versions"] for manifest in stages.values()),
+        "settings": held["settings"],
+        "files": {
+            name: redact(run.path(name))
+            for name in (REPORT_HTML, REPORT_JSON, *([FOLDER] if distilled else []))
+        },
+    }
+
+
+def _stage_manifests(run: Store) -> dict[str, dict[str, Any]]:
+    """Manifests of the finished stages in their order; that of the distilled set is none of them."""
+    names = [f"{name}/{MANIFEST}" for name in run.entries()]
+    found = [manifest for name in names if run.exists(name) and "stage" in (manifest := run.read_json(name))]
+    return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
+
+
+def _recall(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    recall = {
+        name: {metric: dict(one["metrics"][metric]) for metric in METRICS}
+        for name, one in _ordered(evaluation["sets"])
+    }
+    chance = evaluation["chance"]
+    recall[CHANCE] = {
+        metric: {"mean": chance[metric], "std": 0.0, "runs": [chance[metric]]} for metric in METRICS
+    }
+    return recall
+
+
+def _ordered(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The distilled set first, the full data last."""
+    place = {name: i for i, name in enumerate(BASELINES)}
+    return sorted(sets.items(), key=lambda item: place.get(item[0], -1))
+
+
+def _merged(parts: Any) -> dict[str, Any]:
+    """One value for each name; several in order, where a resumed run met different ones."""
+    found: dict[str, list[Any]] = {}
+    for part in parts:
+        for name, value in part.items():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN
+
+
+# ---- For people
+
+
+def write_report(report: Mapping[str, Any], run: Store) -> None:
+    """Writes ``report.json`` and ``report.html`` into the run directory.
+
+    The page shows images of the run's distilled set, if there is one; ``ValueError`` when that is damaged.
+    """
+    run.write_json(REPORT_JSON, report)
+    run.write_bytes(REPORT_HTML, report_html(report, run).encode())
+
+
+def report_html(report: Mapping[str, Any], run: Store) -> str:
+    """The page, with everything it shows inside."""
+    # captions and settings come from outside: everything but our own charts is escaped
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"spread_of": _mean_std, "duration": _duration, "bytes": _bytes, "label": _label}
+    distilled = run.child(FOLDER)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        headline=headline(report),
+        tiles=_tiles(report),
+        metrics=METRICS,
+        best=_best(report["recall"]),
+        charts={name: Markup(svg) for name, svg in _charts(report).items()},
+        examples=[
+            (sample, _data_uri(png_bytes(thumbnail(sample.image))))
+            for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
+        ],
+        contact_sheet=_data_uri(distilled.read_bytes(CONTACT_SHEET)) if report["distilled"] else "",
+    )
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The outcome in one sentence."""
+    distilled, recall, sets = report["distilled"], report["recall"], report["sets"]
+    clauses = []
+    for name in recall:
+        pairs = f"{sets[name]['pairs']:,}" if name in sets else ""
+        score = f"{_mean_std(recall[name]['mean_recall'])} %".replace(
+            " ", "\u00a0"
+        )  # never broken over lines
+        if name == FULL:
+            clauses.append(f"the full data ({pairs} pairs) {score}")
+        elif name == "random":
+            clauses.append(f"{pairs} random real pairs {score}")
+        elif name not in (*BASELINES, CHANCE):
+            clauses.append(f"{pairs} synthetic pairs of {_label(name)} reach {score} mean recall")
+    if clauses:
+        return "; ".join(clauses) + "."
+    if distilled:
+        return (
+            f"{distilled['images']:,} synthetic images with {distilled['pairs']:,} captions, not evaluated."
+        )
+    return "No distilled set and no evaluation."
+
+
+def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that matter most, as (value, what it is)."""
+    mean = {name: metrics["mean_recall"]["mean"] for name, metrics in report["recall"].items()}
+    tiles = []
+    ours = next((name for name in mean if name not in (*BASELINES, CHANCE)), None)
+    if ours is not None:
+        tiles.append((f"{mean[ours]:.1f} %", f"mean recall of {_label(ours)}"))
+        if mean.get("random"):
+            tiles.append((f"{mean[ours] / mean['random']:.2f} ×", "the recall of random pairs"))
+        if mean.get(FULL):
+            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", "of the full-data recall"))
+    if distilled := report["distilled"]:
+        tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
+    return [*tiles, (_duration(report["seconds"]), "in all stages")]
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    recall = {name: metrics["mean_recall"] for name, metrics in report["recall"].items()}
+    if scored := {name: score for name, score in recall.items() if name != CHANCE}:
+        means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
+        found["recall"] = charts.bars([_label(name) for name in scored], means, stds, recall[CHANCE]["mean"])
+    terms = {name: values for name, values in report["losses"].items() if name != "step"}
+    if terms:
+        found["losses"] = charts.panels(report["losses"]["step"], terms)
+    if curves := {_label(name): one["loss_curve"] for name, one in report["sets"].items()}:
+        found["students"] = charts.lines(curves, "training done, %", "InfoNCE loss")
+    return found
+
+
+def _best(recall: Mapping[str, Any]) -> dict[str, float]:
+    """For each metric the best mean of the small sets, which the table prints in bold."""
+    small = [metrics for name, metrics in recall.items() if name not in (FULL, CHANCE)]
+    return {metric: max(one[metric]["mean"] for one in small) for metric in METRICS} if small else {}
+
+
+def summary_table(report: Mapping[str, Any]) -> str:
+    """The outcome as text for a terminal of 80 columns, and where the files are."""
+    recall, sets, distilled = report["recall"], report["sets"], report["distilled"]
+    blocks = []
+    if recall:
+        rows = [["", *recall]]
+        rows += [
+            [_metric(metric), *[_mean_std(one[metric]) for one in recall.values()]] for metric in METRICS
+        ]
+        rows += [["pairs", *[f"{sets[name]['pairs']:,}" if name in sets else "" for name in recall]]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        blocks.append("recall in percent, mean ± standard deviation over students\n")
+        for first, *others in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+            blocks.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+        blocks.append("")
+    if distilled:
+        blocks.append(
+            f"{'set':<13}{distilled['images']:,} images, {distilled['pairs']:,} pairs, "
+            f"sha256 {distilled['checksum'][:16]}…"
+        )
+    blocks.append(f"{'time':<13}{_duration(report['seconds'])}")
+    blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
+    return "\n".join(blocks)
+
+
+def _mean_std(score: Mapping[str, Any]) -> str:
+    """``12.3 ± 0.4``; a single run has no deviation."""
+    return f"{score['mean']:.1f} ± {score['std']:.1f}" if len(score["runs"]) > 1 else f"{score['mean']:.1f}"
+
+
+def _metric(name: str) -> str:
+    return name.replace("_", " ").replace("ir@", "IR@").replace("tr@", "TR@")
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    return (
+        f"{minutes} min {seconds % 60:.0f} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"

@@ -1,0 +1,279 @@
+"""The distilled set: the same bytes every time, readable by the tools people have, damage found."""
+
+import html
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from mmdd_ray.config import Data
+from mmdd_ray.data import shapes
+from mmdd_ray.data.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
+from mmdd_ray.data.distilled import Sample, dataset_card, escape_markdown, read_distilled, write_distilled
+from mmdd_ray.data.shards import iter_shard, list_shards
+from mmdd_ray.store import Store
+
+HOSTILE = "a <script>alert(1)</script> | [link](http://x) *star* & 'quote'\n# title 猫"
+
+
+def _samples(n: int, captions: int = 2) -> list[Sample]:
+    return [
+        Sample(
+            key=f"edge-{index:06d}",
+            image=pair["image"],
+            captions=tuple(pair["captions"][:captions]),
+            seed=2**62 + index,
+            source_key=pair["key"],
+            extra={"score": index / 8},
+        )
+        for index, pair in enumerate(shapes.pairs(0, n, seed=5))
+    ]
+
+
+def _write(samples: list[Sample], folder: Path, **changes: Any) -> dict:
+    arguments: dict[str, Any] = {
+        "method": "edge",
+        "settings": {"run": {"seed": 3}},
+        "seed": 3,
+        "inputs": {"synthesis": "ab12"},
+    }
+    return write_distilled(samples, Store(str(folder)), **{**arguments, **changes})
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    samples = [
+        *_samples(5),
+        Sample(key="x", image=_samples(1)[0].image, captions=(HOSTILE,), seed=0, source_key="y", label=7),
+    ]
+    _write(samples, tmp_path, rows_per_shard=4)
+    assert read_distilled(str(tmp_path)) == samples
+
+
+def test_the_same_samples_give_the_same_shards(tmp_path: Path) -> None:
+    samples = _samples(5)
+    first, second = (_write(samples, tmp_path / name, rows_per_shard=3) for name in ("a", "b"))
+    for name in ("00000.tar", "00001.tar"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert {**first, "created": ""} == {**second, "created": ""}
+    with tarfile.open(tmp_path / "a" / "00001.tar") as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members[:3]] == ["000010000.json", "000010000.png", "000010000.txt"]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+
+
+def test_manifest_counts_images_and_pairs_apart(tmp_path: Path) -> None:
+    samples = [*_samples(3, captions=2), *_samples(6, captions=5)[3:5]]
+    manifest = _write(samples, tmp_path, rows_per_shard=2, models={"generator": "tiny-sd"})
+    assert (manifest["images"], manifest["pairs"]) == (5, 3 * 2 + 2 * 5)
+    assert manifest["captions_per_image"] == {"min": 2, "max": 5}
+    assert [shard["rows"] for shard in manifest["shards"]] == [2, 2, 1]
+    assert manifest["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert manifest == json.loads((tmp_path / "manifest.json").read_text())
+
+
+def test_checksum_is_what_sha256sum_prints(tmp_path: Path) -> None:
+    manifest = _write(_samples(3), tmp_path, rows_per_shard=2)
+    printed = subprocess.run(
+        "sha256sum *.tar | sha256sum", shell=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert printed.stdout.split()[0] == manifest["checksum"]
+
+
+def test_a_smaller_set_leaves_nothing_of_the_old_one(tmp_path: Path) -> None:
+    _write(_samples(5), tmp_path, rows_per_shard=2)
+    _write(_samples(2), tmp_path, rows_per_shard=2)
+    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar"]
+    assert len(read_distilled(str(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
+    _write(_samples(4), tmp_path, rows_per_shard=2)
+    shard = tmp_path / "00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(content if damage == "flip" else content[:-10240])
+    with pytest.raises(ValueError, match=r"00001\.tar is (damaged|missing)"):
+        read_distilled(str(tmp_path))
+
+
+def test_a_changed_manifest_an_empty_folder_and_a_newer_format_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no distilled set: it has no manifest\.json"):
+        read_distilled(str(tmp_path))
+    manifest = _write(_samples(4), tmp_path, rows_per_shard=2)
+    store = Store(str(tmp_path))
+    store.write_json("manifest.json", manifest | {"shards": manifest["shards"][:1]})
+    with pytest.raises(ValueError, match="was changed"):
+        read_distilled(store)
+    store.write_json("manifest.json", manifest | {"format_version": 2})
+    with pytest.raises(ValueError, match="format version 2"):
+        read_distilled(store)
+
+
+def test_an_interrupted_rewrite_is_no_set(tmp_path: Path) -> None:
+    _write(_samples(2), tmp_path)
+    broken = Sample(key="k", image=b"no image", captions=("a",), seed=0, source_key="s")
+    with pytest.raises(OSError, match="cannot identify"):
+        _write([broken], tmp_path)
+    with pytest.raises(ValueError, match="no distilled set"):
+        read_distilled(str(tmp_path))
+
+
+def test_no_samples_and_double_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        _write([], tmp_path)
+    with pytest.raises(ValueError, match="same key"):
+        _write(_samples(1) * 2, tmp_path)
+
+
+def test_on_an_object_store(s3_server: str) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("distilled-bucket")
+    samples = _samples(3)
+    write_distilled(
+        samples,
+        Store("s3://distilled-bucket/run/distilled"),
+        method="edge",
+        settings={},
+        seed=0,
+        inputs={},
+        rows_per_shard=2,
+    )
+    assert read_distilled("s3://distilled-bucket/run/distilled") == samples
+
+
+def test_mmdd_ray_reads_it_as_a_source(tmp_path: Path) -> None:
+    samples = _samples(3, captions=3)
+    _write(samples, tmp_path, rows_per_shard=2)
+    data = Data(uri=f"{tmp_path}/*.tar")
+    rows = [row for shard in list_shards(data) for row in iter_shard(shard, data)]
+    assert [row.reject for row in rows] == [None] * 3
+    assert [(row.image, tuple(row.captions)) for row in rows] == [(s.image, s.captions) for s in samples]
+
+
+def test_webdataset_reads_it(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    samples = _samples(3)
+    _write(samples, tmp_path, rows_per_shard=2)
+    pipeline = wds.WebDataset(str(tmp_path / "{00000..00001}.tar"), shardshuffle=False).decode("pil")
+    for found, sample in zip(pipeline.to_tuple("png", "txt", "json"), samples, strict=True):
+        image, text, record = found
+        assert np.array_equal(
+            np.asarray(image), np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+        )
+        assert text == sample.captions[0] == record["caption"] == record["prompt"]
+        assert tuple(record["captions"]) == sample.captions
+        assert (record["seed"], record["width"], record["score"]) == (sample.seed, 32, sample.extra["score"])
+
+
+def test_the_stages_of_open_clips_trainer_read_it(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    samples = _samples(4)
+    _write(samples, tmp_path)
+    # as open_clip_train.data.get_wds_dataset 3.3 builds them; it does not run with webdataset 1.0 itself
+    pipeline = wds.DataPipeline(
+        wds.SimpleShardList(str(tmp_path / "00000.tar")),
+        wds.tarfile_to_samples(),
+        wds.select(lambda sample: "txt" in sample and bool({"png", "jpg", "jpeg", "webp"} & sample.keys())),
+        wds.decode("pilrgb"),
+        wds.rename(image="jpg;png;jpeg;webp", text="txt"),
+        wds.map_dict(image=np.asarray, text=str.upper),
+        wds.to_tuple("image", "text"),
+        wds.batched(3, partial=True),
+    )
+    batches = list(pipeline)
+    assert [np.shape(images) for images, _ in batches] == [(3, 32, 32, 3), (1, 32, 32, 3)]
+    assert [text for _, texts in batches for text in texts] == [s.captions[0].upper() for s in samples]
+
+
+def test_hugging_face_datasets_reads_it(tmp_path: Path) -> None:
+    samples = _samples(3)
+    _write(samples, tmp_path / "set", rows_per_shard=2)
+    script = """
+import sys, datasets
+datasets.disable_progress_bars()
+for found in (
+    datasets.load_dataset("webdataset", data_files=sys.argv[1] + "/*.tar", split="train"),
+    datasets.load_dataset(sys.argv[1], split="train"),
+):
+    for row in found:
+        record = row["json"]
+        print(record["key"], row["png"].size, row["txt"], record["seed"], *record["captions"], sep="|")
+"""
+    # its own process, because the library reads these variables when it is imported
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "set")], env=environment, capture_output=True, text=True
+    )
+    lines = [f"{s.key}|(32, 32)|{s.captions[0]}|{s.seed}|{'|'.join(s.captions)}" for s in samples]
+    assert printed.stdout.splitlines() == lines * 2, printed.stderr
+
+
+def test_card_front_matter_is_yaml_and_captions_are_only_text(tmp_path: Path) -> None:
+    samples = [
+        Sample(key="k", image=_samples(1)[0].image, captions=(HOSTILE, HOSTILE), seed=1, source_key="s")
+    ]
+    manifest = _write(samples, tmp_path, models={"generator": "hub/name_v1"})
+    card = (tmp_path / "README.md").read_text()
+    assert card == dataset_card(manifest, samples)
+    _, front, body = card.split("---\n", 2)
+    parsed = yaml.safe_load(front)
+    assert parsed["size_categories"] == ["n<1K"]
+    assert parsed["pretty_name"] == "edge distilled set, 2 pairs"
+    assert parsed["configs"][0]["data_files"] == [{"split": "train", "path": "*.tar"}]
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(body)
+    assert "<script>" not in page
+    assert 'href="http://x"' not in page
+    assert (
+        page.count(
+            "a &lt;script&gt;alert(1)&lt;/script&gt; | [link](http://x) *star* &amp; 'quote' # title 猫"
+        )
+        == 2
+    )
+    assert "<td>hub/name_v1</td>" in page
+    assert manifest["checksum"] in page
+
+
+def test_escaped_markdown_is_shown_as_it_is() -> None:
+    text = "".join(map(chr, range(33, 127)))
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).renderInline(escape_markdown(text))
+    assert html.unescape(rendered) == text
+    for start in ("- a", "+ a", "* a", "12. a", "3) a", "# a", "> a", "```", "| a | b |"):
+        rendered = MarkdownIt("gfm-like", {"linkify": False}).render(f"- {escape_markdown(start)}\n")
+        assert html.unescape(rendered) == f"<ul>\n<li>{start}</li>\n</ul>\n"
+
+
+def test_contact_sheet_enlarges_without_smoothing_and_holds_every_tile() -> None:
+    png = io.BytesIO()
+    Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)).save(png, "PNG")
+    captions = ("long " * 100, "é" * 400, HOSTILE)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([(png.getvalue(), captions)] * 7))))
+    top = GAP_PX + TILE_PX // 4  # a 2 x 1 image fills the width and half of the height
+    assert (sheet[top : top + TILE_PX // 2, GAP_PX : GAP_PX + TILE_PX // 2] == (255, 0, 0)).all()
+    assert (
+        (sheet == (255, 0, 0)).all(axis=2).sum()
+        == (sheet == (0, 0, 255)).all(axis=2).sum()
+        == 7 * TILE_PX**2 // 4
+    )
+    assert sheet.shape[1] == GAP_PX + COLUMNS * (TILE_PX + GAP_PX)
+
+
+def test_spread_takes_evenly() -> None:
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread("ab", 40) == ["a", "b"]

@@ -1,0 +1,240 @@
+"""The report: its schema, what it says about known figures, and that captions stay text."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmdd_ray.config import Data, Edge, Evaluation
+from mmdd_ray.data import shapes
+from mmdd_ray.data.distilled import Sample, write_distilled
+from mmdd_ray.evaluate import charts
+from mmdd_ray.evaluate.report import METRICS, build_report, headline, report_html, summary_table, write_report
+from mmdd_ray.run import RunDir, StageResult
+from mmdd_ray.store import Store
+
+HOSTILE = "</figcaption><script>alert('1')</script><img src=x onerror=alert(2)> & {{ 7 * 7 }}"
+
+
+def _metrics(*runs: float) -> dict[str, Any]:
+    mean = sum(runs) / len(runs)
+    std = (sum((run - mean) ** 2 for run in runs) / max(len(runs) - 1, 1)) ** 0.5
+    return {metric: {"mean": mean, "std": std, "runs": list(runs)} for metric in METRICS}
+
+
+def _set(pairs: int, *runs: float) -> dict[str, Any]:
+    return {
+        "learning_rate": 0.03,
+        "val_mean_recall": {"0.03": 1.0},
+        "metrics": _metrics(*runs),
+        "loss_curve": [4.0, 2.0, None],
+        "pairs": pairs,
+        "images": pairs // 2,
+        "bytes": 3_500,
+        "seconds": 2.0,
+    }
+
+
+EVALUATION = {  # in another order than the report's
+    "sets": {
+        "full": _set(4000, 40.0, 44.0),
+        "random": _set(100, 9.0, 11.0),
+        "edge": _set(100, 12.0, 15.0),
+        "k-center": _set(100, 13.9, 13.9),
+    },
+    "chance": dict.fromkeys(METRICS, 0.75),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A finished run of two stages with a distilled set of 3 images and 7 pairs."""
+    folder = tmp_path_factory.mktemp("run") / "it"
+    settings = Edge(
+        data=Data(uri="s3://user:secret@bucket/*.tar"),
+        evaluation=Evaluation(val="shapes:10", test="shapes:10"),
+    )
+    drawn = list(shapes.pairs(0, 3, seed=1))
+    samples = [
+        Sample(
+            key=f"edge-{i}",
+            image=pair["image"],
+            captions=(HOSTILE, *pair["captions"][: i % 2], "another"),
+            seed=i,
+            source_key=pair["key"],
+        )
+        for i, pair in enumerate(drawn)
+    ]
+    with RunDir.open(str(folder), "edge", "local", settings) as open_run:
+        open_run.devices = {"cpus": 2.0, "gpus": 0.0}
+        open_run.stage(
+            "features", lambda _: StageResult(rows_in=12, rows_out=9, rejects={"blank caption": 3})
+        )
+        open_run.stage(
+            "synthesis", lambda _: StageResult(rows_in=9, rows_out=3, rejects={"blank caption": 1, "late": 9})
+        )
+        write_distilled(
+            samples, open_run.store.child("distilled"), method="edge", settings={}, seed=0, inputs={}
+        )
+        yield open_run.store
+
+
+def test_report_json_has_the_promised_schema(run: Store) -> None:
+    losses = {"step": [0.0, 1.0], "contrastive": [3.0, float("nan")]}
+    quality = {"alignment": {"before": 0.2, "after": 0.3}}
+    command = "python jobs/edge.py --data.uri https://me:pass@host/x"
+    report = build_report(run, EVALUATION, losses=losses, quality=quality, command=command)
+    write_report(report, run)
+    text = run.read_bytes("report.json").decode()
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read == report
+    assert list(read["recall"]) == ["edge", "random", "k-center", "full", "chance"]
+    assert all(tuple(one) == METRICS for one in read["recall"].values())
+    assert read["recall"]["edge"]["tr@5"] == {
+        "mean": 13.5,
+        "std": pytest.approx(4.5**0.5),
+        "runs": [12.0, 15.0],
+    }
+    assert read["recall"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
+    assert list(read["stages"]) == ["features", "synthesis"]
+    assert set(read["stages"]["features"]) == {"rows_in", "rows_out", "seconds"}
+    assert (read["stages"]["features"]["rows_in"], read["stages"]["synthesis"]["rows_out"]) == (12, 3)
+    assert read["seconds"] == pytest.approx(sum(stage["seconds"] for stage in read["stages"].values()))
+    assert read["rejects"] == {"late": 9, "blank caption": 4}
+    assert (read["distilled"]["images"], read["distilled"]["pairs"]) == (3, 7)
+    assert read["distilled"]["checksum"] == run.read_json("distilled/manifest.json")["checksum"]
+    assert (read["method"], read["preset"], read["devices"]) == ("edge", "local", {"cpus": 2.0, "gpus": 0.0})
+    assert read["sets"]["full"]["learning_rate"] == 0.03
+    assert read["losses"] == {"step": [0.0, 1.0], "contrastive": [3.0, None]}
+    assert "secret" not in text
+    assert "pass@" not in text
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, and the text by the tag it is in."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append((self.open[-1] if self.open else "", data.strip()))
+
+
+def test_page_is_whole_needs_no_network_and_shows_captions_as_text(run: Store) -> None:
+    losses = {"step": [0.0, 1.0], "contrastive": [3.0, 2.0], "diversity": [0.5, 0.4]}
+    quality = {"alignment": {"before": 0.2, "after": 0.3}}
+    report = build_report(run, EVALUATION, losses=losses, quality=quality, command=HOSTILE)
+    page = _Page(report_html(report, run))
+    assert page.open == []
+    assert "script" not in dict(page.tags)
+    assert page.text.count(("li", HOSTILE)) == 3
+    assert page.text.count(("pre", HOSTILE)) == 1
+    links = [value for _, found in page.tags for name, value in found.items() if name in ("src", "href")]
+    assert len(links) >= 4
+    assert all((link or "").startswith("data:image/png;base64,") for link in links if link and link[0] != "#")
+    ids = Counter(found["id"] for _, found in page.tags if "id" in found)
+    assert all(count == 1 for count in ids.values())
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert [text for tag, text in page.text if tag == "td" and text in ("Alignment", "0.2", "0.3")] == [
+        "Alignment",
+        "0.2",
+        "0.3",
+    ]
+
+
+def test_table_prints_the_best_small_set_in_bold_and_never_the_full_data(run: Store) -> None:
+    page = _Page(report_html(build_report(run, EVALUATION), run))
+    bold = [text for tag, text in page.text if tag == "b" and "±" in text]
+    assert bold == ["13.9 ± 0.0"] * len(METRICS)
+    assert ("td", "42.0 ± 2.8") in page.text
+
+
+def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
+    report = build_report(run, EVALUATION)
+    assert headline(report).replace("\u00a0", " ") == (
+        "100 synthetic pairs of EDGE reach 13.5 ± 2.1 % mean recall; 100 random real pairs 10.0 ± 1.4 %; "
+        "the full data (4,000 pairs) 42.0 ± 2.8 %."
+    )
+    lines = summary_table(report).splitlines()
+    assert max(map(len, lines[:12])) <= 80
+    assert lines[2].split() == ["edge", "random", "k-center", "full", "chance"]
+    assert re.split(r"\s{2,}", lines[9]) == [
+        "mean recall",
+        "13.5 ± 2.1",
+        "10.0 ± 1.4",
+        "13.9 ± 0.0",
+        "42.0 ± 2.8",
+        "0.8",
+    ]
+    assert lines[10].split() == ["pairs", "100", "100", "100", "4,000"]
+    assert "3 images, 7 pairs" in lines[12]
+    assert f"report.html  {run.uri}/report.html" in lines
+
+
+def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None:
+    report = build_report(run)
+    assert (report["recall"], report["sets"]) == ({}, {})
+    assert headline(report) == "3 synthetic images with 7 captions, not evaluated."
+    page = _Page(report_html(report, run))
+    assert "svg" not in dict(page.tags)
+    assert ("td", "features") in page.text
+    assert summary_table(report).startswith("set          3 images, 7 pairs")
+
+
+def test_evaluation_of_a_run_without_a_distilled_set(tmp_path: Path) -> None:
+    settings = Edge(data=Data(uri="shapes:10"), evaluation=Evaluation(val="shapes:10", test="shapes:10"))
+    with RunDir.open(str(tmp_path / "run"), "evaluate", "local", settings) as open_run:
+        only = {"sets": {"random": _set(100, 9.0)}, "chance": EVALUATION["chance"]}
+        report = build_report(open_run.store, only)
+        write_report(report, open_run.store)
+    assert report["distilled"] is None
+    assert headline(report).replace("\u00a0", " ") == "100 random real pairs 9.0 %."
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_versions_that_changed_between_the_stages_are_all_listed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_json("settings.json", {"job": "edge", "preset": "local", "settings": {}})
+    for second, torch in enumerate(("2.8", "2.9", "2.9")):
+        manifest = {"stage": f"s{second}", "finished": f"00:0{second}", "seconds": 61.0, "rejects": {}}
+        manifest |= {
+            "rows_in": 1,
+            "rows_out": 1,
+            "devices": {},
+            "versions": {"torch": torch, "python": "3.11"},
+        }
+        store.write_json(f"s{second}/manifest.json", manifest)
+    report = build_report(store)
+    assert report["versions"] == {"torch": ["2.8", "2.9"], "python": "3.11"}
+    assert "3 min 3 s" in summary_table(report)
+
+
+def test_charts_say_what_they_show_and_take_the_colours_of_the_page() -> None:
+    chart = charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0)
+    assert "a &lt;b&gt;" in chart
+    assert "12.3<" in chart
+    assert "currentColor" in chart
+    assert charts.INK not in chart
+    assert chart == charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0)
+    diverged = charts.lines({"x": [1.0, None, 3.0], "y": [None, None]}, "done", "loss")
+    assert "loss" in diverged
