@@ -3,7 +3,7 @@
 A job's preset is a function that returns one of these; see ``jobs/``. Sizes carry their unit in their name.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -235,6 +235,11 @@ class Evaluation:
     gpus_per_student: float = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 
+    def sources(self, data: Data) -> tuple[Data, Data]:
+        """Validation and test pairs: like the training data, with URIs of their own."""
+        val = replace(data, uri=self.val, split=self.val_split, limit=self.max_pairs)
+        return val, replace(val, uri=self.test, split=self.test_split)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
@@ -246,5 +251,27 @@ class Edge:
     finetune: Finetune = field(default_factory=Finetune)
     synthesis: Synthesis = field(default_factory=Synthesis)
     captions: Captions = field(default_factory=Captions)
+    students: Students = field(default_factory=Students)
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precompute:
+    """CLIP features and moments of a dataset, and nothing else."""
+
+    run: Run = field(default_factory=Run)
+    data: Data
+    features: Features = field(default_factory=Features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Students trained on a distilled set, and on real pairs beside it."""
+
+    set: str
+    """The distilled set: a folder or URI with its manifest.json."""
+    run: Run = field(default_factory=Run)
+    data: Data
+    features: Features = field(default_factory=Features)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation

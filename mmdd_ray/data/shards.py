@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl
 import fsspec
 from fsspec.core import url_to_fs
 
-from mmdd_ray.config import Data
+from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.images import Entry, folder_entries, json_entries
 from mmdd_ray.data.schema import (
     IMAGE_SUFFIXES,
@@ -91,6 +91,20 @@ def list_shards(data: Data) -> list[Shard]:
     shards = _shapes_shards(data) if data.uri.startswith("shapes:") else _stored_shards(data)
     _probe(shards, data)
     return shards if data.limit is None else _first_rows(shards, data, data.limit)
+
+
+def check_data(data: Data, evaluation: Evaluation) -> None:
+    """Looks at all three sources of a run.
+
+    Raises:
+        ValueError: as ``list_shards``; for validation and test data it names the setting in ``evaluation``.
+    """
+    list_shards(data)
+    for name, source in zip(("val", "test"), evaluation.sources(data), strict=True):
+        try:
+            list_shards(source)
+        except ValueError as error:
+            raise ValueError(f"evaluation.{name}: {error}") from error
 
 
 def iter_shard(shard: Shard, data: Data, only: Collection[int] | None = None) -> Iterator[Row]:

@@ -1,0 +1,120 @@
+"""The feature store: Parquet files of CLIP features, one per chunk of a shard, and their moments.
+
+Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the order of the dataset.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from mmdd_ray.coresets import joint_features
+from mmdd_ray.features.moments import Moments
+from mmdd_ray.store import Store
+
+MOMENTS = "moments.safetensors"
+DUPLICATES = "duplicates.parquet"
+
+
+def chunk_file(shard: str, number: int) -> str:
+    """Where the features of a chunk lie in the store."""
+    return f"pairs/{shard}/{number:05d}.parquet"
+
+
+def feature_table(pairs: pa.Table, shard: str, image_ND: np.ndarray, text_PD: np.ndarray) -> pa.Table:
+    """A chunk as a table: one row per image, whose `text` column holds a feature for each of its captions.
+
+    Args:
+        pairs: The columns index, key, captions and label of N images.
+        shard: Where they come from.
+        image_ND: Image features, stored as float16.
+        text_PD: Features of all captions, image by image.
+    """
+    feature = pa.list_(pa.float16(), image_ND.shape[1])
+    offsets = pa.array(np.cumsum([0, *_counts(pairs)]), pa.int32())
+    text = pa.ListArray.from_arrays(offsets, _features(text_PD, feature))
+    table = pairs.add_column(0, "shard", pa.array([shard] * len(pairs), pa.string()))
+    return table.append_column("image", _features(image_ND, feature)).append_column("text", text)
+
+
+def _features(values_ND: np.ndarray, kind: pa.DataType) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values_ND, np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def image_features(table: pa.Table) -> np.ndarray:
+    """(N, D) float16."""
+    return _matrix(table["image"].combine_chunks())
+
+
+def text_features(table: pa.Table) -> np.ndarray:
+    """(P, D) float16, all captions of the first image, then of the second, and so on."""
+    return _matrix(table["text"].combine_chunks().flatten())
+
+
+def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def _counts(table: pa.Table) -> np.ndarray:
+    """(N,) number of captions of each image."""
+    return table["captions"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+
+
+def table_moments(table: pa.Table) -> Moments:
+    """Moments of a chunk's pairs, from the features as they are stored."""
+    return Moments.of_images(image_features(table), text_features(table), _counts(table))
+
+
+class FeatureStore:
+    """Reads a committed feature stage. Rows are images, numbered in the order of the dataset."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Paths of the chunks, in the order of the dataset."""
+        return [name for name in self._store.files("pairs") if name.endswith(".parquet")]
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The chunks, one at a time."""
+        for name in self.files:
+            yield self._store.read_parquet(name, columns)
+
+    def moments(self, encoder: str | None = None) -> Moments:
+        """Moments of all pairs; with `encoder`, checks that they are of that CLIP model."""
+        return Moments.from_bytes(self._store.read_bytes(MOMENTS), encoder)
+
+    def duplicates(self) -> list[tuple[str, int]]:
+        """(shard, index) of the rows that were left out because an earlier shard has their key."""
+        table = self._store.read_parquet(DUPLICATES, ["shard", "index"])
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    @cached_property
+    def addresses(self) -> list[tuple[str, int]]:
+        """(shard, index) of each row, where the source has it."""
+        tables = self.tables(["shard", "index"])
+        return [pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)]
+
+    def joint_features(self) -> list[np.ndarray]:
+        """Blocks of [image, mean text] rows, each part of unit norm: what coresets of pairs are chosen by.
+
+        Held in memory as float16: 2 kB a row at 512 + 512 features, 7 GB for CC3M.
+        """
+        blocks = []
+        for table in self.tables(["captions", "image", "text"]):
+            starts = np.cumsum([0, *_counts(table)[:-1]])
+            text = np.add.reduceat(text_features(table).astype(np.float32), starts)
+            blocks.append(joint_features(image_features(table), text).astype(np.float16))
+        return blocks
+
+    def captions(self) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
+        """Text features of all captions in blocks (P, D), and (caption, key of its image) of each."""
+        blocks, captions = [], []
+        for table in self.tables(["key", "captions", "text"]):
+            blocks.append(text_features(table))
+            for key, texts in zip(table["key"].to_pylist(), table["captions"].to_pylist(), strict=True):
+                captions += [(text, key) for text in texts]
+        return blocks, captions

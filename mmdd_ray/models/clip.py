@@ -1,0 +1,101 @@
+"""A frozen CLIP of open_clip: unit-norm features of images and captions."""
+
+# B rows, D width of CLIP's joint space, HW image size
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmdd_ray.models import zoo
+
+SCHEMAS = ("hf-hub:", "local-dir:")
+
+
+class Clip:
+    """Both towers of one model, in eval mode and without gradients of their own; made by ``load_clip``."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        preprocessing = model.visual.preprocess_cfg
+        self._mean, self._std = (
+            torch.tensor(preprocessing[field], device=device).view(1, 3, 1, 1) for field in ("mean", "std")
+        )
+        image_size = model.visual.image_size
+        self.image_px: int = image_size[0] if isinstance(image_size, tuple | list) else image_size
+        """Side of the square images that the image tower sees."""
+        self.dim: int = self.encode_texts([""]).shape[1]
+        """D, the width of the features."""
+
+    @torch.no_grad()
+    def encode_images(self, images_BHW3: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Unit-norm features, (B, D) float32 on the model's device, of square uint8 RGB images."""
+        pixels_B3HW = torch.as_tensor(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 255
+        with self._half_precision():
+            return self.embed_pixels(pixels_B3HW)
+
+    def embed_pixels(self, pixels_B3HW: Tensor) -> Tensor:
+        """Unit-norm features, (B, D) float32, of square images in [0, 1], with the gradient to the pixels.
+
+        Resizes as CLIP's own preprocessing does, bicubic with antialiasing and clipped to [0, 1], then shifts
+        and scales by the model's own mean and standard deviation. Runs in the precision of the caller's
+        autocast.
+        """
+        assert pixels_B3HW.shape[2] == pixels_B3HW.shape[3], "square images, as decode_image makes them"
+        if pixels_B3HW.shape[2] != self.image_px:
+            size = (self.image_px, self.image_px)
+            pixels_B3HW = F.interpolate(pixels_B3HW, size, mode="bicubic", antialias=True).clamp(0, 1)
+        features_BD = self._model.encode_image((pixels_B3HW - self._mean) / self._std)
+        return F.normalize(features_BD.float(), dim=1)
+
+    @torch.no_grad()
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Unit-norm features, (B, D) float32 on the model's device; captions beyond the context are cut."""
+        with self._half_precision():
+            features_BD = self._model.encode_text(self._tokenizer(list(captions)).to(self.device))
+        return F.normalize(features_BD.float(), dim=1)
+
+    def _half_precision(self) -> torch.autocast:
+        """float16 on a GPU: features differ from float32's by about 1e-3, bfloat16's by 1e-2."""
+        return torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda")
+
+
+def load_clip(name: str, device: torch.device | str = "cpu", *, setting: str = "features.clip") -> Clip:
+    """The CLIP model of a zoo name, "MODEL/PRETRAINED", "hf-hub:ORG/REPO" or "local-dir:/FOLDER".
+
+    Weights are read without unpickling code (safetensors, or ``weights_only``).
+
+    Raises:
+        ValueError: the name is none of these, or the model cannot be loaded; names ``setting``.
+    """
+    model_name, pretrained = _source(name, setting)
+    import open_clip  # 7 to 12 s, which importers of this module that load no CLIP need not pay
+
+    with zoo.loading("CLIP model", name, setting):
+        model, _, _ = open_clip.create_model_and_transforms(model_name, pretrained, weights_only=True)
+        tokenizer = open_clip.get_tokenizer(model_name)
+    return Clip(name, model, tokenizer, torch.device(device))
+
+
+def _source(name: str, setting: str) -> tuple[str, str | None]:
+    """open_clip's model name and pretrained tag."""
+    if name.startswith(SCHEMAS):
+        return name, None
+    if "/" not in name.strip("/") and not name.startswith("tiny-"):
+        # open_clip would give this architecture random weights
+        raise ValueError(
+            f"{setting}={name} names no weights; write MODEL/PRETRAINED as in ViT-B-32/laion2b_s34b_b79k, "
+            "hf-hub:ORG/REPO, or local-dir:/FOLDER"
+        )
+    resolved = zoo.resolve(name)
+    if resolved != name or resolved.startswith("/"):
+        return f"local-dir:{resolved}", None
+    model_name, _, pretrained = name.partition("/")
+    return model_name, pretrained

@@ -1,0 +1,50 @@
+"""Model names: the tiny zoo that ships with the package, hub names, and local folders.
+
+A name of the zoo becomes the path of its folder, and from there on a tiny model is loaded by the very call that
+loads a published one. Weights are read from safetensors only, and no code of a model repository is ever run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "zoo"
+NAMES = ("tiny-clip", "tiny-sd", "tiny-captioner", "tiny-nf", "tiny-bert")
+
+
+def resolve(name: str) -> str:
+    """The folder of a zoo model, an absolute path for an existing folder, and any other name as it is.
+
+    Raises:
+        ValueError: `name` looks like a path, but there is no such folder, or like a zoo name, but is none.
+    """
+    if name in NAMES:
+        return str(FOLDER / name)
+    if name.startswith("tiny-"):
+        raise ValueError(f"there is no model {name!r} in the zoo; it has {', '.join(NAMES)}")
+    if Path(name).is_dir():
+        return str(Path(name).absolute())
+    if name.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"the model folder {name!r} does not exist")
+    return name
+
+
+@contextmanager
+def loading(role: str, name: str, setting: str) -> Iterator[None]:
+    """Turns whatever a library raises for a missing or unreachable model into one sentence.
+
+    Args:
+        role: What the model is for, e.g. "image captioner".
+        setting: The setting that names the model, e.g. "captions.model".
+
+    Raises:
+        ValueError: The model could not be loaded; the library's error is its cause.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # hub libraries raise all three for a missing model
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"cannot load the {role} {name!r} ({first_line[:200]}); if no model hub can be reached from here, "
+            f"download it elsewhere and set --{setting} to its local folder"
+        ) from error
