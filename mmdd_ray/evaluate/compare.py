@@ -1,0 +1,245 @@
+"""Compares sets by the students they make: every set gets the same budget, and its own learning rate.
+
+A task is one student, trained on one set and searched with one held-out set. Its result is a small JSON file
+in the stage's folder, named by what it is, so an interrupted comparison goes on with the missing students.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from time import monotonic
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.exceptions import RayTaskError
+
+from mmdd_ray import cluster
+from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.evaluate.retrieval import chance
+from mmdd_ray.evaluate.train import PairSet, evaluate_student, frozen_text_features, train_student
+from mmdd_ray.progress import progress
+from mmdd_ray.run import Stage
+
+FOLDER = "students"
+VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
+RETRIES = 5  # of a student whose worker or node was lost
+CURVE_POINTS = 100  # of a reported loss curve
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student: the set it is trained on, how, and the pairs it is searched with."""
+
+    set: str
+    learning_rate: float
+    seed: int
+    held_out: Literal["val", "test"]
+
+    @property
+    def file(self) -> str:
+        return f"{FOLDER}/{self.set}-lr{self.learning_rate}-seed{self.seed}.json"
+
+
+def compare(
+    sets: Mapping[str, "PairSet | ray.ObjectRef"],
+    val: PairSet,
+    test: PairSet,
+    students: Students,
+    evaluation: Evaluation,
+    seed: int,
+    stage: Stage,
+) -> dict[str, Any]:
+    """Trains students on every set and reports how well they retrieve the test pairs.
+
+    For each set and learning rate of the grid one student is searched with ``val``; the rate with the best
+    mean recall (the first of equals) is the set's. With it ``evaluation.seeds`` further students are trained
+    and searched with ``test``, each after its last step. Students of one seed start alike.
+
+    Args:
+        sets: by name, which becomes part of file names; a set may already be in the object store.
+        seed: of the run; each student derives its own from it.
+        stage: finished students are kept in its folder and are not trained again.
+
+    Returns:
+        ``{"sets": {name: ...}, "chance": {...}}``, as JSON. A set has ``learning_rate``; ``val_mean_recall``
+        by learning rate; ``metrics`` in percent, by name: ``mean``, sample standard deviation ``std`` (n − 1;
+        0 for one seed) and ``runs``; ``loss_curve`` (of its first student on test: at most 100 means over
+        equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes``; and
+        ``seconds``, the sum over all its students. ``chance`` takes all test images to have their mean number
+        of captions.
+
+    Raises:
+        ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
+            leave no student to train.
+    """
+    if not students.learning_rates or evaluation.seeds < 1:
+        raise ValueError(
+            f"students.learning_rates={students.learning_rates} and evaluation.seeds={evaluation.seeds} "
+            f"leave no student to train; give at least one of each"
+        )
+    bench = _Bench(sets, {"val": val, "test": test}, students, evaluation.gpus_per_student, seed, stage)
+    rates, seeds = students.learning_rates, range(VAL_SEED + 1, VAL_SEED + 1 + evaluation.seeds)
+    with progress("students", total=len(sets) * (len(rates) + len(seeds)), unit="students") as bar:
+        on_val = bench.train([Student(name, rate, VAL_SEED, "val") for name in sets for rate in rates], bar)
+        chosen = {name: _best_rate(_of_set(on_val, name)) for name in sets}
+        on_test = bench.train([Student(name, chosen[name], i, "test") for name in sets for i in seeds], bar)
+    return {
+        "sets": {
+            name: _summary(_of_set(on_val, name), _of_set(on_test, name)) | bench.sizes(name) for name in sets
+        },
+        "chance": chance(test.n_images, round(test.n_pairs / test.n_images)),
+    }
+
+
+class _Placed:
+    """A set in the object store, and what the driver needs to know about it."""
+
+    def __init__(self, given: "PairSet | ray.ObjectRef") -> None:
+        self.pairs = given if isinstance(given, ray.ObjectRef) else ray.put(given)
+        pairs: PairSet = ray.get(self.pairs)
+        self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
+        self.fingerprint = pairs.fingerprint()
+        self.text: ray.ObjectRef | None = None  # features of its captions, once a student needs them
+
+
+class _Bench:
+    """Trains students in parallel tasks and keeps what they score."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, "PairSet | ray.ObjectRef"],
+        held_out: Mapping[str, PairSet],
+        settings: Students,
+        gpus_per_student: float,
+        seed: int,
+        stage: Stage,
+    ) -> None:
+        self._sets = {name: _Placed(given) for name, given in sets.items()}
+        self._held_out = {name: _Placed(given) for name, given in held_out.items()}
+        self._settings = settings
+        self._seed = seed
+        self._store = stage.store
+        resources = cluster.actor_resources(gpus_per_student)
+        self._device = "cuda" if resources["num_gpus"] else "cpu"
+        # The GPUs stand here and not in the decorator: with them there, Ray would end the worker after every
+        # task, and the next student would wait ten seconds for imports.
+        self._train = _train_and_search.options(max_retries=RETRIES, **resources)
+        self._encode = _encode.options(max_retries=RETRIES, **resources)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        return self._sets[name].sizes
+
+    def train(self, wanted: Sequence[Student], bar: progress) -> dict[Student, Result]:
+        """Results in the order of ``wanted``; those of earlier attempts are read, the others computed."""
+        found = {student: result for student in wanted if (result := self._committed(student))}
+        bar.update(len(found))
+        running = {self._submit(student): student for student in wanted if student not in found}
+        try:
+            while running:
+                (done,), _ = ray.wait(list(running))
+                student = running.pop(done)
+                found[student] = asdict(student) | {"inputs": self._inputs(student)} | ray.get(done)
+                self._store.write_json(student.file, found[student])
+                bar.update()
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            for left in running:
+                ray.cancel(left)
+        return {student: found[student] for student in wanted}
+
+    def _submit(self, student: Student) -> ray.ObjectRef:
+        trained_on, held_out = self._sets[student.set], self._held_out[student.held_out]
+        return self._train.remote(
+            trained_on.pairs,
+            self._text(trained_on),
+            held_out.pairs,
+            self._text(held_out),
+            self._settings,
+            student.learning_rate,
+            # one run seed and two students never share a stream, as they would with seed + index
+            int(np.random.SeedSequence([self._seed, student.seed]).generate_state(1)[0]),
+            self._device,
+        )
+
+    def _text(self, placed: _Placed) -> ray.ObjectRef | None:
+        """Caption features of a set, computed once for all students that leave the text encoder alone."""
+        if placed.text is None and self._settings.protocol == "frozen-text":
+            placed.text = self._encode.remote(placed.pairs, self._settings, self._device)
+        return placed.text
+
+    def _committed(self, student: Student) -> Result | None:
+        """The result of an earlier attempt, unless it was trained on or searched with other pairs."""
+        if not self._store.exists(student.file):
+            return None
+        result = self._store.read_json(student.file)
+        return result if result["inputs"] == self._inputs(student) else None
+
+    def _inputs(self, student: Student) -> list[str]:
+        return [self._sets[student.set].fingerprint, self._held_out[student.held_out].fingerprint]
+
+
+@ray.remote
+def _train_and_search(
+    pairs: PairSet,
+    text_PT: np.ndarray | None,
+    held_out: PairSet,
+    held_out_text_PT: np.ndarray | None,
+    settings: Students,
+    learning_rate: float,
+    seed: int,
+    device: str,
+) -> Result:
+    started = monotonic()
+    student, losses = train_student(
+        pairs, settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=text_PT
+    )
+    metrics = evaluate_student(student, held_out, text_PT=held_out_text_PT)
+    return {
+        "metrics": metrics,
+        "loss_curve": _curve(losses),
+        "seconds": round(monotonic() - started, 3),
+    }
+
+
+@ray.remote
+def _encode(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
+    return frozen_text_features(pairs, settings, device)
+
+
+def _curve(losses: np.ndarray) -> list[float | None]:
+    slices = np.array_split(losses.astype(np.float64), min(len(losses), CURVE_POINTS))
+    means = [float(part.mean()) for part in slices]
+    return [mean if isfinite(mean) else None for mean in means]  # JSON has no NaN
+
+
+def _of_set(results: Mapping[Student, Result], name: str) -> list[Result]:
+    return [result for student, result in results.items() if student.set == name]
+
+
+def _best_rate(on_val: Sequence[Result]) -> float:
+    return max(on_val, key=lambda result: result["metrics"]["mean_recall"])["learning_rate"]
+
+
+def _summary(on_val: Sequence[Result], on_test: Sequence[Result]) -> dict[str, Any]:
+    """One set's part of the report, but for its size."""
+    runs = {name: [result["metrics"][name] for result in on_test] for name in on_test[0]["metrics"]}
+    return {
+        "learning_rate": on_test[0]["learning_rate"],
+        "val_mean_recall": {
+            str(result["learning_rate"]): result["metrics"]["mean_recall"] for result in on_val
+        },
+        "metrics": {
+            name: {
+                "mean": float(np.mean(values)),
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "runs": values,
+            }
+            for name, values in runs.items()
+        },
+        "loss_curve": on_test[0]["loss_curve"],
+        "seconds": round(sum(result["seconds"] for result in [*on_val, *on_test]), 3),
+    }

@@ -1,0 +1,315 @@
+"""Trains a student on a set of pairs by the field's protocol, and searches it with the pairs of another.
+
+Every set gets the same budget: the same optimiser steps, batches and augmentation, whatever its size.
+"""
+
+# N images, P captions of them, B images of a step, V and T feature widths, D embedding width
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mmdd_ray.config import Students
+from mmdd_ray.data.images import BadImage, decode_image
+from mmdd_ray.data.schema import Row
+from mmdd_ray.evaluate.retrieval import chance, retrieval_metrics
+from mmdd_ray.models.students import DualEncoder, TextEncoder, load_student, load_text_encoder
+from mmdd_ray.store import Store
+
+ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
+DECAY = 0.1  # of the learning rate, at half of the steps
+SHIFT_FRACTION = 16  # images are shifted by up to 1/16 of their side
+ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
+
+Reject = tuple[str, str, str]
+"""Shard, key and reason of a row that is no usable pair."""
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Decoded images and the captions of each: a set to train on or to search in.
+
+    Raises:
+        ValueError: images are not uint8 (N, px, px, 3) with N > 0, or not every image has a caption.
+    """
+
+    images: np.ndarray
+    captions: list[list[str]]
+
+    def __post_init__(self) -> None:
+        n, *shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
+            raise ValueError(
+                f"images must be uint8 (N, px, px, 3), N > 0, not {self.images.dtype} {self.images.shape}"
+            )
+        if len(self.captions) != n or not all(self.captions):
+            raise ValueError(f"each of {n} images needs a caption; {sum(map(bool, self.captions))} have one")
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Row], *, image_px: int, max_pixels: int
+    ) -> tuple["PairSet", list[Reject]]:
+        """The usable rows with their images decoded, and what had to be left out.
+
+        Raises:
+            ValueError: if no row is usable.
+        """
+        images, captions, rejects = [], [], []
+        for row in rows:
+            if row.image is None:
+                rejects.append((row.shard, row.key, row.reject or "missing image"))
+                continue
+            try:
+                images.append(decode_image(row.image, max_pixels=max_pixels, image_px=image_px))
+            except BadImage as reason:
+                rejects.append((row.shard, row.key, str(reason)))
+                continue
+            captions.append(row.captions)
+        if not images:
+            raise ValueError(f"none of the {len(rows)} rows can be used as a pair")
+        return cls(np.stack(images), captions), rejects
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images)
+
+    @property
+    def n_pairs(self) -> int:
+        """An image with c captions counts as c pairs."""
+        return sum(map(len, self.captions))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the pixels and of the captions' UTF-8, uncompressed, so that sets can be compared."""
+        return self.images.nbytes + sum(len(caption.encode()) for caption in self.flat_captions)
+
+    @property
+    def flat_captions(self) -> list[str]:
+        """All P captions, in the order of their images."""
+        return [caption for own in self.captions for caption in own]
+
+    @property
+    def owner_P(self) -> np.ndarray:
+        """Image row of each caption, int64."""
+        return np.repeat(np.arange(self.n_images), [len(own) for own in self.captions])
+
+    def fingerprint(self) -> str:
+        """Hash of all pixels and captions."""
+        found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
+        found.update(repr((self.images.shape, self.captions)).encode())
+        return found.hexdigest()
+
+    def save(self, store: Store, name: str) -> None:
+        """Writes one Parquet file of PNGs and captions, itself a source that ``data.uri`` can name."""
+        store.write_parquet(
+            name, pa.table({"image": list(map(_png, self.images)), "captions": self.captions})
+        )
+
+    @classmethod
+    def load(cls, store: Store, name: str) -> "PairSet":
+        """Reads what ``save`` wrote; raises ``FileNotFoundError``."""
+        table = store.read_parquet(name)
+        images = [np.asarray(Image.open(io.BytesIO(png))) for png in table["image"].to_pylist()]
+        return cls(np.stack(images), table["captions"].to_pylist())
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def frozen_text_features(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
+    """Features (P, T) float32 of all captions by the pretrained text encoder.
+
+    Under "frozen-text" they are the same for every student, so whoever trains many computes them once.
+
+    Raises:
+        ValueError: the text encoder cannot be loaded.
+    """
+    return _encode_captions(load_text_encoder(settings, device), pairs.flat_captions)
+
+
+def train_student(
+    pairs: PairSet,
+    settings: Students,
+    *,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    text_PT: np.ndarray | None = None,
+) -> tuple[DualEncoder, np.ndarray]:
+    """A student trained on ``pairs`` with InfoNCE, and its loss at each step (float32).
+
+    Features are centred first (``DualEncoder.centre``). SGD with momentum; the learning rate falls to a tenth
+    at half of the steps. "frozen-text" (LoRS, ICML 2024, and its followers) trains the image encoder and both
+    heads at ``learning_rate``. "both-encoders" (CovMatch, arXiv 2510.18583) trains the text encoder too;
+    there ``learning_rate`` is that of the heads, and both encoders get a tenth of it. On a GPU the products
+    run in bfloat16.
+
+    A learning rate that is too high gives losses that are not finite, and a student that finds nothing.
+
+    Args:
+        learning_rate: of the first half of the steps.
+        seed: of the heads, the order of the pairs, the augmentation and dropout.
+        text_PT: ``frozen_text_features`` of the pairs, where they are at hand. "both-encoders" has no use
+            for them.
+
+    Raises:
+        ValueError: the images are not of ``settings.image_px``, or an encoder cannot be loaded.
+    """
+    if pairs.images.shape[1] != settings.image_px:
+        raise ValueError(
+            f"the pairs have images of {pairs.images.shape[1]} px, but students.image_px={settings.image_px}"
+        )
+    student = load_student(settings, seed, device)
+    text_of = _text_source(student, pairs, settings, text_PT)
+    optimizer = _optimizer(student, settings, learning_rate)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [(settings.steps + 1) // 2], gamma=DECAY)
+    rng = np.random.default_rng(seed)
+    losses = []
+    gpus = [] if device == "cpu" else [device]
+    with torch.random.fork_rng(gpus), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        torch.manual_seed(seed)  # for dropout
+        _centre(student, pairs, text_of, rng)
+        for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
+            pixels_BHWC = shifted(torch.from_numpy(pairs.images[image_B]).to(device), rng)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(gpus)):
+                image_BD = student.embed_image(student.image(pixels_BHWC))
+                text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
+            loss = info_nce(image_BD, text_BD, settings.temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())  # still on the device: reading it here would wait for each step
+    return student.eval(), torch.stack(losses).cpu().numpy()
+
+
+@torch.inference_mode()
+def evaluate_student(
+    student: DualEncoder, test: PairSet, *, text_PT: np.ndarray | None = None
+) -> dict[str, float]:
+    """``retrieval_metrics`` of the student on the test pairs, in percent.
+
+    A student whose training diverged (an embedding is not finite) finds nothing: all its recalls are 0.
+
+    Args:
+        text_PT: ``frozen_text_features`` of the test pairs, for students that did not train the text encoder.
+    """
+    student.eval()
+    device = student.image_head.weight.device
+    if text_PT is None:
+        text_PT = _encode_captions(student.text, test.flat_captions)
+    chunks = [
+        student.embed_image(student.image(torch.tensor(test.images[rows], device=device)))
+        for rows in _chunks(test.n_images)
+    ]
+    image_ND = torch.cat(chunks).cpu().numpy()
+    text_PD = student.embed_text(torch.tensor(text_PT, device=device)).cpu().numpy()
+    if not (np.isfinite(image_ND).all() and np.isfinite(text_PD).all()):
+        return dict.fromkeys(chance(1, 1), 0.0)
+    return retrieval_metrics(image_ND, text_PD, test.owner_P, device=str(device))
+
+
+def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of finding each image's caption and each caption's image in the batch; scalar."""
+    logits_BB = image_BD @ text_BD.T / temperature
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
+
+
+def shifted(image_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each image moved by up to 1/16 of its side in both directions; its edge fills the gap.
+
+    That is all the augmentation there is: captions say left and right and name colours, so mirroring or
+    recolouring an image would make them false.
+    """
+    n, side = image_BHWC.shape[:2]
+    reach = side // SHIFT_FRACTION
+    offset_2B1 = rng.integers(-reach, reach + 1, size=(2, n, 1))
+    # indices beyond the edge are clipped to it, which is edge padding without a padded copy
+    y_BH, x_BW = torch.from_numpy((np.arange(side) + offset_2B1).clip(0, side - 1)).to(image_BHWC.device)
+    row_B = torch.arange(n, device=image_BHWC.device)
+    return image_BHWC[row_B[:, None, None], y_BH[:, :, None], x_BW[:, None, :]]
+
+
+def batches(
+    pairs: PairSet, batch_pairs: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image rows and caption rows of each step: distinct images, and one caption of each at random.
+
+    An image is in a batch only once, because its other captions would be false negatives there. Sets smaller
+    than a batch are used whole; the rest of a permutation that fills no batch is dropped.
+    """
+    n_captions_N = np.array([len(own) for own in pairs.captions])
+    first_caption_N = n_captions_N.cumsum() - n_captions_N
+    batch = min(batch_pairs, pairs.n_images)
+    batches_per_epoch = pairs.n_images // batch
+    for step in range(steps):
+        if step % batches_per_epoch == 0:
+            epoch_batches = rng.permutation(pairs.n_images)[: batches_per_epoch * batch].reshape(-1, batch)
+        image_B = epoch_batches[step % batches_per_epoch]
+        yield image_B, first_caption_N[image_B] + rng.integers(n_captions_N[image_B])
+
+
+def _text_source(
+    student: DualEncoder, pairs: PairSet, settings: Students, text_PT: np.ndarray | None
+) -> Callable[[Tensor], Tensor]:
+    """What gives the text features of caption rows; sets the text encoder to train or to stand still."""
+    student.train()
+    if settings.protocol == "both-encoders":
+        tokens = student.text.tokenize(pairs.flat_captions)
+        return lambda caption_B: student.text(tokens.rows(caption_B))
+    student.text.eval().requires_grad_(False)
+    if text_PT is None:
+        text_PT = _encode_captions(student.text, pairs.flat_captions)
+    feature_PT = torch.tensor(text_PT, device=student.text_head.weight.device)
+    return lambda caption_B: feature_PT[caption_B]
+
+
+@torch.no_grad()
+def _centre(
+    student: DualEncoder, pairs: PairSet, text_of: Callable[[Tensor], Tensor], rng: np.random.Generator
+) -> None:
+    """Centres the features on those of a random sample of the pairs."""
+    device = student.image_head.weight.device
+    ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
+    feature_BV = student.image(torch.from_numpy(pairs.images[image_B]).to(device))
+    student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
+
+
+def _optimizer(student: DualEncoder, settings: Students, learning_rate: float) -> torch.optim.Optimizer:
+    heads = [*student.image_head.parameters(), *student.text_head.parameters()]
+    encoders, encoder_rate = list(student.image.parameters()), learning_rate
+    if settings.protocol == "both-encoders":
+        encoders.extend(student.text.parameters())
+        encoder_rate *= ENCODERS_TO_HEADS
+    return torch.optim.SGD(
+        [{"params": heads, "lr": learning_rate}, {"params": encoders, "lr": encoder_rate}],
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+@torch.inference_mode()
+def _encode_captions(encoder: TextEncoder, captions: Sequence[str]) -> np.ndarray:
+    """Features (P, T) float32, in the order of the captions."""
+    by_length = np.argsort([len(caption) for caption in captions], kind="stable")  # then chunks hold few pads
+    feature_PT = np.empty((len(captions), encoder.width), dtype=np.float32)
+    for rows in _chunks(len(captions)):
+        chosen = by_length[rows]
+        feature_PT[chosen] = encoder(encoder.tokenize([captions[row] for row in chosen])).cpu().numpy()
+    return feature_PT
+
+
+def _chunks(n_rows: int) -> Iterator[slice]:
+    return (slice(start, start + ENCODE_ROWS) for start in range(0, n_rows, ENCODE_ROWS))

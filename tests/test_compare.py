@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+from statistics import mean, stdev
+
+import pytest
+
+from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.data import shapes
+from mmdd_ray.data.schema import Row
+from mmdd_ray.evaluate.compare import compare
+from mmdd_ray.evaluate.retrieval import chance
+from mmdd_ray.evaluate.train import PairSet
+from mmdd_ray.run import Stage
+from mmdd_ray.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+SHORT = Students(embed_dim=32, steps=3, batch_pairs=8, learning_rates=(0.01, 0.03))
+EVALUATION = Evaluation(val="val", test="test", seeds=3)
+
+
+def pair_set(start: int, stop: int) -> PairSet:
+    rows = [
+        Row("shapes", i, pair["key"], pair["image"], pair["captions"][:2], None, None)
+        for i, pair in enumerate(shapes.pairs(start, stop, seed=5))
+    ]
+    return PairSet.from_rows(rows, image_px=32, max_pixels=10**6)[0]
+
+
+def stage_in(folder) -> Stage:
+    return Stage("evaluate", Store(str(folder)))
+
+
+def without_seconds(report):
+    """The report but for its clock times, which are those of the attempt that trained the student."""
+    sets = {name: {k: v for k, v in one.items() if k != "seconds"} for name, one in report["sets"].items()}
+    return report | {"sets": sets}
+
+
+def test_a_comparison_reports_its_students_and_goes_on_where_it_was_interrupted(tmp_path):
+    import ray
+
+    sets = {"few": pair_set(0, 4), "many": ray.put(pair_set(0, 16))}
+    val, test = pair_set(100, 110), pair_set(200, 220)
+    first = compare(sets, val, test, SHORT, EVALUATION, 7, stage_in(tmp_path))
+    assert first == json.loads(json.dumps(first, allow_nan=False))
+    assert first["chance"] == chance(20, 2)
+    few = first["sets"]["few"]
+    assert (few["pairs"], few["images"], len(few["loss_curve"])) == (8, 4, 3)
+
+    files = {path.name: path for path in (tmp_path / "students").iterdir()}
+    assert len(files) == 2 * (2 + 3)
+    rate = few["learning_rate"]
+    on_test = [json.loads(files[f"few-lr{rate}-seed{seed}.json"].read_text()) for seed in (1, 2, 3)]
+    for name, found in few["metrics"].items():
+        runs = [student["metrics"][name] for student in on_test]
+        assert found == {
+            "runs": runs,
+            "mean": pytest.approx(mean(runs)),
+            "std": pytest.approx(stdev(runs)),
+        }
+    assert few["metrics"]["mean_recall"]["std"] > 0  # other seeds, other students
+
+    before = {name: path.stat().st_mtime_ns for name, path in files.items()}
+    lost = f"few-lr{rate}-seed2.json"
+    files[lost].unlink()
+    again = compare(sets, val, test, SHORT, EVALUATION, 7, stage_in(tmp_path))
+    assert without_seconds(again) == without_seconds(first)
+    after = {name: path.stat().st_mtime_ns for name, path in files.items()}
+    assert {name for name in files if after[name] != before[name]} == {lost}
+
+    # a student of other pairs is no result of these
+    changed = compare(sets | {"few": pair_set(4, 8)}, val, test, SHORT, EVALUATION, 7, stage_in(tmp_path))
+    assert changed["sets"]["few"]["metrics"] != few["metrics"]
+    assert changed["sets"]["many"] == again["sets"]["many"]
+
+
+def test_the_learning_rate_is_chosen_on_validation_pairs_only(tmp_path):
+    pairs = pair_set(0, 24)
+    wrong = PairSet(pairs.images, pairs.captions[1:] + pairs.captions[:1])  # where learning can only harm
+    settings = replace(SHORT, steps=40, batch_pairs=24, learning_rates=(0.0, 0.03))
+    one_seed = replace(EVALUATION, seeds=1)
+    chosen = {}
+    for name, val, test in (("right", pairs, wrong), ("wrong", wrong, pairs)):
+        report = compare({"all": pairs}, val, test, settings, one_seed, 0, stage_in(tmp_path / name))
+        chosen[name] = report["sets"]["all"]["learning_rate"]
+        val_recall = report["sets"]["all"]["val_mean_recall"]
+        assert chosen[name] == float(max(val_recall, key=val_recall.get))
+        assert report["sets"]["all"]["metrics"]["ir@1"]["std"] == 0.0
+    assert chosen == {"right": 0.03, "wrong": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"image_px": 48}, r"^the pairs have images of 32 px, but students\.image_px=48$"),
+        ({"text_model": "tiny-none"}, r"^there is no model 'tiny-none' in the zoo"),  # of the task before
+    ],
+)
+def test_an_error_of_a_worker_arrives_as_what_it_is(tmp_path, setting, message):
+    pairs = pair_set(0, 2)
+    with pytest.raises(ValueError, match=message):
+        compare({"few": pairs}, pairs, pairs, replace(SHORT, **setting), EVALUATION, 0, stage_in(tmp_path))
+
+
+def test_settings_that_leave_no_student_are_refused(tmp_path):
+    pairs = pair_set(0, 2)
+    with pytest.raises(ValueError, match=r"evaluation\.seeds=0"):
+        compare({"few": pairs}, pairs, pairs, SHORT, replace(EVALUATION, seeds=0), 0, stage_in(tmp_path))
