@@ -1,0 +1,38 @@
+"""What a run needs to be possible at all, looked at before anything expensive; imports neither torch nor Ray."""
+
+from mmdd_ray.config import Edge
+from mmdd_ray.data.shards import check_data
+from mmdd_ray.models.zoo import resolve
+
+
+def check(settings: Edge) -> None:
+    """Finds what would otherwise fail only hours later.
+
+    Raises:
+        ValueError: One sentence that names the setting to change.
+    """
+    images_kept(settings)
+    for model in (
+        settings.features.clip,
+        settings.finetune.generator,
+        settings.captions.model,
+        settings.students.image_model,
+        settings.students.text_model,
+    ):
+        resolve(model)
+    check_data(settings.data, settings.evaluation)
+
+
+def images_kept(settings: Edge) -> int:
+    """Images of the distilled set; each stands for `captions.per_image` pairs.
+
+    Raises:
+        ValueError: The pairs cannot be shared out evenly.
+    """
+    images, rest = divmod(settings.synthesis.pairs, settings.captions.per_image)
+    if rest or images < 1:
+        raise ValueError(
+            f"synthesis.pairs={settings.synthesis.pairs} is not a multiple of "
+            f"captions.per_image={settings.captions.per_image}; change one of them"
+        )
+    return images

@@ -1,0 +1,73 @@
+"""Looking at the drawn candidates with CLIP, and keeping those that match the real data best."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmdd_ray.config import Edge
+from mmdd_ray.edge.check import images_kept
+from mmdd_ray.edge.selection import moment_distance, select
+from mmdd_ray.features.moments import Moments
+from mmdd_ray.models.clip import load_clip
+
+BATCH_ROWS = 256
+
+
+def pair_quality(image_ND: np.ndarray, text_ND: np.ndarray) -> dict[str, float]:
+    """How a set of pairs looks to CLIP, from unit-norm features.
+
+    Returns:
+        `alignment`: mean cosine between image and caption. `recall`: percent of captions whose own image is the
+        nearest of the set. `similarity`: mean cosine between different samples, image and text side by side, the
+        quantity that EDGE's diversity loss lowers.
+    """
+    n = len(image_ND)
+    image_ND, text_ND = image_ND.astype(np.float64), text_ND.astype(np.float64)
+    cosine_NN = text_ND @ image_ND.T
+    joint_NN = (image_ND @ image_ND.T + text_ND @ text_ND.T) / 2
+    return {
+        "alignment": float(np.diag(cosine_NN).mean()),
+        "recall": float(100 * (cosine_NN.argmax(axis=1) == np.arange(n)).mean()),
+        "similarity": float((joint_NN.sum() - np.trace(joint_NN)) / max(n * (n - 1), 1)),
+    }
+
+
+def choose_drawn(rows: list[dict[str, Any]], target: Moments, settings: Edge) -> dict[str, Any]:
+    """Which candidates to keep.
+
+    Args:
+        rows: Candidates as `read_drawn` gives them.
+        target: Moments of the real pairs.
+
+    Returns:
+        `kept`: sample indices in ascending order; `quality` of the kept pairs; and `moment_distance` of the kept
+        and of as many candidates without selection.
+    """
+    clip = load_clip(settings.features.clip, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    batches = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
+    image_MD = np.concatenate([_numpy(clip.encode_images(_pixels(batch))) for batch in batches])
+    text_MD = np.concatenate([_numpy(clip.encode_texts([r["prompt"] for r in batch])) for batch in batches])
+    count, weight = images_kept(settings), settings.synthesis.mean_weight
+    first = np.arange(count)
+    kept = first
+    if len(rows) > count:
+        kept = np.sort(select(target, image_MD, text_MD, count, mean_weight=weight).indices)
+    return {
+        "kept": [rows[i]["index"] for i in kept],
+        "quality": pair_quality(image_MD[kept], text_MD[kept]),
+        "moment_distance": {
+            "kept": moment_distance(target, image_MD[kept], text_MD[kept], weight),
+            "unselected": moment_distance(target, image_MD[first], text_MD[first], weight),
+        },
+    }
+
+
+def _pixels(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows])
+
+
+def _numpy(features: torch.Tensor) -> np.ndarray:
+    return features.cpu().numpy()

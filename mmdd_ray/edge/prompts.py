@@ -1,0 +1,35 @@
+"""Which captions to draw from: a spread-out choice of the real ones."""
+
+import numpy as np
+
+from mmdd_ray.config import Edge
+from mmdd_ray.coresets import k_means, random_subset
+from mmdd_ray.diffusion.synthesize import Drawing, sample_seeds
+from mmdd_ray.edge.check import images_kept
+from mmdd_ray.features.store import FeatureStore
+
+
+def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
+    """One real caption for each candidate image, with the candidate's seed.
+
+    Raises:
+        ValueError: There are fewer captions than candidates.
+    """
+    synthesis, seed = settings.synthesis, settings.run.seed
+    count = images_kept(settings) * synthesis.candidates_per_image
+    blocks, captions = features.captions()
+    if count > len(captions):
+        raise ValueError(
+            f"synthesis.pairs={synthesis.pairs} needs {count:,} prompts, but {settings.data.uri} has "
+            f"{len(captions):,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
+        )
+    spread = synthesis.prompts == "k-means"
+    rows = k_means(blocks, count, seed) if spread else random_subset(len(captions), count, seed)
+    # In the order of the dataset, so that neighbours in the set are no neighbours in meaning.
+    chosen = [captions[row] for row in np.sort(rows)]
+    return [
+        Drawing(index, prompt, sample_seed, key)
+        for index, ((prompt, key), sample_seed) in enumerate(
+            zip(chosen, sample_seeds(seed, count), strict=True)
+        )
+    ]

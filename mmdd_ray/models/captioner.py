@@ -1,0 +1,90 @@
+"""Captioners: any transformers model that describes an image, with or without a chat template."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmdd_ray.models.zoo import loading, resolve
+
+
+class Captioner:
+    """Writes captions for images.
+
+    A processor with a chat template (LLaVA, Qwen-VL) is asked an instruction in its own format. Others (BLIP,
+    GIT) simply continue from the image.
+
+    Raises:
+        ValueError: The model cannot be loaded.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        with loading("captioner", name, "captions.model"):
+            folder = resolve(name)
+            self.processor = AutoProcessor.from_pretrained(folder)
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True
+            )
+        self.model.to(device).eval()
+        self.device, self.dtype = device, dtype
+        self.chats = getattr(self.processor, "chat_template", None) is not None
+
+    @torch.inference_mode()
+    def write(
+        self,
+        images: Sequence[Image.Image],
+        captions: int,
+        *,
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        seed: int,
+    ) -> list[list[str]]:
+        """`captions` texts for each of `images`.
+
+        The first one of each instruction is the likeliest (greedy), later ones are drawn at random by `seed`.
+        """
+        written: list[list[str]] = [[] for _ in images]
+        asked = itertools.cycle(instructions if self.chats else ("",))
+        for number in range(captions):
+            inputs = self._inputs(images, next(asked))
+            first_of_its_kind = number < (len(instructions) if self.chats else 1)
+            torch.manual_seed(seed + number)
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=not first_of_its_kind
+            )
+            if self.chats:  # the answer follows the question
+                tokens = tokens[:, inputs["input_ids"].shape[1] :]
+            for texts, text in zip(
+                written, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True
+            ):
+                texts.append(" ".join(text.split()))
+        return written
+
+    def _inputs(self, images: Sequence[Image.Image], instruction: str) -> dict[str, Any]:
+        if not self.chats:
+            inputs = self.processor(images=list(images), return_tensors="pt")
+        else:
+            chats = [
+                [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": i}, {"type": "text", "text": instruction}],
+                    }
+                ]
+                for i in images
+            ]
+            inputs = self.processor.apply_chat_template(
+                chats,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                padding=True,
+                processor_kwargs={"padding_side": "left"},
+            )
+        return dict(inputs.to(self.device, dtype=self.dtype))

@@ -1,0 +1,105 @@
+"""Synthesis and captioning pools: the same bytes whatever the number of actors, and nothing done twice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmdd_ray.config import Captions, Synthesis
+from mmdd_ray.diffusion.synthesize import Drawing, Painter, draw, read_drawn, sample_seeds
+from mmdd_ray.edge.recaption import Recaptioner, read_captions, recaption
+from mmdd_ray.models import zoo
+from mmdd_ray.run import Stage
+from mmdd_ray.store import Store
+
+PROMPTS = (
+    "a large red circle in the centre on a white background",
+    "a small blue square at the left over black",
+    "a big green triangle at the top against grey",
+    "a little yellow star at the bottom right on beige",
+    "a large purple ring at the top left on a white background",
+)
+SYNTHESIS = Synthesis(batch_images=2, inference_steps=3)
+
+
+def drawings() -> list[Drawing]:
+    seeds = sample_seeds(0, len(PROMPTS))
+    return [
+        Drawing(i, prompt, seed, f"key-{i}")
+        for i, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True))
+    ]
+
+
+def generator() -> Store:
+    return Store(str(zoo.FOLDER / "tiny-sd"))
+
+
+def files(stage: Stage) -> dict[str, bytes]:
+    return {name: stage.store.read_bytes(name) for name in stage.store.files("batches")}
+
+
+def in_this_process(stage: Stage, synthesis: Synthesis) -> None:
+    """What the pool does, one batch after the other, the last one first."""
+    todo = drawings()
+    size = synthesis.batch_images
+    batches = [todo[i : i + size] for i in range(0, len(todo), size)]
+    painter = Painter(batches, generator(), stage.store, synthesis, image_px=32)
+    for number in reversed(range(len(batches))):
+        painter({"number": [number]})
+
+
+def test_seeds_depend_on_run_and_index_only() -> None:
+    assert sample_seeds(3, 10)[:4] == sample_seeds(3, 4)
+    assert len(set(sample_seeds(0, 1000)) | set(sample_seeds(1, 1000))) == 2000
+
+
+@pytest.mark.ray
+def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path) -> None:
+    alone = Stage("synthesize", Store(str(tmp_path / "alone")))
+    in_this_process(alone, SYNTHESIS)
+    pool = Stage("synthesize", Store(str(tmp_path / "pool")))
+    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32)
+    assert files(pool) == files(alone)
+    rows = read_drawn(pool.store).to_pylist()
+    assert [row["prompt"] for row in rows] == list(PROMPTS)
+    assert len({row["image"] for row in rows}) == len(PROMPTS)
+
+    # A killed run draws only what is missing.
+    missing, kept = sorted(files(pool))[0], Path(pool.store.path(sorted(files(pool))[1]))
+    written_at = kept.stat().st_mtime_ns
+    pool.store.remove(missing)
+    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32)
+    assert files(pool) == files(alone)
+    assert kept.stat().st_mtime_ns == written_at
+
+    # Captions, from the images just drawn.
+    images = {row["index"]: row["image"] for row in rows}
+    settings = Captions(batch_images=2, per_image=3)
+    captioned = Stage("recaption", Store(str(tmp_path / "captions")))
+    recaption(captioned, images, settings, seed=5)
+    written = read_captions(captioned.store)
+    assert sorted(written) == sorted(images)
+    assert all(len(own) == 2 for own in written.values())
+    again = Stage("recaption", Store(str(tmp_path / "again")))
+    captioner = Recaptioner(settings, 5, again.store)
+    batch: Any = _batch(2, [4], [images[4]])
+    captioner(batch)
+    assert read_captions(again.store) == {4: written[4]}
+
+
+def _batch(number: int, indices: list[int], images: list[bytes]) -> Any:
+    import pyarrow as pa
+
+    return pa.table({"number": [number], "index": [indices], "image": [images]})
+
+
+def test_guidance_and_seed_change_the_image(tmp_path: Path) -> None:
+    stages = []
+    for name, synthesis in (
+        ("a", SYNTHESIS),
+        ("b", Synthesis(batch_images=2, inference_steps=3, guidance=1.0)),
+    ):
+        stage = Stage("synthesize", Store(str(tmp_path / name)))
+        in_this_process(stage, synthesis)
+        stages.append(read_drawn(stage.store).column("image").to_pylist())
+    assert all(one != other for one, other in zip(*stages, strict=True))
