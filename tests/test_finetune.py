@@ -1,0 +1,334 @@
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmdd_ray.config import Data, Finetune
+from mmdd_ray.data import shapes
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.diffusion.finetune import LOSSES, Batch, Training, finetune, training_pairs
+from mmdd_ray.edge.finetune import EdgeLoss, EdgeObjective
+from mmdd_ray.edge.losses import contrastive_loss, diversity_loss
+from mmdd_ray.models import zoo
+from mmdd_ray.run import Stage
+from mmdd_ray.store import Store
+
+# diffusers and open_clip are imported where they are used: the processes of a test import this file again.
+SETTINGS = Finetune(steps=6, batch_pairs=8, ema_decay=0.9)
+
+
+def pairs(count: int, *, seed: int = 5) -> Batch:
+    drawn = [shapes.scene(index, seed=seed) for index in range(count)]
+    images_u8 = np.stack([np.asarray(scene.render(32)) for scene in drawn])
+    return images_u8, [scene.captions()[0] for scene in drawn]
+
+
+def cut(images_u8: np.ndarray, captions: list[str], batch_pairs: int) -> Iterable[Batch]:
+    starts = range(0, len(captions) - batch_pairs + 1, batch_pairs)
+    return [(images_u8[i : i + batch_pairs], captions[i : i + batch_pairs]) for i in starts]
+
+
+def tiny_sd() -> Any:
+    from mmdd_ray.models.generator import load_pipeline
+
+    return load_pipeline("tiny-sd")
+
+
+def edge_training(settings: Finetune, pipeline: Any = None) -> Training:
+    from mmdd_ray.models.generator import trainable_parameters
+
+    torch.manual_seed(0)
+    pipeline = pipeline or tiny_sd()
+    trainable_parameters(pipeline.unet, settings.parameters, rank=settings.lora_rank)
+    return Training(EdgeObjective(settings, "tiny-clip").build(pipeline), settings, seed=3)
+
+
+# EDGE's objective
+
+
+class Oracle(nn.Module):
+    """A U-Net that knows the clean latents, and so finds the noise in what it is shown."""
+
+    def __init__(self, clean_BCHW: Tensor, alpha_bar_T: Tensor) -> None:
+        super().__init__()
+        self.clean_BCHW, self.alpha_bar_T = clean_BCHW, alpha_bar_T
+
+    def forward(self, noisy_BCHW: Tensor, steps_B: Tensor, _: Tensor) -> SimpleNamespace:
+        alpha_bar = self.alpha_bar_T[steps_B].view(-1, 1, 1, 1)
+        return SimpleNamespace(
+            sample=(noisy_BCHW - alpha_bar.sqrt() * self.clean_BCHW) / (1 - alpha_bar).sqrt()
+        )
+
+
+def test_with_a_perfect_unet_the_losses_are_those_of_the_images_the_vae_draws():
+    """Everything around the U-Net, against the preprocessing of diffusers and open_clip.
+
+    Clean latents into the U-Net, images in [0, 1] into the VAE, a forgotten scaling factor or other
+    statistics than CLIP's would each change the losses.
+    """
+    images_u8, captions = pairs(8)
+    import open_clip
+
+    pipeline = tiny_sd()
+    loss = EdgeLoss(pipeline, replace(SETTINGS, max_timestep_fraction=1.0), "tiny-clip")
+    loss.denoiser.unet = Oracle(loss.denoiser.encode(images_u8), loss.denoiser.alpha_bar_T)
+    with torch.no_grad():
+        terms = loss(images_u8, captions, torch.Generator().manual_seed(0))
+        signed = pipeline.image_processor.preprocess(images_u8.astype(np.float32) / 255)
+        drawn = pipeline.vae.decode(pipeline.vae.encode(signed).latent_dist.mode()).sample
+        folder = f"local-dir:{zoo.FOLDER / 'tiny-clip'}"
+        clip, _, preprocess = open_clip.create_model_and_transforms(folder)
+        seen = torch.stack([preprocess(image) for image in pipeline.image_processor.postprocess(drawn)])
+        image = clip.eval().encode_image(seen)
+        text = clip.encode_text(open_clip.get_tokenizer(folder)(captions))
+    assert terms["contrastive"].item() == pytest.approx(contrastive_loss(image, text).item(), abs=0.01)
+    assert terms["diversity"].item() == pytest.approx(diversity_loss(image, text).item(), abs=0.002)
+    assert terms["noise"].item() == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("space", ["clip", "latent"])
+def test_the_losses_look_at_images_and_captions_and_reach_the_unet(space):
+    images_u8, captions = pairs(6)
+    training = edge_training(replace(SETTINGS, space=space))
+
+    def total(images: np.ndarray, texts: list[str]) -> Tensor:
+        return training.loss(images, texts, torch.Generator().manual_seed(0))["total"]
+
+    base = total(images_u8, captions)
+    assert total(images_u8, captions).item() == base.item()
+    assert total(images_u8[::-1].copy(), captions).item() != base.item()
+    base.backward()
+    reached = {name for name, p in training.parameters.items() if p.grad is not None and p.grad.any()}
+    heads = {name for name in training.parameters if "_head." in name}
+    assert len(heads) == (4 if space == "latent" else 0)
+    assert reached >= heads
+    assert len(reached) > 0.95 * len(training.parameters)
+
+
+def test_image_sizes_that_the_vae_cannot_halve_are_one_sentence():
+    with pytest.raises(ValueError, match=r"finetune.image_px=30 is no multiple of 4"):
+        EdgeLoss(tiny_sd(), replace(SETTINGS, image_px=30), "tiny-clip")
+
+
+@pytest.mark.parametrize("space", ["clip", "latent"])
+def test_a_few_steps_lower_the_losses_of_other_pairs(space):
+    """From a U-Net with 60 % noise on its weights, as there is little to gain on the pairs the zoo knows."""
+    settings = replace(
+        SETTINGS, steps=12, batch_pairs=16, optimizer="adamw", learning_rate=3e-3, ema_decay=0, space=space
+    )
+    pipeline, generator = tiny_sd(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in pipeline.unet.parameters():
+            weight *= 1 + 0.6 * torch.randn(weight.shape, generator=generator)
+    training, (images_u8, captions) = edge_training(settings, pipeline), pairs(32, seed=6)
+
+    @torch.no_grad()
+    def held_out() -> Tensor:
+        found = training.loss(images_u8, captions, torch.Generator().manual_seed(9))
+        return torch.stack([found["contrastive"], found["diversity"]])
+
+    before = held_out()
+    for _ in training.run(lambda epoch: cut(*pairs(96, seed=7), 16)):
+        pass
+    assert (held_out() < 0.9 * before).all()
+
+
+# The steps of a worker
+
+
+class Regression(nn.Module):
+    """Guesses the length of the caption from the mean colour; as quick as a loss can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.guess = nn.Linear(3, 1)
+
+    def forward(self, images_u8: np.ndarray, captions: list[str], _: torch.Generator) -> dict[str, Tensor]:
+        colour_B3 = torch.as_tensor(images_u8).float().mean(dim=(1, 2)) / 255
+        length_B = torch.tensor([len(caption) / 100 for caption in captions])
+        return {"total": (self.guess(colour_B3)[:, 0] - length_B).square().mean()}
+
+
+def weights_after(training: Training, batches: Iterable[Batch]) -> Tensor:
+    for _ in training.run(lambda epoch: batches):
+        pass
+    return torch.cat([p.detach().flatten() for p in training.parameters.values()])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_accumulated_batches_are_one_of_twice_the_size(optimizer):
+    settings = replace(SETTINGS, optimizer=optimizer, learning_rate=0.1)
+    large = Training(Regression(), settings, seed=0)
+    small = Training(Regression(), replace(settings, batch_pairs=4, accumulate=2), seed=0)
+    data = pairs(24)
+    torch.testing.assert_close(weights_after(small, cut(*data, 4)), weights_after(large, cut(*data, 8)))
+    assert small.losses[-1]["total"] == pytest.approx(large.losses[-1]["total"], rel=1e-5)
+
+
+def test_gradients_are_clipped_to_their_norm_and_averaged_weights_lag_behind():
+    settings = replace(SETTINGS, steps=1, momentum=0, learning_rate=1.0, max_grad_norm=0.01, ema_decay=0.9)
+    training = Training(Regression(), settings, seed=0)
+    start = torch.cat([p.detach().flatten() for p in training.parameters.values()])
+    first = weights_after(training, cut(*pairs(8), 8))
+    assert (first - start).norm().item() == pytest.approx(0.01, rel=1e-4)
+    training.settings = replace(settings, steps=2)
+    second = weights_after(training, cut(*pairs(8), 8))
+    training.finish()
+    averaged = torch.cat([p.detach().flatten() for p in training.parameters.values()])
+    # diffusers warms up: the decay is 0 at the first step and (1 + 1) / (10 + 1) at the second
+    torch.testing.assert_close(averaged, first * 2 / 11 + second * 9 / 11)
+
+
+def test_a_diverging_training_stops_with_one_sentence():
+    training = Training(Regression(), replace(SETTINGS, learning_rate=1e30, max_grad_norm=0), seed=0)
+    with pytest.raises(ValueError, match=r"step \d with finetune.learning_rate=1e\+30; lower"):
+        weights_after(training, cut(*pairs(8), 8))
+
+
+def test_an_epoch_without_a_batch_stops_with_one_sentence():
+    with pytest.raises(ValueError, match=r"fewer usable pairs than finetune.batch_pairs=8"):
+        weights_after(Training(Regression(), SETTINGS, seed=0), cut(*pairs(7), 8))
+
+
+@pytest.mark.parametrize(("optimizer", "accumulate"), [("sgd", 1), ("adamw", 2)])
+def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(tmp_path, optimizer, accumulate):
+    settings = replace(SETTINGS, optimizer=optimizer, accumulate=accumulate, space="latent")
+    data = pairs(40)
+
+    def open_epoch(epoch: int) -> Iterator[Batch]:
+        """Five batches, others in each epoch; with two a step, step 3 takes from both epochs."""
+        return iter(cut(np.roll(data[0], epoch, axis=0), data[1][-epoch:] + data[1][:-epoch], 8))
+
+    unbroken = edge_training(settings)
+    for _ in unbroken.run(open_epoch):
+        pass
+
+    killed = edge_training(settings)
+    for record in killed.run(open_epoch):
+        if record["step"] == 3:
+            torch.save(killed.state(), tmp_path / "state.pt")
+        if record["step"] == 4:
+            break  # and what came after the checkpoint is lost
+    resumed = edge_training(settings)
+    resumed.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert [record["step"] for record in resumed.run(open_epoch)] == [4, 5, 6]
+
+    assert [record["step"] for record in resumed.losses] == [1, 2, 3, 4, 5, 6]
+    for _ in range(2):  # the last weights, then the averaged ones
+        for name, parameter in unbroken.parameters.items():
+            assert torch.equal(parameter, resumed.parameters[name]), name
+        unbroken.finish()
+        resumed.finish()
+
+
+TWO_STEPS = replace(SETTINGS, steps=2, accumulate=2, learning_rate=0.1, ema_decay=0)
+
+
+def step_one_rank(rank: int, world_size: int, folder: Path, data: Batch) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
+    training = Training(DistributedDataParallel(Regression()), TWO_STEPS, seed=0, rank=rank)
+    share = [(images[rank::2], captions[rank::2]) for images, captions in cut(*data, 8)]
+    torch.save((weights_after(training, share), training.losses[-1]["total"]), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_take_the_steps_of_one(tmp_path):
+    data = pairs(32)
+    torch.multiprocessing.spawn(step_one_rank, args=(2, tmp_path, data), nprocs=2)
+    one = Training(Regression(), TWO_STEPS, seed=0)
+    expected = weights_after(one, cut(*data, 8))
+    for rank in range(2):
+        weights, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(weights, expected)
+        assert total == pytest.approx(one.losses[-1]["total"], rel=1e-5)
+
+
+# The stage
+
+
+def stage_in(folder: Path) -> Stage:
+    return Stage("finetune", Store(str(folder)))
+
+
+@pytest.mark.ray
+def test_training_pairs_leaves_out_what_is_damaged_or_excluded(ray_cluster, tmp_path):
+    def png(index: int) -> bytes:
+        file = io.BytesIO()
+        shapes.scene(index, seed=1).render(48).save(file, "PNG")
+        return file.getvalue()
+
+    images = [png(0), b"no image", png(2), png(3), png(0)[:200]]
+    captions = [["a", "b"], ["c"], ["d"], ["e"], ["f"]]
+    table = pa.table({"key": list("vwxyz"), "image": images, "captions": captions})
+    pq.write_table(table, tmp_path / "shard.parquet")
+    data = Data(uri=str(tmp_path / "shard.parquet"))
+    (everything,) = training_pairs(data, image_px=32, seed=0).iter_batches(batch_size=None)
+    assert [list(c) for c in everything["captions"]] == [["a", "b"], ["d"], ["e"]]
+    assert everything["image"].shape == (3, 32, 32, 3)
+    (shard,) = list_shards(data)
+    left = training_pairs(data, image_px=32, seed=0, excluded={(shard.name, 2)}).take_all()
+    assert [list(row["captions"]) for row in left] == [["a", "b"], ["e"]]
+
+
+def saved_unet(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.ray
+def test_no_steps_leave_the_generator_as_it_is(ray_cluster, tmp_path):
+    settings = replace(SETTINGS, steps=0)
+    result = finetune(None, settings, EdgeObjective(settings, "tiny-clip"), seed=0, stage=stage_in(tmp_path))  # type: ignore[arg-type]
+    assert result.extra == {"steps": 0}
+    saved, original = saved_unet(tmp_path / "generator"), saved_unet(zoo.FOLDER / "tiny-sd")
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[name], weight.float()) for name, weight in original.items())
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 3}, "finetune.batch_pairs=8 cannot be shared by finetune.workers=3"),
+        ({"workers": 4}, "finetune.workers=4, but this cluster has room for 1 "),
+    ],
+)
+def test_workers_that_do_not_fit_are_one_sentence(ray_cluster, tmp_path, changes, message):
+    settings: Any = replace(SETTINGS, **changes)
+    with pytest.raises(ValueError, match=message):
+        finetune(None, settings, EdgeObjective(settings, "tiny-clip"), seed=0, stage=stage_in(tmp_path))  # type: ignore[arg-type]
+
+
+@pytest.mark.ray
+def test_ray_train_writes_a_generator_and_its_losses(ray_cluster, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    settings = replace(SETTINGS, steps=4, space="latent", checkpoint_steps=2)
+    objective, stage = EdgeObjective(settings, "tiny-clip"), stage_in(tmp_path)
+    data = Data(uri="shapes:20?seed=1", rows_per_shard=10)  # two batches an epoch
+    result = finetune(training_pairs(data, image_px=32, seed=0), settings, objective, seed=0, stage=stage)
+    losses = stage.store.read_parquet(LOSSES).to_pylist()
+    assert [record["step"] for record in losses] == [1, 2, 3, 4]
+    assert all(np.isfinite(list(record.values())).all() for record in losses)
+    assert result.extra["last"] == losses[-1]
+    assert result.outputs is not None
+    assert sorted(result.outputs) == stage.store.files()  # nothing else is left, no checkpoint either
+
+    saved, original = saved_unet(tmp_path / "generator"), saved_unet(zoo.FOLDER / "tiny-sd")
+    assert any(not torch.equal(saved[name], weight.float()) for name, weight in original.items())
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "generator", use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("a red circle", height=32, width=32, num_inference_steps=2, output_type="np").images
+    assert drawn.shape == (1, 32, 32, 3)

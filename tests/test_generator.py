@@ -1,0 +1,214 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+
+from mmdd_ray.data import shapes
+from mmdd_ray.models import zoo
+from mmdd_ray.models.clip import Clip, load_clip
+from mmdd_ray.models.generator import (
+    Denoiser,
+    Scale,
+    Trained,
+    load_pipeline,
+    save_pipeline,
+    trainable_parameters,
+)
+
+TINY_CLIP, TINY_SD = zoo.FOLDER / "tiny-clip", zoo.FOLDER / "tiny-sd"
+KINDS: tuple[Trained, ...] = ("difffit", "lora", "full")
+
+
+def scenes(count: int, px: int = 32) -> tuple[list[Image.Image], np.ndarray, list[str]]:
+    drawn = [shapes.scene(index, seed=5) for index in range(count)]
+    images = [scene.render(px) for scene in drawn]
+    return images, np.stack([np.asarray(i) for i in images]), [scene.captions()[0] for scene in drawn]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("tiny-clip")
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    return load_pipeline("tiny-sd")
+
+
+def unet_answer(unet: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latent, states = (torch.randn(s, generator=generator) for s in ((2, 4, 8, 8), (2, 48, 128)))
+    with torch.no_grad():
+        return unet(latent, torch.tensor([10, 700]), states).sample
+
+
+@pytest.mark.parametrize(("px", "tolerance"), [(32, 1e-5), (80, 0.02)])  # 80 px: Pillow rounds to uint8 again
+def test_clip_features_are_those_of_open_clips_own_preprocessing(clip, px, tolerance):
+    images, images_u8, captions = scenes(6, px)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{TINY_CLIP}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_CLIP}")
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([preprocess(i) for i in images]), normalize=True)
+        text = model.encode_text(tokenizer(captions), normalize=True)
+    torch.testing.assert_close(clip.encode_images(images_u8), image, atol=tolerance, rtol=0)
+    torch.testing.assert_close(clip.encode_texts(captions), text, atol=1e-5, rtol=0)
+
+
+def test_clip_gives_pixels_a_gradient_and_keeps_none(clip):
+    pixels = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    features = clip.embed_pixels(pixels)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    features[:, 0].sum().backward()
+    assert pixels.grad is not None
+    assert (pixels.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+    assert not clip.encode_texts(["a red circle"]).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-32", "features.clip=ViT-B-32 names no weights"),
+        ("local-dir:/no/such/folder", "cannot load the CLIP model 'local-dir:/no/such/folder'"),
+        ("/no/such/folder", "folder '/no/such/folder' does not exist"),
+        ("tiny-klip", "no model 'tiny-klip' in the zoo"),
+        ("NoSuchModel/laion2b", "cannot load the CLIP model 'NoSuchModel/laion2b'"),
+    ],
+)
+def test_a_wrong_clip_name_is_one_sentence(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_clip(name)
+
+
+def test_every_part_of_the_pipeline_is_float32_on_a_cpu(pipeline):
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    assert pipeline.safety_checker is None
+
+
+@pytest.mark.parametrize("missing", ["unet", "text_encoder", "model_index.json"])
+def test_an_incomplete_pipeline_is_one_sentence(tmp_path, missing):
+    folder = tmp_path / "generator"
+    shutil.copytree(TINY_SD, folder)
+    gone = folder / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ValueError, match=r"cannot load the generator .*--finetune.generator"):
+        load_pipeline(str(folder))
+
+
+def test_difffit_trains_biases_norms_and_scales_only(pipeline):
+    unet = pipeline.unet
+    before, whole = unet_answer(unet), unet.num_parameters()
+    parameters = trainable_parameters(unet, "difffit")
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert len(parameters) == len(trained)
+    norms = {n for n, module in unet.named_modules() if isinstance(module, nn.GroupNorm | nn.LayerNorm)}
+    biases = {n for n, _ in unet.named_parameters() if n.endswith(".bias")}
+    scales = {n for n, _ in unet.named_parameters() if n.endswith(".gamma")}
+    assert trained == biases | scales | {f"{norm}.weight" for norm in norms}
+    assert len(scales) == 20  # 8 attention layers, 4 feed-forward blocks, 8 residual blocks
+    assert sum(p.numel() for p in parameters) < 0.01 * whole
+    assert torch.equal(unet_answer(unet), before)  # all scales start at 1
+
+
+def test_a_scale_multiplies_the_branch():
+    weight = torch.arange(6.0).view(2, 3)
+    scale = Scale(weight)
+    with torch.no_grad():
+        scale.gamma.fill_(2)
+    assert torch.equal(scale(weight), 2 * weight)
+
+
+def test_lora_adapters_have_the_rank_and_start_without_effect(pipeline):
+    before = unet_answer(pipeline.unet)
+    parameters = trainable_parameters(pipeline.unet, "lora", rank=3)
+    # two matrices for each of four projections of eight attention layers
+    assert len(parameters) == 2 * 4 * 8
+    assert {min(p.shape) for p in parameters} == {3}
+    assert torch.equal(unet_answer(pipeline.unet), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_saved_folder_is_plain_and_draws_the_same(pipeline, tmp_path, kind):
+    unet = pipeline.unet
+    untrained, names = unet_answer(unet), set(unet.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable_parameters(unet, kind):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    trained = unet_answer(unet)
+    assert (trained - untrained).abs().max() > 1e-3
+    save_pipeline(pipeline, tmp_path)
+    found = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    assert set(found.state_dict()) == names
+    torch.testing.assert_close(unet_answer(found), trained, atol=1e-5, rtol=1e-4)
+    assert StableDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True).safety_checker is None
+    assert {file.suffix for file in Path(tmp_path).rglob("*") if file.is_file()} == {".safetensors", ".json"}
+
+
+def seen_by(module: nn.Module) -> list[Tensor]:
+    """The first argument of each call of the module, as it comes."""
+    arguments: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, inputs: arguments.append(inputs[0].detach().clone()))
+    return arguments
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_unet_sees_the_noisy_latent_of_diffusers_own_schedule(pipeline, prediction_type):
+    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    denoiser, seen = Denoiser(pipeline), seen_by(pipeline.unet)
+    _, images_u8, captions = scenes(3)
+    steps = torch.tensor([0, 400, 999])
+    found = denoiser(images_u8, captions, steps, torch.Generator().manual_seed(2))
+    reference = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction_type)
+    clean = denoiser.encode(images_u8)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(seen[0], reference.add_noise(clean, noise, steps))
+    torch.testing.assert_close(found.noisy_BCHW, seen[0])
+    target = noise if prediction_type == "epsilon" else reference.get_velocity(clean, noise, steps)
+    torch.testing.assert_close(found.target_BCHW, target)
+    assert found.prediction_BCHW.requires_grad
+    assert not any(
+        p.requires_grad for part in (denoiser.vae, denoiser.text_encoder) for p in part.parameters()
+    )
+
+
+def test_an_unusual_prediction_type_is_one_sentence(pipeline):
+    pipeline.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(ValueError, match=r"finetune.generator predicts 'sample'"):
+        Denoiser(pipeline)
+
+
+def test_images_enter_the_vae_between_minus_one_and_one(pipeline):
+    seen = seen_by(pipeline.vae.encoder)
+    Denoiser(pipeline).encode(
+        np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)])
+    )
+    assert torch.equal(seen[0][0], torch.full((3, 32, 32), -1.0))
+    assert torch.equal(seen[0][1], torch.ones(3, 32, 32))
+
+
+def test_latents_are_scaled_after_encoding_and_before_decoding(pipeline):
+    denoiser = Denoiser(pipeline)
+    images, images_u8, _ = scenes(4)
+    factor = pipeline.vae.config.scaling_factor
+    assert factor != 1
+    with torch.no_grad():
+        latent = pipeline.vae.encode(pipeline.image_processor.preprocess(images)).latent_dist.mode()
+        torch.testing.assert_close(denoiser.encode(images_u8), latent * factor, atol=1e-5, rtol=1e-4)
+        drawn = pipeline.image_processor.postprocess(pipeline.vae.decode(latent).sample, output_type="pt")
+        torch.testing.assert_close(denoiser.decode(latent * factor), drawn, atol=1e-5, rtol=0)
+
+
+def test_texts_are_encoded_as_the_pipeline_does(pipeline):
+    captions = ["a small red circle", "a blue square " * 40]
+    reference, _ = pipeline.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
+    states, pooled = Denoiser(pipeline)._encode_texts(captions)
+    torch.testing.assert_close(states, reference)
+    assert pooled.shape == (2, 128)
