@@ -143,7 +143,7 @@ class Synthesis:
     """Weight of the means against the cross-covariance in that selection."""
     inference_steps: int = 20
     """DPM-Solver++ steps an image."""
-    guidance: float = 4.0
+    guidance: float = 3.0
     """Classifier-free guidance scale; 1 switches guidance off."""
     batch_images: int = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""

@@ -1,0 +1,152 @@
+"""EDGE from shards to report: the stages of a run, in order (arXiv 2509.15472)."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from mmdd_ray.cluster import actor_resources, connected
+from mmdd_ray.config import Edge
+from mmdd_ray.data import distilled
+from mmdd_ray.data.distilled import Sample
+from mmdd_ray.diffusion.synthesize import draw, read_drawn
+from mmdd_ray.edge.check import check
+from mmdd_ray.edge.finetune import finetune_generator
+from mmdd_ray.edge.prompts import choose_prompts
+from mmdd_ray.edge.recaption import read_captions, recaption
+from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
+from mmdd_ray.features.precompute import precompute
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+
+JOB = "edge_cc3m"
+LOSS_COLUMNS = ("step", "contrastive", "diversity", "noise", "total")
+
+
+def distill(settings: Edge, preset: str) -> dict[str, Any]:
+    """Runs whatever is left to do of an EDGE run, and returns its report.
+
+    Raises:
+        ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
+    """
+    check(settings)
+    with RunDir.open(settings.run.dir, JOB, preset, settings) as run, connected(settings.run) as devices:
+        run.devices = devices.as_json()
+        features = FeatureStore(
+            run.stage(
+                "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
+            ).store
+        )
+        tuned = run.stage("finetune", lambda stage: finetune_generator(stage, features, settings))
+        drawn = run.stage("synthesize", lambda stage: _synthesize(stage, features, tuned, settings))
+        chosen = run.stage("choose", lambda stage: _choose(stage, features, drawn, settings))
+        captioned = run.stage("recaption", lambda stage: _recaption(stage, drawn, chosen, settings))
+        if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
+            run.store.remove("export")  # the set was deleted: write it again
+        run.stage("export", lambda stage: _export(run, stage, drawn, chosen, captioned, settings))
+        evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
+        return _report(run, tuned, chosen, evaluated)
+
+
+def _synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Edge) -> StageResult:
+    drawings = choose_prompts(features, settings)
+    draw(
+        stage,
+        drawings,
+        tuned.store.child("generator"),
+        settings.synthesis,
+        image_px=settings.finetune.image_px,
+    )
+    return StageResult(rows_in=len(drawings), rows_out=len(drawings))
+
+
+def _choose(stage: Stage, features: FeatureStore, drawn: Stage, settings: Edge) -> StageResult:
+    rows = read_drawn(drawn.store).to_pylist()
+    choice = _on_a_worker(settings.features.gpus_per_actor, _choose_drawn, rows, features, settings)
+    stage.store.write_json("choice.json", choice)
+    figures = {name: choice[name] for name in ("quality", "moment_distance")}
+    return StageResult(rows_in=len(rows), rows_out=len(choice["kept"]), extra=figures)
+
+
+def _choose_drawn(rows: list[dict[str, Any]], features: FeatureStore, settings: Edge) -> dict[str, Any]:
+    from mmdd_ray.edge.choose import choose_drawn
+
+    return choose_drawn(rows, features.moments(settings.features.clip), settings)
+
+
+def _recaption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> StageResult:
+    kept = _kept(drawn, chosen)
+    if settings.captions.per_image > 1:
+        recaption(
+            stage, {row["index"]: row["image"] for row in kept}, settings.captions, seed=settings.run.seed
+        )
+    return StageResult(rows_in=len(kept), rows_out=len(kept) * settings.captions.per_image)
+
+
+def _export(
+    run: RunDir, stage: Stage, drawn: Stage, chosen: Stage, captioned: Stage, settings: Edge
+) -> StageResult:
+    kept = _kept(drawn, chosen)
+    written = read_captions(captioned.store) if settings.captions.per_image > 1 else {}
+    samples = [
+        Sample(
+            key=f"{number:06d}",
+            image=row["image"],
+            # A captioner that has nothing to say leaves the prompt, so that the set keeps its size.
+            captions=(row["prompt"], *(text or row["prompt"] for text in written.get(row["index"], ()))),
+            seed=row["seed"],
+            source_key=row["source_key"],
+        )
+        for number, row in enumerate(kept)
+    ]
+    manifest = distilled.write_distilled(
+        samples,
+        run.store.child(distilled.FOLDER),
+        method="EDGE",
+        settings=resolved(settings),
+        seed=settings.run.seed,
+        inputs={"uri": settings.data.uri},
+        models={
+            "clip": settings.features.clip,
+            "generator": settings.finetune.generator,
+            "captioner": settings.captions.model,
+        },
+    )
+    stage.store.write_json("distilled.json", {"checksum": manifest["checksum"], "shards": manifest["shards"]})
+    return StageResult(
+        rows_in=len(kept),
+        rows_out=manifest["pairs"],
+        extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
+    )
+
+
+def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
+    kept = set(chosen.store.read_json("choice.json")["kept"])
+    return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
+
+
+def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
+    samples = distilled.read_distilled(run.store.child(distilled.FOLDER))
+    return compare_with_baselines(stage, "edge", samples, features, settings)
+
+
+def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[str, Any]:
+    losses = tuned.store.read_parquet("losses.parquet").to_pydict()
+    quality = chosen.store.read_json("choice.json")["quality"]
+    report = build_report(
+        run.store,
+        evaluated.store.read_json(EVALUATION),
+        losses={name: losses[name] for name in LOSS_COLUMNS if name in losses},
+        quality={name: {"distilled set": value} for name, value in quality.items()},
+        command=shlex.join(["python", *sys.argv]),
+    )
+    write_report(report, run.store)
+    return report
+
+
+def _on_a_worker(gpus: float, function: Callable[..., Any], *args: Any) -> Any:
+    """Runs a function where there is a GPU, if the cluster has one; the driver needs neither torch nor GPU."""
+    return ray.get(ray.remote(function).options(**actor_resources(gpus)).remote(*args))

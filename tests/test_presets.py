@@ -1,0 +1,72 @@
+"""Nothing that ships is stale: presets, jobs, the cluster file and the lock."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mmdd_ray import presets
+from mmdd_ray.config import Edge
+from mmdd_ray.edge.check import check, images_kept
+
+ROOT = Path(__file__).parents[1]
+ALL = [value for name, value in vars(presets).items() if name.endswith(("_local", "_cc3m"))]
+JOBS = ("edge_cc3m", "precompute", "evaluate")
+
+
+@pytest.mark.parametrize("preset", ALL, ids=lambda preset: preset.__name__)
+def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> None:
+    assert preset.__doc__
+    settings = preset()
+    if isinstance(settings, Edge):
+        assert images_kept(settings) * settings.captions.per_image == settings.synthesis.pairs
+        assert settings.finetune.batch_pairs % settings.finetune.workers == 0
+
+
+def test_the_local_preset_needs_no_network() -> None:
+    check(presets.edge_local())
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_shows_every_setting_without_torch_or_ray(job: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['jobs/{job}.py', 'cc3m', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for setting in ("--run.dir", "--data.uri", "--features.clip"):
+        assert setting in shown.stdout
+    assert "ViT-B-32/laion2b_s34b_b79k" in shown.stdout
+
+
+def test_the_cluster_file_is_one_that_ray_accepts() -> None:
+    import botocore.session
+    import botocore.validate
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(cluster))
+    ec2 = botocore.session.get_session().get_service_model("ec2")
+    shape = ec2.operation_model("RunInstances").input_shape
+    for node in cluster["available_node_types"].values():
+        request = {"MinCount": 1, "MaxCount": 1, **node["node_config"]}
+        report = botocore.validate.ParamValidator().validate(request, shape)
+        assert not report.has_errors(), report.generate_report()
+    assert cluster["available_node_types"]["gpu.spot"]["min_workers"] == 0
+
+
+def test_the_cluster_runs_the_ray_of_the_lock() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    version = next(line.split("==")[1].split()[0] for line in lock.splitlines() if line.startswith("ray=="))
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert f"ray:{version}-py311" in cluster["docker"]["image"]
+    assert f"ray:{version}-py311" in cluster["docker"]["head_image"]
