@@ -1,0 +1,103 @@
+"""tiny-captioner: a small BLIP, the transformers class that captions real photographs too."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+)
+
+from mmdd_ray.data import shapes
+from mmdd_ray.pretrain.clip import MEAN, STD, normalise
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
+from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
+
+BATCH = 96
+
+
+def train(
+    out: Path, *, scenes: int, cycles: tuple[int, ...], seed: int, device: torch.device
+) -> dict[str, float]:
+    """Train tiny-captioner in cycles of so many steps, each with a warm-up and a decay.
+
+    Returns:
+        How often, in percent, it names colour and shape of the main object of held-out scenes.
+    """
+    torch.manual_seed(seed)
+    tokenizer = bert_tokenizer()
+    width = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
+    config = BlipConfig(
+        text_config={
+            **width,
+            "vocab_size": len(tokenizer),
+            "encoder_hidden_size": 128,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={**width, "image_size": IMAGE_PX, "patch_size": 8, "num_hidden_layers": 2},
+        projection_dim=128,
+    )
+    model = BlipForConditionalGeneration(config).to(device)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
+    for cycle, steps in enumerate(cycles):
+        _fit(model, tokenizer, corpus, steps=steps, seed=seed + cycle)
+    model.generation_config.max_new_tokens = CONTEXT - 2
+    named = _named_right(model.eval(), tokenizer, device)
+    model.half().save_pretrained(out)
+    square = {"height": IMAGE_PX, "width": IMAGE_PX}
+    BlipProcessor(BlipImageProcessor(size=square, image_mean=MEAN, image_std=STD), tokenizer).save_pretrained(
+        out
+    )
+    return {"main_object_named": named}
+
+
+def _fit(
+    model: BlipForConditionalGeneration, tokenizer: BertTokenizer, corpus: Corpus, *, steps: int, seed: int
+) -> None:
+    optimizer, schedule = cosine_adamw(model.parameters(), lr=1e-3, steps=steps)
+    pick, progress = torch.Generator().manual_seed(seed), Progress("tiny-captioner", steps)
+    for rows in batches(len(corpus), BATCH, steps, seed=seed):
+        which = torch.randint(5, (len(rows),), generator=pick).tolist()
+        captions = [corpus.captions[r][i] for r, i in zip(rows.tolist(), which, strict=True)]
+        text = tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        text.input_ids[:, 0] = tokenizer.bos_token_id  # BLIP's decoder starts with [DEC]
+        labels = text.input_ids.masked_fill(text.attention_mask == 0, -100)
+        loss = model(
+            pixel_values=normalise(corpus.images[rows]).to(model.device),
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            labels=labels,
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.step(loss=loss.item())
+
+
+@torch.inference_mode()
+def _named_right(
+    model: BlipForConditionalGeneration, tokenizer: BertTokenizer, device: torch.device, scenes: int = 500
+) -> float:
+    """Percent of held-out captions that hold the main object's colour directly before its shape."""
+    corpus = draw_corpus(scenes, seed=HELD_OUT_SEED)
+    written = []
+    for images in corpus.images.split(100):
+        tokens = model.generate(pixel_values=normalise(images).to(device))
+        written += tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    right = 0
+    for index, text in enumerate(written):
+        main = shapes.scene(index, seed=HELD_OUT_SEED).objects[0]
+        names = shapes.SYNONYMS.get(main.shape, (main.shape,))
+        right += any(f"{main.colour} {name}" in text for name in names)
+    return 100 * right / scenes

@@ -1,0 +1,264 @@
+"""tiny-sd: a real `StableDiffusionPipeline` folder at 32 x 32: VAE, UNet and CLIP's text encoder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mmdd_ray.data import shapes
+from mmdd_ray.evaluate.retrieval import retrieval_metrics
+from mmdd_ray.models.clip import load_clip
+from mmdd_ray.models.generator import draw_images, load_pipeline
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
+from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+
+VAE_BATCH = 32
+KL_WEIGHT = 1e-5
+UNET_BATCH = 64
+UNET_STEPS = 6500
+GUIDANCE = 4.0
+
+
+def train_vae(
+    out: Path, *, scenes: int, steps: int, sharpening_steps: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Train the VAE (32 x 32 x 3 to 8 x 8 x 4 latents), save it, and return held-out PSNR in dB."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=IMAGE_PX,
+    ).to(device, memory_format=torch.channels_last)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
+    _fit_vae(vae, corpus, _plain_l1, steps=steps, lr=2e-3, seed=seed)
+    _fit_vae(vae, corpus, _objects_first, steps=sharpening_steps, lr=2e-3, seed=seed + 1)
+    vae.eval()
+    # Latents of unit variance, which the noise schedule assumes.
+    latents = _latents(vae, corpus, 2048, device)
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    vae.half().save_pretrained(out)
+    return {"psnr_db": _psnr(vae.float(), draw_corpus(500, seed=HELD_OUT_SEED), device)}
+
+
+def _fit_vae(
+    vae: AutoencoderKL,
+    corpus: Corpus,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> None:
+    optimizer, schedule = cosine_adamw(vae.parameters(), lr=lr, steps=steps)
+    progress = Progress(f"tiny-sd vae, {criterion.__name__.strip('_')}", steps)
+    for rows in batches(len(corpus), VAE_BATCH, steps, seed=seed):
+        images = signed(corpus.images[rows]).to(vae.device, memory_format=torch.channels_last)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            drawn = vae.decode(posterior.sample()).sample
+        loss = criterion(drawn.float(), images)
+        # The weak KL term only keeps latents from drifting apart.
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad()
+        (loss + KL_WEIGHT * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.step(loss=loss.item(), kl=kl.item())
+
+
+def _plain_l1(drawn: Tensor, images: Tensor) -> Tensor:
+    return F.l1_loss(drawn, images)
+
+
+def _objects_first(drawn: Tensor, images: Tensor) -> Tensor:
+    """Squared error that counts the pixels of objects five times.
+
+    Most pixels are background; an absolute error over all of them alone leaves small shapes without their colour.
+    """
+    background = images.flatten(2).median(dim=2).values[..., None, None]
+    on_object = ((images - background).abs().amax(dim=1, keepdim=True) > 0.15).float()
+    return ((1 + 4 * on_object) * (drawn - images).square()).mean()
+
+
+def signed(images_u8: Tensor) -> Tensor:
+    """uint8 images to float32 in [-1, 1], the range of Stable Diffusion's VAE."""
+    return images_u8.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def _latents(vae: AutoencoderKL, corpus: Corpus, rows: int, device: torch.device) -> Tensor:
+    batches_u8 = corpus.images[:rows].split(256)
+    return torch.cat([vae.encode(signed(b).to(device)).latent_dist.mean for b in batches_u8])
+
+
+@torch.no_grad()
+def _psnr(vae: AutoencoderKL, corpus: Corpus, device: torch.device) -> float:
+    images = signed(corpus.images).to(device)
+    drawn = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    return -10 * torch.log10(F.mse_loss(drawn, images) / 4).item()
+
+
+def clip_text_encoder(clip: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """tiny-clip's text tower as the transformers class that Stable Diffusion uses; same weights, same numbers."""
+    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    weights = load_file(clip / "open_clip_model.safetensors")
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    width = config["width"]
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=config["layers"],
+            num_attention_heads=config["heads"],
+            max_position_embeddings=config["context_length"],
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    prefix = "text_model." if any(k.startswith("text_model.") for k in model.state_dict()) else ""
+    renamed = {
+        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
+        "final_layer_norm.weight": weights["ln_final.weight"],
+        "final_layer_norm.bias": weights["ln_final.bias"],
+    }
+    for layer in range(config["layers"]):
+        ours, theirs = f"transformer.resblocks.{layer}.", f"encoder.layers.{layer}."
+        for kind in ("weight", "bias"):
+            joint = weights[f"{ours}attn.in_proj_{kind}"]
+            for name, part in zip("qkv", joint.chunk(3), strict=True):
+                renamed[f"{theirs}self_attn.{name}_proj.{kind}"] = part
+            renamed[f"{theirs}self_attn.out_proj.{kind}"] = weights[f"{ours}attn.out_proj.{kind}"]
+            renamed[f"{theirs}layer_norm1.{kind}"] = weights[f"{ours}ln_1.{kind}"]
+            renamed[f"{theirs}layer_norm2.{kind}"] = weights[f"{ours}ln_2.{kind}"]
+            renamed[f"{theirs}mlp.fc1.{kind}"] = weights[f"{ours}mlp.c_fc.{kind}"]
+            renamed[f"{theirs}mlp.fc2.{kind}"] = weights[f"{ours}mlp.c_proj.{kind}"]
+    model.load_state_dict({prefix + k: v.float() for k, v in renamed.items()})
+    return model.eval(), tokenizer
+
+
+def train_unet(
+    out: Path, clip: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Train the UNet on cached latents and save the whole pipeline beside its VAE; return the last loss."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
+    text_encoder, tokenizer = clip_text_encoder(clip)
+    text_encoder.to(device)
+    unet = UNet2DConditionModel(
+        sample_size=IMAGE_PX // 4,
+        # Text enters at 4 x 4 only, fine enough for nine places and four times cheaper than at 8 x 8.
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 80),
+        layers_per_block=1,
+        cross_attention_dim=text_encoder.config.hidden_size,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    ).to(device, memory_format=torch.channels_last)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+    )
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
+    latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
+    optimizer, schedule = cosine_adamw(unet.parameters(), lr=2e-3, steps=steps)
+    average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    pick, progress = torch.Generator().manual_seed(seed), Progress("tiny-sd unet", steps)
+    for rows in batches(len(corpus), UNET_BATCH, steps, seed=seed):
+        captions = [
+            # One in ten captions is dropped, which is what classifier-free guidance learns from.
+            "" if torch.rand((), generator=pick) < 0.1 else corpus.captions[r][i]
+            for r, i in zip(rows.tolist(), torch.randint(5, (len(rows),), generator=pick), strict=True)
+        ]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            states = text_encoder(tokens.to(device)).last_hidden_state
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=pick).to(device)
+        t = torch.randint(1000, (len(rows),), generator=pick).to(device)
+        predicted = unet(scheduler.add_noise(clean, noise, t), t, states).sample
+        # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
+        alpha_bar = scheduler.alphas_cumprod.to(device)[t]
+        weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+        loss = (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.step(unet.parameters())
+        progress.step(loss=loss.item())
+    average.copy_to(unet.parameters())
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out)
+    return {"loss": progress.mean["loss"]}
+
+
+def train(out: Path, clip: Path, *, seed: int, device: torch.device) -> dict[str, float]:
+    """Train tiny-sd, VAE first; return its quality (see `evaluate`) and the VAE's PSNR."""
+    measured = train_vae(
+        out / "vae", scenes=40_000, steps=2400, sharpening_steps=2000, seed=seed, device=device
+    )
+    train_unet(out, clip, scenes=40_000, steps=UNET_STEPS, seed=seed, device=device)
+    return {**measured, **evaluate(out, clip, device)}
+
+
+def evaluate(out: Path, clip: Path, device: torch.device, scenes: int = 500) -> dict[str, float]:
+    """Draw one image for the first caption of each held-out scene, and let tiny-clip find the captions again.
+
+    Returns:
+        Retrieval metrics in percent, see `mmdd_ray.evaluate.retrieval`.
+    """
+    pipeline = load_pipeline(str(out), device)
+    captions = [shapes.scene(index, seed=HELD_OUT_SEED).captions()[0] for index in range(scenes)]
+    drawn = [
+        draw_images(
+            pipeline,
+            captions[start : start + 100],
+            list(range(start, min(start + 100, scenes))),
+            image_px=IMAGE_PX,
+            inference_steps=20,
+            guidance=GUIDANCE,
+        )
+        for start in range(0, scenes, 100)
+    ]
+    judge = load_clip(str(clip), device)
+    images = judge.encode_images(np.concatenate(drawn)).cpu().numpy()
+    return retrieval_metrics(images, judge.encode_texts(captions).cpu().numpy(), np.arange(scenes))

@@ -1,0 +1,100 @@
+"""tiny-nf and tiny-bert: student encoders, pretrained without paired data as their big siblings were."""
+
+import json
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+
+from mmdd_ray.data import shapes
+from mmdd_ray.pretrain.clip import normalise
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, TRAIN_SEED, batches, draw_corpus
+from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
+
+IMAGE_ARCHITECTURE = "test_nfnet"  # timm's smallest normaliser-free network
+BATCH = 128
+
+
+def train_image_encoder(
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Train tiny-nf to name colour and shape of one object; return held-out accuracy in percent."""
+    torch.manual_seed(seed)
+    model = timm.create_model(IMAGE_ARCHITECTURE, num_classes=len(shapes.CLASS_NAMES)).to(device)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, labelled=True)
+    optimizer, schedule = cosine_adamw(model.parameters(), lr=2e-3, steps=steps, weight_decay=0.02)
+    progress = Progress("tiny-nf", steps)
+    for rows in batches(len(corpus), BATCH, steps, seed=seed):
+        logits = model(normalise(corpus.images[rows]).to(device))
+        loss = F.cross_entropy(logits, corpus.labels[rows].to(device), label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.step(loss=loss.item())
+    held_out = draw_corpus(2000, seed=HELD_OUT_SEED, labelled=True)
+    with torch.inference_mode():
+        model.eval()
+        found = model(normalise(held_out.images).to(device)).argmax(dim=1).cpu() == held_out.labels
+    out.mkdir(parents=True, exist_ok=True)
+    card = {
+        "architecture": IMAGE_ARCHITECTURE,
+        "num_classes": len(shapes.CLASS_NAMES),
+        "pretrained_cfg": {
+            "input_size": [3, 32, 32],
+            "mean": [0.5] * 3,
+            "std": [0.3] * 3,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "num_classes": len(shapes.CLASS_NAMES),
+            "classifier": "head.fc",
+        },
+    }
+    (out / "config.json").write_text(json.dumps(card, indent=2) + "\n")
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return {"accuracy": 100 * found.float().mean().item()}
+
+
+def train_text_encoder(
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Train tiny-bert to fill in masked words of captions; return held-out accuracy there in percent."""
+    torch.manual_seed(seed)
+    tokenizer = bert_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = BertForMaskedLM(config).to(device)
+    captions = [c for i in range(scenes) for c in shapes.scene(i, seed=TRAIN_SEED).captions()]
+    optimizer, schedule = cosine_adamw(model.parameters(), lr=2e-3, steps=steps)
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25, seed=seed)
+    progress = Progress("tiny-bert", steps)
+    for rows in batches(len(captions), BATCH, steps, seed=seed):
+        batch = collate([tokenizer(captions[r], truncation=True) for r in rows]).to(device)
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress.step(loss=loss.item())
+    held_out = [shapes.scene(i, seed=HELD_OUT_SEED).captions()[0] for i in range(500)]
+    batch = collate([tokenizer(c, truncation=True) for c in held_out]).to(device)
+    with torch.inference_mode():
+        filled = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    masked = batch["labels"] != -100
+    right = (filled.argmax(dim=-1) == batch["labels"])[masked]
+    model.bert.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"masked_word_accuracy": 100 * right.float().mean().item()}

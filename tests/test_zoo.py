@@ -1,0 +1,119 @@
+"""The tiny zoo: it loads through the calls that load published models, and it is as good as its card says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmdd_ray.data import shapes
+from mmdd_ray.evaluate.retrieval import retrieval_metrics
+from mmdd_ray.models import zoo
+from mmdd_ray.pretrain import QUALITY
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX
+
+MIB = 2**20
+SCENES = 500
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[shapes.Scene]:
+    return [shapes.scene(index, seed=HELD_OUT_SEED) for index in range(SCENES)]
+
+
+@pytest.fixture(scope="module")
+def captions(scenes: list[shapes.Scene]) -> list[str]:
+    return [scene.captions()[0] for scene in scenes]
+
+
+def test_zoo_is_small_and_holds_no_pickle() -> None:
+    files = [path for path in zoo.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15 * MIB
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    assert {path.name for path in zoo.FOLDER.iterdir() if path.is_dir()} == set(zoo.NAMES)
+    assert json.loads((zoo.FOLDER / QUALITY).read_text()).keys() == set(zoo.NAMES)
+
+
+def test_tiny_clip_finds_held_out_scenes(scenes: list[shapes.Scene], captions: list[str]) -> None:
+    from mmdd_ray.models.clip import load_clip
+
+    clip = load_clip("tiny-clip")
+    images = np.stack([np.asarray(scene.render(IMAGE_PX)) for scene in scenes])
+    metrics = retrieval_metrics(
+        clip.encode_images(images).numpy(), clip.encode_texts(captions).numpy(), np.arange(SCENES)
+    )
+    assert metrics["ir@1"] >= 50
+
+
+def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
+    from mmdd_ray.models.clip import load_clip
+    from mmdd_ray.models.generator import draw_images, load_pipeline
+
+    pipeline, clip = load_pipeline("tiny-sd"), load_clip("tiny-clip")
+    drawn = [  # 100 of the 500; the whole measurement stands in the zoo's card
+        draw_images(
+            pipeline, captions[i : i + 50], range(i, i + 50), image_px=32, inference_steps=20, guidance=4.0
+        )
+        for i in (0, 50)
+    ]
+    cosine_TI = clip.encode_texts(captions).numpy() @ clip.encode_images(np.concatenate(drawn)).numpy().T
+    # Among all 500 captions, is the one that an image was drawn from within its ten nearest?
+    rank = (cosine_TI > np.diag(cosine_TI[:100])).sum(axis=0)
+    assert (rank < 10).mean() >= 0.5
+
+
+def test_tiny_captioner_names_colour_and_shape_of_the_main_object(scenes: list[shapes.Scene]) -> None:
+    from mmdd_ray.models.captioner import Captioner
+
+    captioner = Captioner("tiny-captioner", torch.device("cpu"))
+    right = 0
+    for start in (0, 50):
+        images = [scene.render(IMAGE_PX) for scene in scenes[start : start + 50]]
+        written = captioner.write(images, 1, instructions=("",), max_new_tokens=46, seed=0)
+        for scene, (text,) in zip(scenes[start : start + 50], written, strict=True):
+            main = scene.objects[0]
+            names = shapes.SYNONYMS.get(main.shape, (main.shape,))
+            right += any(f"{main.colour} {name}" in text for name in names)
+    assert right >= 80
+
+
+def test_captions_after_the_first_are_drawn_by_seed(scenes: list[shapes.Scene]) -> None:
+    from mmdd_ray.models.captioner import Captioner
+
+    captioner = Captioner("tiny-captioner", torch.device("cpu"))
+    images = [scene.render(IMAGE_PX) for scene in scenes[:8]]
+
+    def write(seed: int) -> list[list[str]]:
+        return captioner.write(images, 3, instructions=("",), max_new_tokens=46, seed=seed)
+
+    one, same, other = write(1), write(1), write(2)
+    assert one == same
+    assert [own[0] for own in one] == [own[0] for own in other]  # the likeliest does not depend on it
+    assert [own[1:] for own in one] != [own[1:] for own in other]
+    assert all(len(own) == 3 and all(own) for own in one)
+
+
+@pytest.mark.parametrize("name", ["tiny-clop", "./no/such/folder", "/no/such/folder"])
+def test_a_name_that_is_neither_model_nor_folder_is_one_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no model 'tiny-clop'|does not exist"):
+        zoo.resolve(name)
+
+
+def test_an_unreachable_model_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmdd_ray.models.captioner import Captioner
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once
+    with pytest.raises(ValueError, match=r"'nobody/nothing'.*--captions\.model to its local folder"):
+        Captioner("nobody/nothing", torch.device("cpu"))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    from mmdd_ray.models.captioner import Captioner
+
+    for file in (zoo.FOLDER / "tiny-captioner").iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot load the captioner"):
+        Captioner(str(tmp_path), torch.device("cpu"))
