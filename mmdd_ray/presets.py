@@ -18,6 +18,7 @@ def edge_local() -> Edge:
     """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Edge(
         data=Data(uri="shapes:2000?seed=1"),
+        finetune=Finetune(optimizer="adamw"),  # the authors' SGD needs more than the 60 steps of a demo
         evaluation=Evaluation(val="shapes:300?seed=2", test="shapes:500?seed=3"),
     )
 

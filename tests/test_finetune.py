@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.diffusion.finetune import LOSSES, Batch, Training, finetune, training_pairs
-from mmdd_ray.edge.finetune import EdgeLoss, EdgeObjective
+from mmdd_ray.diffusion.finetune import LOSSES, finetune, training_pairs
+from mmdd_ray.diffusion.training import Batch, Training
 from mmdd_ray.edge.losses import contrastive_loss, diversity_loss
+from mmdd_ray.edge.objective import EdgeLoss, EdgeObjective
 from mmdd_ray.models import zoo
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store

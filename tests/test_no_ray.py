@@ -8,12 +8,16 @@ import pytest
 
 import mmdd_ray.models
 
-LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes"]
+LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.edge.check"]
 ARITHMETIC = [
     "mmdd_ray.coresets",
+    "mmdd_ray.diffusion.training",
+    "mmdd_ray.edge.choose",
     "mmdd_ray.edge.losses",
+    "mmdd_ray.edge.objective",
     "mmdd_ray.edge.selection",
     "mmdd_ray.evaluate.retrieval",
+    "mmdd_ray.evaluate.train",
     "mmdd_ray.features.moments",
     *(f"mmdd_ray.models.{module.name}" for module in pkgutil.iter_modules(mmdd_ray.models.__path__)),
 ]

@@ -5,34 +5,29 @@ What is minimised is the method's ``Objective``. ``Training`` takes the steps of
 """
 
 import logging
-import math
 import tempfile
 import threading
-import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 from ray.util.queue import Empty, Queue
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mmdd_ray.cluster import actor_resources, pool_size
 from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.sources import READ_CPUS, read_pairs
+from mmdd_ray.diffusion.training import Batch, Objective, Training
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
@@ -47,22 +42,6 @@ STATE = "state.pt"
 PAIRS = "pairs"  # Ray Train's name of the dataset
 SHUFFLE_BATCHES = 16  # 16 * 128 pairs * 224 px * 224 px * 3 B = 294 MiB held by a worker
 MAX_FAILURES = 3  # of machines; what the user got wrong is not tried again
-
-Batch = tuple[NDArray[np.uint8], list[str]]
-"""Images (B, H, W, 3) and one caption each."""
-
-
-class Objective(Protocol):
-    """What a fine-tuning minimises: a small picklable description that becomes a loss on each worker."""
-
-    def build(self, pipeline: "Pipeline") -> nn.Module:
-        """The loss as a module that holds ``pipeline.unet`` and has every trained parameter.
-
-        Called with the two parts of a ``Batch`` and a CPU ``torch.Generator`` for its noise, it returns
-        scalar terms by name, of which ``total`` is minimised. All are means over the pairs of the worker or
-        of all workers, so that their average over workers is what one worker would report.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -256,7 +235,7 @@ def _train(config: dict[str, _Job]) -> dict[str, Any]:
     return {"losses": training.losses}
 
 
-def _build(job: _Job, rank: int, workers: int) -> tuple["Training", "Pipeline"]:
+def _build(job: _Job, rank: int, workers: int) -> tuple[Training, "Pipeline"]:
     """The training with its models on this worker's device, and the pipeline whose U-Net it trains.
 
     Raises:
@@ -300,7 +279,7 @@ def _copy(generator: str, store: Store) -> None:
     _save(load_pipeline(generator), store)
 
 
-def _checkpoint(training: "Training", is_first: bool) -> None:
+def _checkpoint(training: Training, is_first: bool) -> None:
     """Every worker reports; the state of rank 0 serves all, as it holds nothing of its rank."""
     import ray.train
 
@@ -327,144 +306,3 @@ def _batches(job: _Job, epoch: int) -> Iterator[Batch]:
     ):
         choices = zip(batch["captions"], batch["first"], strict=True)
         yield batch["image"], [str(captions[(first + epoch) % len(captions)]) for captions, first in choices]
-
-
-class Training:
-    """An optimiser, averaged weights and the position in the data, at the start of a training or resumed.
-
-    The noise of a batch depends on seed, step, number of the batch in it, and rank only. So ``state`` holds
-    no random state, and an interrupted training ends with the weights of an unbroken one.
-    """
-
-    def __init__(self, loss: nn.Module, settings: Finetune, *, seed: int, rank: int = 0) -> None:
-        """``loss`` is what ``Objective.build`` made, on its device, in ``DistributedDataParallel`` or not."""
-        self.loss, self.settings, self.seed, self.rank = loss, settings, seed, rank
-        bare = loss.module if isinstance(loss, DistributedDataParallel) else loss
-        self.parameters = {name: p for name, p in bare.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.parameters.values())).device
-        self.optimizer = _optimizer(self.parameters.values(), settings)
-        self.average = _average(self.parameters.values(), settings.ema_decay)
-        self.losses: list[dict[str, float]] = []
-        """A record of every step: its number (from 1), terms, gradient norm, learning rate and seconds."""
-        self.epoch, self.batch = 0, 0
-        """Where the next batch stands in the data."""
-
-    def run(self, open_epoch: Callable[[int], Iterable[Batch]]) -> Iterator[dict[str, float]]:
-        """Takes the steps that are left; yields the record of each when ``state`` includes it.
-
-        ``open_epoch`` gives the batches of an epoch, the same ones in the same order at every call.
-
-        Raises:
-            ValueError: the loss or its gradient is no finite number, or an epoch has no batch.
-        """
-        stream = self._batches(open_epoch)
-        while len(self.losses) < self.settings.steps:
-            yield self._step(islice(stream, self.settings.accumulate))
-
-    def _batches(self, open_epoch: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
-        """Endless batches from the current position on, which moves with them."""
-        while True:
-            number = 0
-            for number, batch in enumerate(open_epoch(self.epoch), start=1):
-                if number > self.batch:
-                    self.batch = number
-                    yield batch
-            if number == 0:
-                raise ValueError(
-                    f"the data has fewer usable pairs than finetune.batch_pairs={self.settings.batch_pairs}; "
-                    "lower finetune.batch_pairs, or set finetune.steps=0 to keep the generator as it is"
-                )
-            self.epoch, self.batch = self.epoch + 1, 0
-
-    def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        started, share = time.monotonic(), 1 / self.settings.accumulate
-        step = len(self.losses) + 1
-        terms: dict[str, Tensor] = {}
-        for number, (images, captions) in enumerate(batches, start=1):
-            with self._synchronised(last=number == self.settings.accumulate):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                    found = self.loss(images, captions, self._noise(step, number))
-                (found["total"] * share).backward()
-            terms = {name: terms.get(name, 0) + share * term.detach() for name, term in found.items()}
-        # After DDP's averaging the gradient is the same everywhere, so all workers stop here or none.
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
-        if not norm.isfinite():
-            raise ValueError(
-                f"the loss or its gradient is no finite number at step {step} with finetune.learning_rate="
-                f"{self.settings.learning_rate:g}; lower finetune.learning_rate, or set "
-                "finetune.max_grad_norm=1"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average:
-            self.average.step(self.parameters.values())
-        record = {
-            "step": step,
-            **_mean_over_workers(terms),
-            "gradient_norm": norm.item(),
-            "learning_rate": self.settings.learning_rate,
-            "seconds": time.monotonic() - started,
-        }
-        self.losses.append(record)
-        return record
-
-    def _synchronised(self, *, last: bool) -> Any:
-        """DDP exchanges gradients once a step, with the last of its batches."""
-        if isinstance(self.loss, DistributedDataParallel) and not last:
-            return self.loss.no_sync()
-        return nullcontext()
-
-    def _noise(self, step: int, number: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.seed, step, number, self.rank)).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed))
-
-    def state(self) -> dict[str, Any]:
-        """All that ``restore`` needs, for ``torch.save`` and ``torch.load(weights_only=True)``."""
-        return {
-            "weights": {name: parameter.detach() for name, parameter in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "losses": self.losses,
-            "epoch": self.epoch,
-            "batch": self.batch,
-        }
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a ``state`` of a training with the same settings."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-            self.average.to(self.device)
-        self.losses, self.epoch, self.batch = list(state["losses"]), state["epoch"], state["batch"]
-
-    def finish(self) -> None:
-        """Puts the averaged weights, if there are any, in place of the last ones."""
-        if self.average:
-            self.average.copy_to(self.parameters.values())
-
-
-def _average(parameters: Iterable[nn.Parameter], decay: float) -> Any:
-    """diffusers' averaged weights, whose decay rises to ``decay`` over the first steps; None without decay."""
-    if decay <= 0:
-        return None
-    from diffusers.training_utils import EMAModel
-
-    return EMAModel(parameters, decay=decay, foreach=True)
-
-
-def _optimizer(parameters: Iterable[nn.Parameter], settings: Finetune) -> torch.optim.Optimizer:
-    if settings.optimizer == "adamw":
-        # no decay: it would pull biases, norms and scale factors to zero
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0)
-    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
-
-
-def _mean_over_workers(terms: dict[str, Tensor]) -> dict[str, float]:
-    values = torch.stack([term.float() for term in terms.values()])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return dict(zip(terms, values.tolist(), strict=True))

@@ -12,6 +12,8 @@ def check(settings: Edge) -> None:
         ValueError: One sentence that names the setting to change.
     """
     images_kept(settings)
+    if settings.finetune.checkpoint_steps < 1:
+        raise ValueError(f"finetune.checkpoint_steps={settings.finetune.checkpoint_steps} must be at least 1")
     for model in (
         settings.features.clip,
         settings.finetune.generator,
