@@ -56,7 +56,7 @@ def edge_cc3m() -> Edge:
             learning_rates=(0.03, 0.1, 0.3),
         ),
         evaluation=Evaluation(
-            val="s3://YOUR-BUCKET/cc3m-val/{00000..00001}.tar",
+            val="s3://YOUR-BUCKET/cc3m-val/00000.tar",
             test="s3://YOUR-BUCKET/cc3m-val/00001.tar",
             max_pairs=5000,
             seeds=5,
