@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user asks for it
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would sync the project again for every worker
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # of its actors: they announce every epoch, and progress bars we do not use
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a training worker prints is shown twice
 }
 LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any ordinary process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not a spot instance
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are for clusters; each phase waits for one
 }
 MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")

@@ -193,7 +193,7 @@ class Students:
     """Width of the shared space."""
     protocol: Literal["frozen-text", "both-encoders"] = "frozen-text"
     """"frozen-text" trains the image encoder and both heads (LoRS and its followers); "both-encoders" all."""
-    steps: int = 60
+    steps: int = 80
     """Optimiser steps of every student, whatever the size of its set."""
     batch_pairs: int = 64
     """Pairs in a step; a smaller set is trained on whole."""

@@ -10,8 +10,6 @@ so a store of millions of rows is never in memory: ``herding`` and ``k_center`` 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.metrics import pairwise_distances_argmin_min
 
 FeatureBlocks = Iterable[np.ndarray]
 """(rows, D) float16 or float32 blocks in the order of the row indices; every iteration starts from row 0."""
@@ -111,6 +109,9 @@ def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
         ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
         blocks.
     """
+    from sklearn.cluster import MiniBatchKMeans  # 3 s
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     n_rows, _ = _survey(features)
     _check_k(k, n_rows)
     n_samples = min(n_rows, _SAMPLES_PER_CLUSTER * k)

@@ -1,6 +1,7 @@
 """One tidy line of progress per stage: rewritten on a terminal, printed every ten seconds in a log file."""
 
 import sys
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
@@ -12,9 +13,12 @@ REDRAW_EVERY_S = 0.2
 class progress(tqdm):
     """Counts towards ``total``: ``with progress("features", total=2000) as bar: bar.update(64)``.
 
-    ``total=None`` shows the count and the rate alone. The line goes to stderr; a terminal loses it when the
-    block ends, a log file never sees it when that takes less than ten seconds.
+    ``total=None`` shows the count and the rate alone. The rate is counted from the first update on, so that
+    neither the start of actors nor what an earlier attempt had done makes it wrong. The line goes to stderr; a
+    terminal loses it when the block ends, a log file never sees it when that takes less than ten seconds.
     """
+
+    _first: tuple[float, float] | None = None  # count and clock after the first update
 
     def __init__(self, name: str, total: int | None = None, unit: str = "rows") -> None:
         self._on_terminal = sys.stderr.isatty()
@@ -30,6 +34,12 @@ class progress(tqdm):
             delay=0 if self._on_terminal else interval_s,
             dynamic_ncols=True,
         )
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Counts ``n`` more."""
+        if n and self._first is None:
+            self._first = (self.n + n, monotonic())
+        return super().update(n)
 
     def note(self, **values: float | int | str) -> None:
         """Shows the latest values at the end of the line, e.g. ``note(loss=0.31)``."""
@@ -48,9 +58,9 @@ class progress(tqdm):
 
     def __str__(self) -> str:
         state: dict[str, Any] = self.format_dict
-        done, total, elapsed_s = state["n"], state["total"], state["elapsed"]
+        done, total = state["n"], state["total"]
         parts = [f"{state['prefix']:<12} {done:,}{f'/{total:,}' if total else ''} {state['unit']}"]
-        if rate := state["rate"] or (done / elapsed_s if elapsed_s else 0):
+        if rate := self._rate():
             parts.append(f"{_short(rate)} {state['unit']}/s")
             if total:
                 parts.append(f"eta {_duration(max(total - done, 0) / rate)}")
@@ -58,6 +68,13 @@ class progress(tqdm):
             parts.append(state["postfix"])
         line = "   ".join(parts)
         return line[: state["ncols"]] if self._on_terminal and state["ncols"] else line
+
+    def _rate(self) -> float:
+        """Units a second since the first update; 0 while there was no other."""
+        if self._first is None:
+            return 0.0
+        count, at = self._first
+        return (self.n - count) / (monotonic() - at)
 
 
 def _short(value: float | int | str) -> str:

@@ -8,8 +8,8 @@ from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.schema import Row
 from mmdd_ray.evaluate.compare import compare
-from mmdd_ray.evaluate.retrieval import chance
-from mmdd_ray.evaluate.train import PairSet
+from mmdd_ray.evaluate.metrics import chance
+from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 

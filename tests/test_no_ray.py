@@ -16,6 +16,8 @@ ARITHMETIC = [
     "mmdd_ray.edge.losses",
     "mmdd_ray.edge.objective",
     "mmdd_ray.edge.selection",
+    "mmdd_ray.evaluate.metrics",
+    "mmdd_ray.evaluate.pairs",
     "mmdd_ray.evaluate.retrieval",
     "mmdd_ray.evaluate.train",
     "mmdd_ray.features.moments",
@@ -49,6 +51,12 @@ def brought_in(modules: list[str], forbidden: list[str]) -> list[str]:
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_neither_ray_nor_torch(module):
     assert brought_in([module], ["ray", "torch"]) == []
+
+
+def test_a_driver_imports_no_torch():
+    assert (
+        brought_in(["mmdd_ray.edge.distill", "mmdd_ray.evaluate.distilled_set"], ["torch", "sklearn"]) == []
+    )
 
 
 def test_arithmetic_imports_no_ray():

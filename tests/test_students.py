@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from mmdd_ray.config import Data, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.schema import Row
+from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import (
-    PairSet,
     batches,
     evaluate_student,
     frozen_text_features,

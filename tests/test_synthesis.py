@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from mmdd_ray.config import Captions, Synthesis
+from mmdd_ray.data.images import decode_image
 from mmdd_ray.diffusion.synthesize import Drawing, Painter, draw, read_drawn, sample_seeds
 from mmdd_ray.edge.recaption import Recaptioner, read_captions, recaption
 from mmdd_ray.models import zoo
+from mmdd_ray.models.clip import load_clip
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 
@@ -43,7 +47,7 @@ def in_this_process(stage: Stage, synthesis: Synthesis) -> None:
     todo = drawings()
     size = synthesis.batch_images
     batches = [todo[i : i + size] for i in range(0, len(todo), size)]
-    painter = Painter(batches, generator(), stage.store, synthesis, image_px=32)
+    painter = Painter(batches, generator(), stage.store, synthesis, image_px=32, clip="tiny-clip")
     for number in reversed(range(len(batches))):
         painter({"number": [number]})
 
@@ -58,17 +62,26 @@ def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path
     alone = Stage("synthesize", Store(str(tmp_path / "alone")))
     in_this_process(alone, SYNTHESIS)
     pool = Stage("synthesize", Store(str(tmp_path / "pool")))
-    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32)
+    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32, clip="tiny-clip")
     assert files(pool) == files(alone)
     rows = read_drawn(pool.store).to_pylist()
     assert [row["prompt"] for row in rows] == list(PROMPTS)
     assert len({row["image"] for row in rows}) == len(PROMPTS)
+    clip = load_clip("tiny-clip")
+    for column, expected_BD in (
+        (
+            "image_feature",
+            clip.encode_images(np.stack([decode_image(row["image"], max_pixels=32**2) for row in rows])),
+        ),
+        ("text_feature", clip.encode_texts(PROMPTS)),
+    ):
+        assert_allclose([row[column] for row in rows], expected_BD.numpy(), atol=1e-5)
 
     # A killed run draws only what is missing.
     missing, kept = sorted(files(pool))[0], Path(pool.store.path(sorted(files(pool))[1]))
     written_at = kept.stat().st_mtime_ns
     pool.store.remove(missing)
-    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32)
+    draw(pool, drawings(), generator(), SYNTHESIS, image_px=32, clip="tiny-clip")
     assert files(pool) == files(alone)
     assert kept.stat().st_mtime_ns == written_at
 

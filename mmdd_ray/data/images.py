@@ -71,6 +71,13 @@ def decode_image(data: bytes, *, max_pixels: int, image_px: int | None = None) -
         raise BadImage("undecodable image") from error
 
 
+def encode_png(image_u8: NDArray[np.uint8]) -> bytes:
+    """A uint8 RGB image (H, W, 3) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image_u8).save(file, "PNG")
+    return file.getvalue()
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """The image with its header read and its declared size checked, but no pixel decoded."""
     try:

@@ -1,11 +1,10 @@
-"""Drawing images from captions with a pool of generator actors.
+"""Drawing images from captions with a pool of generator actors, which also look at what they drew with CLIP.
 
 Every sample has its own seed, and batches are cut by sample index: the same settings draw the same bytes whatever
 the number of actors and the order in which they finish. A finished batch is a file named by its number, written
 whole, so that a batch that Ray repeats or a restarted run draws nothing twice.
 """
 
-import io
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from PIL import Image
 
 from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Synthesis
+from mmdd_ray.data.images import encode_png
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
@@ -28,6 +27,8 @@ DRAWN_SCHEMA = pa.schema(
         "seed": pa.int64(),
         "source_key": pa.string(),
         "image": pa.binary(),  # PNG
+        "image_feature": pa.list_(pa.float32()),  # of CLIP, unit norm
+        "text_feature": pa.list_(pa.float32()),  # of the prompt
     }
 )
 
@@ -51,9 +52,18 @@ def sample_seeds(run_seed: int, count: int) -> list[int]:
 
 
 def draw(
-    stage: Stage, drawings: list[Drawing], generator: Store, synthesis: Synthesis, *, image_px: int
+    stage: Stage,
+    drawings: list[Drawing],
+    generator: Store,
+    synthesis: Synthesis,
+    *,
+    image_px: int,
+    clip: str,
 ) -> None:
-    """Draws all of `drawings` with the pipeline in the folder `generator`; read them with `read_drawn`."""
+    """Draws all of `drawings` with the pipeline in the folder `generator`; read them with `read_drawn`.
+
+    `clip` names the model of the features that are kept with each drawing.
+    """
     batches = _batches(drawings, synthesis.batch_images)
     todo = [number for number in range(len(batches)) if not stage.store.exists(_batch_file(number))]
     with progress("synthesize", total=len(drawings), unit="images") as bar:
@@ -70,6 +80,7 @@ def draw(
                 "store": stage.store,
                 "synthesis": synthesis,
                 "image_px": image_px,
+                "clip": clip,
             },
             batch_size=1,
             **actor_pool(synthesis.min_actors, synthesis.max_actors, synthesis.gpus_per_actor),
@@ -84,7 +95,7 @@ def read_drawn(store: Store) -> pa.Table:
 
 
 class Painter:
-    """Draws the batch of a given number, on the GPU if there is one."""
+    """Draws the batch of a given number and encodes it with CLIP, on the GPU if there is one."""
 
     def __init__(
         self,
@@ -93,18 +104,19 @@ class Painter:
         store: Store,
         synthesis: Synthesis,
         image_px: int,
+        clip: str,
     ) -> None:
         import torch
 
+        from mmdd_ray.models.clip import load_clip
         from mmdd_ray.models.generator import draw_images, load_pipeline
 
         on_gpu = torch.cuda.is_available()
-        self.pipeline = load_pipeline(
-            str(generator.fetch("")), torch.device("cuda" if on_gpu else "cpu"), half_precision=on_gpu
-        )
+        device = torch.device("cuda" if on_gpu else "cpu")
+        self.clip = load_clip(clip, device)
         self.draw = partial(
             draw_images,
-            self.pipeline,
+            load_pipeline(str(generator.fetch("")), device, half_precision=on_gpu),
             image_px=image_px,
             inference_steps=synthesis.inference_steps,
             guidance=synthesis.guidance,
@@ -114,9 +126,13 @@ class Painter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         number = int(batch["number"][0])
         drawings = self.batches[number]
-        images = self.draw([d.prompt for d in drawings], [d.seed for d in drawings])
+        prompts = [d.prompt for d in drawings]
+        images = self.draw(prompts, [d.seed for d in drawings])
+        image_BD = self.clip.encode_images(images).cpu().numpy()
+        text_BD = self.clip.encode_texts(prompts).cpu().numpy()
         rows = [
-            {**vars(drawing), "image": _png(image)} for drawing, image in zip(drawings, images, strict=True)
+            {**vars(drawing), "image": encode_png(image), "image_feature": image_D, "text_feature": text_D}
+            for drawing, image, image_D, text_D in zip(drawings, images, image_BD, text_BD, strict=True)
         ]
         self.store.write_parquet(_batch_file(number), pa.Table.from_pylist(rows, DRAWN_SCHEMA))
         return {"images": [len(rows)]}
@@ -128,9 +144,3 @@ def _batches(drawings: list[Drawing], size: int) -> list[list[Drawing]]:
 
 def _batch_file(number: int) -> str:
     return f"batches/{number:06d}.parquet"
-
-
-def _png(image_u8: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image_u8).save(file, "PNG")
-    return file.getvalue()

@@ -1,19 +1,14 @@
-"""Looking at the drawn candidates with CLIP, and keeping those that match the real data best."""
+"""Keeping the drawn candidates whose CLIP features match the real data best."""
 
-import io
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
+import pyarrow as pa
 
 from mmdd_ray.config import Edge
 from mmdd_ray.edge.check import images_kept
 from mmdd_ray.edge.selection import moment_distance, select
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.models.clip import load_clip
-
-BATCH_ROWS = 256
 
 
 def pair_quality(image_ND: np.ndarray, text_ND: np.ndarray) -> dict[str, float]:
@@ -35,39 +30,29 @@ def pair_quality(image_ND: np.ndarray, text_ND: np.ndarray) -> dict[str, float]:
     }
 
 
-def choose_drawn(rows: list[dict[str, Any]], target: Moments, settings: Edge) -> dict[str, Any]:
+def choose_drawn(drawn: pa.Table, target: Moments, settings: Edge) -> dict[str, Any]:
     """Which candidates to keep.
 
     Args:
-        rows: Candidates as `read_drawn` gives them.
+        drawn: Candidates as `read_drawn` gives them.
         target: Moments of the real pairs.
 
     Returns:
         `kept`: sample indices in ascending order; `quality` of the kept pairs; and `moment_distance` of the kept
         and of as many candidates without selection.
     """
-    clip = load_clip(settings.features.clip, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    batches = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
-    image_MD = np.concatenate([_numpy(clip.encode_images(_pixels(batch))) for batch in batches])
-    text_MD = np.concatenate([_numpy(clip.encode_texts([r["prompt"] for r in batch])) for batch in batches])
+    image_MD = np.stack(drawn["image_feature"].to_numpy())
+    text_MD = np.stack(drawn["text_feature"].to_numpy())
     count, weight = images_kept(settings), settings.synthesis.mean_weight
     first = np.arange(count)
     kept = first
-    if len(rows) > count:
+    if len(drawn) > count:
         kept = np.sort(select(target, image_MD, text_MD, count, mean_weight=weight).indices)
     return {
-        "kept": [rows[i]["index"] for i in kept],
+        "kept": drawn["index"].to_numpy()[kept].tolist(),
         "quality": pair_quality(image_MD[kept], text_MD[kept]),
         "moment_distance": {
             "kept": moment_distance(target, image_MD[kept], text_MD[kept], weight),
             "unselected": moment_distance(target, image_MD[first], text_MD[first], weight),
         },
     }
-
-
-def _pixels(rows: list[dict[str, Any]]) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows])
-
-
-def _numpy(features: torch.Tensor) -> np.ndarray:
-    return features.cpu().numpy()

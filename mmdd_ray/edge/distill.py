@@ -2,18 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import ray
-
-from mmdd_ray.cluster import actor_resources, connected
+from mmdd_ray.cluster import connected
 from mmdd_ray.config import Edge
 from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.edge.check import check
-from mmdd_ray.edge.finetune import finetune_generator
+from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.report import build_report, write_report
@@ -40,7 +37,7 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
                 "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
             ).store
         )
-        tuned = run.stage("finetune", lambda stage: finetune_generator(stage, features, settings))
+        tuned = run.stage("finetune", lambda stage: _finetune(stage, features, settings))
         drawn = run.stage("synthesize", lambda stage: _synthesize(stage, features, tuned, settings))
         chosen = run.stage("choose", lambda stage: _choose(stage, features, drawn, settings))
         captioned = run.stage("recaption", lambda stage: _recaption(stage, drawn, chosen, settings))
@@ -51,6 +48,13 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
         return _report(run, tuned, chosen, evaluated)
 
 
+def _finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
+    # here, because it brings torch and Ray Train: 8 s that no other stage needs
+    from mmdd_ray.edge.finetune import finetune_generator
+
+    return finetune_generator(stage, features, settings)
+
+
 def _synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Edge) -> StageResult:
     drawings = choose_prompts(features, settings)
     draw(
@@ -59,22 +63,17 @@ def _synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Ed
         tuned.store.child("generator"),
         settings.synthesis,
         image_px=settings.finetune.image_px,
+        clip=settings.features.clip,
     )
     return StageResult(rows_in=len(drawings), rows_out=len(drawings))
 
 
 def _choose(stage: Stage, features: FeatureStore, drawn: Stage, settings: Edge) -> StageResult:
-    rows = read_drawn(drawn.store).to_pylist()
-    choice = _on_a_worker(settings.features.gpus_per_actor, _choose_drawn, rows, features, settings)
+    candidates = read_drawn(drawn.store)
+    choice = choose_drawn(candidates, features.moments(settings.features.clip), settings)
     stage.store.write_json("choice.json", choice)
     figures = {name: choice[name] for name in ("quality", "moment_distance")}
-    return StageResult(rows_in=len(rows), rows_out=len(choice["kept"]), extra=figures)
-
-
-def _choose_drawn(rows: list[dict[str, Any]], features: FeatureStore, settings: Edge) -> dict[str, Any]:
-    from mmdd_ray.edge.choose import choose_drawn
-
-    return choose_drawn(rows, features.moments(settings.features.clip), settings)
+    return StageResult(rows_in=len(candidates), rows_out=len(choice["kept"]), extra=figures)
 
 
 def _recaption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> StageResult:
@@ -145,8 +144,3 @@ def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[
     )
     write_report(report, run.store)
     return report
-
-
-def _on_a_worker(gpus: float, function: Callable[..., Any], *args: Any) -> Any:
-    """Runs a function where there is a GPU, if the cluster has one; the driver needs neither torch nor GPU."""
-    return ray.get(ray.remote(function).options(**actor_resources(gpus)).remote(*args))

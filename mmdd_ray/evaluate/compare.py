@@ -16,8 +16,8 @@ from ray.exceptions import RayTaskError
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Evaluation, Students
-from mmdd_ray.evaluate.retrieval import chance
-from mmdd_ray.evaluate.train import PairSet, evaluate_student, frozen_text_features, train_student
+from mmdd_ray.evaluate.metrics import chance
+from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
 
@@ -193,6 +193,8 @@ def _train_and_search(
     seed: int,
     device: str,
 ) -> Result:
+    from mmdd_ray.evaluate.train import evaluate_student, train_student
+
     started = monotonic()
     student, losses = train_student(
         pairs, settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=text_PT
@@ -207,6 +209,8 @@ def _train_and_search(
 
 @ray.remote
 def _encode(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
+    from mmdd_ray.evaluate.train import frozen_text_features
+
     return frozen_text_features(pairs, settings, device)
 
 

@@ -6,14 +6,12 @@ it, so a collapsed model, for which all candidates are alike, scores 0 and not 1
 
 # N images, P captions, D embedding width, C captions of a chunk
 
-from math import comb
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RANKS = (1, 5, 10)
+from mmdd_ray.evaluate.metrics import RANKS, with_mean_recall
 
 _TIE = 1e-6  # cosines closer than this are equal: float32 embeddings are not known better
 
@@ -62,30 +60,10 @@ def retrieval_metrics(
         images_before.append((score_CN > own_C[:, None] - _TIE).sum(dim=1))
         captions_before_N += (score_CN > best_own_N - _TIE).sum(dim=0)
 
-    return _recalls(
+    return with_mean_recall(
         {f"ir@{k}": _percent_within(torch.cat(images_before), k) for k in RANKS},
         {f"tr@{k}": _percent_within(captions_before_N, k) for k in RANKS},
     )
-
-
-def chance(n_images: int, captions_per_image: int) -> dict[str, float]:
-    """What ``retrieval_metrics`` expects of a random ranking without ties, exactly; percent.
-
-    ir@k = k/N. tr@k is one minus the chance that k of the P = N·c captions, drawn without replacement, hold
-    none of the image's own c.
-    """
-    n_captions = n_images * captions_per_image
-    ir, tr = {}, {}
-    for k in RANKS:
-        ir[f"ir@{k}"] = 100 * min(k, n_images) / n_images
-        drawn = min(k, n_captions)
-        tr[f"tr@{k}"] = 100 * (1 - comb(n_captions - captions_per_image, drawn) / comb(n_captions, drawn))
-    return _recalls(ir, tr)
-
-
-def _recalls(ir: dict[str, float], tr: dict[str, float]) -> dict[str, float]:
-    recalls = ir | tr
-    return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}
 
 
 def _percent_within(before: Tensor, k: int) -> float:

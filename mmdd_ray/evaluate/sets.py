@@ -11,7 +11,7 @@ from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
 from mmdd_ray.evaluate.compare import compare
-from mmdd_ray.evaluate.train import PairSet, Reject
+from mmdd_ray.evaluate.pairs import PairSet, Reject
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import Stage, StageResult
 

@@ -5,126 +5,23 @@ Every set gets the same budget: the same optimiser steps, batches and augmentati
 
 # N images, P captions of them, B images of a step, V and T feature widths, D embedding width
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from mmdd_ray.config import Students
-from mmdd_ray.data.images import BadImage, decode_image
-from mmdd_ray.data.schema import Row
-from mmdd_ray.evaluate.retrieval import chance, retrieval_metrics
+from mmdd_ray.evaluate.metrics import chance
+from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.students import DualEncoder, TextEncoder, load_student, load_text_encoder
-from mmdd_ray.store import Store
 
 ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
 DECAY = 0.1  # of the learning rate, at half of the steps
 SHIFT_FRACTION = 16  # images are shifted by up to 1/16 of their side
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
-
-Reject = tuple[str, str, str]
-"""Shard, key and reason of a row that is no usable pair."""
-
-
-@dataclass(frozen=True)
-class PairSet:
-    """Decoded images and the captions of each: a set to train on or to search in.
-
-    Raises:
-        ValueError: images are not uint8 (N, px, px, 3) with N > 0, or not every image has a caption.
-    """
-
-    images: np.ndarray
-    captions: list[list[str]]
-
-    def __post_init__(self) -> None:
-        n, *shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
-            raise ValueError(
-                f"images must be uint8 (N, px, px, 3), N > 0, not {self.images.dtype} {self.images.shape}"
-            )
-        if len(self.captions) != n or not all(self.captions):
-            raise ValueError(f"each of {n} images needs a caption; {sum(map(bool, self.captions))} have one")
-
-    @classmethod
-    def from_rows(
-        cls, rows: Sequence[Row], *, image_px: int, max_pixels: int
-    ) -> tuple["PairSet", list[Reject]]:
-        """The usable rows with their images decoded, and what had to be left out.
-
-        Raises:
-            ValueError: if no row is usable.
-        """
-        images, captions, rejects = [], [], []
-        for row in rows:
-            if row.image is None:
-                rejects.append((row.shard, row.key, row.reject or "missing image"))
-                continue
-            try:
-                images.append(decode_image(row.image, max_pixels=max_pixels, image_px=image_px))
-            except BadImage as reason:
-                rejects.append((row.shard, row.key, str(reason)))
-                continue
-            captions.append(row.captions)
-        if not images:
-            raise ValueError(f"none of the {len(rows)} rows can be used as a pair")
-        return cls(np.stack(images), captions), rejects
-
-    @property
-    def n_images(self) -> int:
-        return len(self.images)
-
-    @property
-    def n_pairs(self) -> int:
-        """An image with c captions counts as c pairs."""
-        return sum(map(len, self.captions))
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the pixels and of the captions' UTF-8, uncompressed, so that sets can be compared."""
-        return self.images.nbytes + sum(len(caption.encode()) for caption in self.flat_captions)
-
-    @property
-    def flat_captions(self) -> list[str]:
-        """All P captions, in the order of their images."""
-        return [caption for own in self.captions for caption in own]
-
-    @property
-    def owner_P(self) -> np.ndarray:
-        """Image row of each caption, int64."""
-        return np.repeat(np.arange(self.n_images), [len(own) for own in self.captions])
-
-    def fingerprint(self) -> str:
-        """Hash of all pixels and captions."""
-        found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
-        found.update(repr((self.images.shape, self.captions)).encode())
-        return found.hexdigest()
-
-    def save(self, store: Store, name: str) -> None:
-        """Writes one Parquet file of PNGs and captions, itself a source that ``data.uri`` can name."""
-        store.write_parquet(
-            name, pa.table({"image": list(map(_png, self.images)), "captions": self.captions})
-        )
-
-    @classmethod
-    def load(cls, store: Store, name: str) -> "PairSet":
-        """Reads what ``save`` wrote; raises ``FileNotFoundError``."""
-        table = store.read_parquet(name)
-        images = [np.asarray(Image.open(io.BytesIO(png))) for png in table["image"].to_pylist()]
-        return cls(np.stack(images), table["captions"].to_pylist())
-
-
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def frozen_text_features(pairs: PairSet, settings: Students, device: str) -> np.ndarray:

@@ -5,8 +5,7 @@ A student is what a set of pairs is measured by: it is trained on the set, then 
 
 # B images or captions in a batch, L tokens, V and T feature widths, D width of the shared space
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +82,7 @@ class TextEncoder(nn.Module):
     def __init__(self, name: str, max_tokens: int) -> None:
         super().__init__()
         source = resolve(name)
-        with loading("text encoder", name, "students.text_model"), _quiet_transformers():
+        with loading("text encoder", name, "students.text_model"):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # float32, because transformers loads what is stored, and momentum SGD in float16 stands still
             self.backbone = transformers.AutoModel.from_pretrained(
@@ -171,18 +170,3 @@ def _head(width: int, embed_dim: int, generator: torch.Generator) -> nn.Linear:
     head = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(head.weight, std=width**-0.5, generator=generator)
     return head
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hides the progress bar and the table of unused weights that transformers prints for every load."""
-    log = transformers.utils.logging
-    level, had_bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if had_bar:
-            log.enable_progress_bar()

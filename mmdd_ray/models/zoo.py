@@ -33,6 +33,8 @@ def resolve(name: str) -> str:
 def loading(role: str, name: str, setting: str) -> Iterator[None]:
     """Turns whatever a library raises for a missing or unreachable model into one sentence.
 
+    Hides the progress bars and tables of unused weights that transformers prints for every load.
+
     Args:
         role: What the model is for, e.g. "image captioner".
         setting: The setting that names the model, e.g. "captions.model".
@@ -41,10 +43,26 @@ def loading(role: str, name: str, setting: str) -> Iterator[None]:
         ValueError: The model could not be loaded; the library's error is its cause.
     """
     try:
-        yield
+        with _quiet_transformers():
+            yield
     except (OSError, RuntimeError, ValueError) as error:  # hub libraries raise all three for a missing model
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"cannot load the {role} {name!r} ({first_line[:200]}); if no model hub can be reached from here, "
             f"download it elsewhere and set --{setting} to its local folder"
         ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,26 @@
+"""The retrieval metrics, by name, and what a random ranking scores. Imports no torch."""
+
+from math import comb
+
+RANKS = (1, 5, 10)
+
+
+def chance(n_images: int, captions_per_image: int) -> dict[str, float]:
+    """What ``retrieval_metrics`` expects of a random ranking without ties, exactly; percent.
+
+    ir@k = k/N. tr@k is one minus the chance that k of the P = N·c captions, drawn without replacement, hold
+    none of the image's own c.
+    """
+    n_captions = n_images * captions_per_image
+    ir, tr = {}, {}
+    for k in RANKS:
+        ir[f"ir@{k}"] = 100 * min(k, n_images) / n_images
+        drawn = min(k, n_captions)
+        tr[f"tr@{k}"] = 100 * (1 - comb(n_captions - captions_per_image, drawn) / comb(n_captions, drawn))
+    return with_mean_recall(ir, tr)
+
+
+def with_mean_recall(ir: dict[str, float], tr: dict[str, float]) -> dict[str, float]:
+    """Both directions' recalls, and ``mean_recall``, the mean of the six."""
+    recalls = ir | tr
+    return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}
