@@ -1,11 +1,16 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
+from mmdd_ray.config import Edge
+from mmdd_ray.edge.choose import choose_drawn, pair_quality
 from mmdd_ray.edge.selection import moment_distance, select
 from mmdd_ray.features.moments import Moments
+from mmdd_ray.presets import edge_local
 
 
 def real_and_candidates(
@@ -140,3 +145,32 @@ def test_impossible_requests_are_errors():
     image[0, 0] = np.inf
     with pytest.raises(ValueError, match="not finite"):
         select(target, image, text, 2, mean_weight=1.0)
+
+
+def edge_of(images: int, candidates: int) -> Edge:
+    edge = edge_local()
+    return replace(edge, synthesis=replace(edge.synthesis, pairs=2 * images, candidates_per_image=candidates))
+
+
+def test_the_candidates_nearest_to_the_real_moments_are_kept():
+    target, image_MD, text_MD = real_and_candidates(24, seed=3, d_l=6)
+    drawn = pa.table(
+        {"index": range(100, 124), "image_feature": list(image_MD), "text_feature": list(text_MD)}
+    )
+    choice = choose_drawn(drawn, target, edge_of(images=6, candidates=4))
+    rows = np.array(choice["kept"]) - 100
+    assert len(set(rows)) == 6
+    assert list(rows) == sorted(rows)
+    assert choice["moment_distance"]["kept"] == moment_distance(target, image_MD[rows], text_MD[rows], 1.0)
+    assert choice["moment_distance"]["kept"] < 0.8 * choice["moment_distance"]["unselected"]
+    assert choice["quality"] == pair_quality(image_MD[rows], text_MD[rows])
+    everything = choose_drawn(drawn.slice(0, 6), target, edge_of(images=6, candidates=1))
+    assert everything["kept"] == list(range(100, 106))
+
+
+def test_pair_quality_of_a_hand_worked_example():
+    # two pairs, unit vectors: the first aligned, the second at a right angle and nearer to the first image
+    image_ND = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    text_ND = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    quality = pair_quality(image_ND, text_ND)
+    assert quality == {"alignment": 0.5, "recall": 50.0, "similarity": 0.5}

@@ -1,7 +1,9 @@
 """The tiny zoo: it loads through the calls that load published models, and it is as good as its card says."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,6 +108,35 @@ def test_an_unreachable_model_names_the_setting(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once
     with pytest.raises(ValueError, match=r"'nobody/nothing'.*--captions\.model to its local folder"):
         Captioner("nobody/nothing", torch.device("cpu"))
+
+
+def hub_that(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], object]) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name, timeout: answer(name))
+
+
+def test_models_are_looked_for_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(name: str) -> object:
+        raise ConnectionError("no route")
+
+    hub_that(monkeypatch, unreachable)
+    zoo.check({"finetune.generator": "tiny-sd", "captions.model": str(tmp_path)})  # nobody needs the hub
+    with pytest.raises(ValueError, match=r"--captions\.model names the model 'a/b'.*no route.*local folder"):
+        zoo.check({"finetune.generator": "tiny-sd", "captions.model": "a/b"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the cache may have it
+    zoo.check({"captions.model": "a/b"})
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def missing(name: str) -> object:
+        raise RepositoryNotFoundError("404", response=Mock())
+
+    hub_that(monkeypatch, missing)
+    zoo.check({"students.image_model": "nfnet_l0", "features.clip": "ViT-B-32/openai"})  # no names of the hub
+    with pytest.raises(ValueError, match=r"no model 'a/typo'.*correct --finetune\.generator"):
+        zoo.check({"finetune.generator": "a/typo"})
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from mmdd_ray.config import Edge
 from mmdd_ray.data.shards import check_data
-from mmdd_ray.models.zoo import resolve
+from mmdd_ray.models import zoo
 
 
 def check(settings: Edge) -> None:
@@ -14,14 +14,15 @@ def check(settings: Edge) -> None:
     images_kept(settings)
     if settings.finetune.checkpoint_steps < 1:
         raise ValueError(f"finetune.checkpoint_steps={settings.finetune.checkpoint_steps} must be at least 1")
-    for model in (
-        settings.features.clip,
-        settings.finetune.generator,
-        settings.captions.model,
-        settings.students.image_model,
-        settings.students.text_model,
-    ):
-        resolve(model)
+    zoo.check(
+        {
+            "features.clip": settings.features.clip,
+            "finetune.generator": settings.finetune.generator,
+            "captions.model": settings.captions.model,
+            "students.image_model": settings.students.image_model,
+            "students.text_model": settings.students.text_model,
+        }
+    )
     check_data(settings.data, settings.evaluation)
 
 

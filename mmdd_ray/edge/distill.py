@@ -15,7 +15,7 @@ from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
-from mmdd_ray.features.precompute import precompute
+from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult, resolved
 
@@ -32,30 +32,30 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
     check(settings)
     with RunDir.open(settings.run.dir, JOB, preset, settings) as run, connected(settings.run) as devices:
         run.devices = devices.as_json()
-        features = FeatureStore(
-            run.stage(
-                "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
-            ).store
-        )
-        tuned = run.stage("finetune", lambda stage: _finetune(stage, features, settings))
-        drawn = run.stage("synthesize", lambda stage: _synthesize(stage, features, tuned, settings))
-        chosen = run.stage("choose", lambda stage: _choose(stage, features, drawn, settings))
-        captioned = run.stage("recaption", lambda stage: _recaption(stage, drawn, chosen, settings))
+        features = FeatureStore(feature_stage(run, settings).store)
+        tuned = run.stage("finetune", lambda stage: finetune(stage, features, settings))
+        drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
+        chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
+        captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
         if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
             run.store.remove("export")  # the set was deleted: write it again
-        run.stage("export", lambda stage: _export(run, stage, drawn, chosen, captioned, settings))
+        run.stage(
+            "export", lambda stage: _export(run, stage, samples(drawn, chosen, captioned, settings), settings)
+        )
         evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
         return _report(run, tuned, chosen, evaluated)
 
 
-def _finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
+def finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
+    """Fine-tunes the generator into the stage's folder `generator/`."""
     # here, because it brings torch and Ray Train: 8 s that no other stage needs
     from mmdd_ray.edge.finetune import finetune_generator
 
     return finetune_generator(stage, features, settings)
 
 
-def _synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Edge) -> StageResult:
+def synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Edge) -> StageResult:
+    """Draws the candidates from real captions."""
     drawings = choose_prompts(features, settings)
     draw(
         stage,
@@ -68,7 +68,8 @@ def _synthesize(stage: Stage, features: FeatureStore, tuned: Stage, settings: Ed
     return StageResult(rows_in=len(drawings), rows_out=len(drawings))
 
 
-def _choose(stage: Stage, features: FeatureStore, drawn: Stage, settings: Edge) -> StageResult:
+def choose(stage: Stage, features: FeatureStore, drawn: Stage, settings: Edge) -> StageResult:
+    """Decides which candidates to keep, into `choice.json`."""
     candidates = read_drawn(drawn.store)
     choice = choose_drawn(candidates, features.moments(settings.features.clip), settings)
     stage.store.write_json("choice.json", choice)
@@ -76,7 +77,8 @@ def _choose(stage: Stage, features: FeatureStore, drawn: Stage, settings: Edge) 
     return StageResult(rows_in=len(candidates), rows_out=len(choice["kept"]), extra=figures)
 
 
-def _recaption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> StageResult:
+def caption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> StageResult:
+    """Has further captions written for the images that were kept."""
     kept = _kept(drawn, chosen)
     if settings.captions.per_image > 1:
         recaption(
@@ -85,12 +87,10 @@ def _recaption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> Sta
     return StageResult(rows_in=len(kept), rows_out=len(kept) * settings.captions.per_image)
 
 
-def _export(
-    run: RunDir, stage: Stage, drawn: Stage, chosen: Stage, captioned: Stage, settings: Edge
-) -> StageResult:
-    kept = _kept(drawn, chosen)
+def samples(drawn: Stage, chosen: Stage, captioned: Stage, settings: Edge) -> list[Sample]:
+    """The distilled set: the images that were kept, each with its prompt and the written captions."""
     written = read_captions(captioned.store) if settings.captions.per_image > 1 else {}
-    samples = [
+    return [
         Sample(
             key=f"{number:06d}",
             image=row["image"],
@@ -99,10 +99,18 @@ def _export(
             seed=row["seed"],
             source_key=row["source_key"],
         )
-        for number, row in enumerate(kept)
+        for number, row in enumerate(_kept(drawn, chosen))
     ]
+
+
+def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
+    kept = set(chosen.store.read_json("choice.json")["kept"])
+    return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
+
+
+def _export(run: RunDir, stage: Stage, chosen: list[Sample], settings: Edge) -> StageResult:
     manifest = distilled.write_distilled(
-        samples,
+        chosen,
         run.store.child(distilled.FOLDER),
         method="EDGE",
         settings=resolved(settings),
@@ -116,20 +124,15 @@ def _export(
     )
     stage.store.write_json("distilled.json", {"checksum": manifest["checksum"], "shards": manifest["shards"]})
     return StageResult(
-        rows_in=len(kept),
+        rows_in=len(chosen),
         rows_out=manifest["pairs"],
         extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
     )
 
 
-def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
-    kept = set(chosen.store.read_json("choice.json")["kept"])
-    return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
-
-
 def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
-    samples = distilled.read_distilled(run.store.child(distilled.FOLDER))
-    return compare_with_baselines(stage, "edge", samples, features, settings)
+    exported = distilled.read_distilled(run.store.child(distilled.FOLDER))
+    return compare_with_baselines(stage, "edge", exported, features, settings)
 
 
 def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from mmdd_ray.config import Evaluate
 from mmdd_ray.data.distilled import MANIFEST, read_distilled
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
-from mmdd_ray.features.precompute import precompute
+from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir
 from mmdd_ray.store import Store
@@ -28,14 +28,9 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
         connected(settings.run) as devices,
     ):
         run.devices = devices.as_json()
-        features = run.stage(
-            "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
-        )
+        features = FeatureStore(feature_stage(run, settings).store)
         evaluated = run.stage(
-            "evaluate",
-            lambda stage: compare_with_baselines(
-                stage, name, samples, FeatureStore(features.store), settings
-            ),
+            "evaluate", lambda stage: compare_with_baselines(stage, name, samples, features, settings)
         )
         command = shlex.join(["python", *sys.argv])
         report = build_report(run.store, evaluated.store.read_json(EVALUATION), command=command)

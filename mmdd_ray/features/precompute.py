@@ -15,7 +15,7 @@ import ray.data
 from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
-from mmdd_ray.config import Data, Features, Precompute
+from mmdd_ray.config import Data, Edge, Evaluate, Features, Precompute
 from mmdd_ray.data.schema import REJECT_SCHEMA
 from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, list_shards
 from mmdd_ray.features.chunks import read_chunks, read_ipc
@@ -44,9 +44,7 @@ def precompute_run(settings: Precompute, preset: str) -> str:
         connected(settings.run) as devices,
     ):
         run.devices = devices.as_json()
-        stage = run.stage(
-            "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
-        )
+        stage = feature_stage(run, settings)
         manifest, store = stage.manifest, stage.store
     rejects = "".join(f"\n  {count:>12,} {reason}" for reason, count in manifest["rejects"].items())
     return (
@@ -54,6 +52,11 @@ def precompute_run(settings: Precompute, preset: str) -> str:
         f"{manifest['extra']['pairs']:,} pairs{rejects}\nfeatures  {store.path('pairs')}\n"
         f"moments   {store.path(MOMENTS)}"
     )
+
+
+def feature_stage(run: RunDir, settings: Precompute | Edge | Evaluate) -> Stage:
+    """The stage `features` of a run, whose folder a `FeatureStore` reads."""
+    return run.stage("features", lambda stage: precompute(stage, run.store, settings.data, settings.features))
 
 
 def precompute(stage: Stage, run_store: Store, data: Data, features: Features) -> StageResult:

@@ -4,12 +4,15 @@ A name of the zoo becomes the path of its folder, and from there on a tiny model
 loads a published one. Weights are read from safetensors only, and no code of a model repository is ever run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "zoo"
 NAMES = ("tiny-clip", "tiny-sd", "tiny-captioner", "tiny-nf", "tiny-bert")
+HUB_NAMED = ("finetune.generator", "captions.model", "students.text_model")
+"""Settings whose models are named as the hub names them."""
+HUB_TIMEOUT_S = 10
 
 
 def resolve(name: str) -> str:
@@ -27,6 +30,47 @@ def resolve(name: str) -> str:
     if name.startswith(("/", "./", "../", "~")):
         raise ValueError(f"the model folder {name!r} does not exist")
     return name
+
+
+def check(models: Mapping[str, str]) -> None:
+    """Looks whether models that are to be loaded much later are there, or can be downloaded.
+
+    Args:
+        models: Names by the setting that names each.
+
+    Raises:
+        ValueError: As `resolve`, or a name is neither of the zoo nor a folder, and the model hub cannot be reached
+            or does not have it. Without a hub, but with all models in its cache, set HF_HUB_OFFLINE=1.
+    """
+    remote = {setting: name for setting, name in models.items() if not _is_local(resolve(name))}
+    if not remote:
+        return
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    for setting, name in remote.items():
+        # timm and open_clip have names of their own for repositories, so these only show that the hub answers
+        repository = name.removeprefix("hf-hub:")
+        try:
+            HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+        except RepositoryNotFoundError as error:
+            if setting in HUB_NAMED:
+                raise ValueError(
+                    f"there is no model {name!r} at {constants.ENDPOINT} (or it is private: set HF_TOKEN); "
+                    f"correct --{setting}"
+                ) from error
+        except Exception as error:  # whichever HTTP client this version of huggingface_hub has
+            raise ValueError(
+                f"--{setting} names the model {name!r}, and {constants.ENDPOINT} cannot be reached for it "
+                f"({error}); download it elsewhere and set --{setting} to its local folder, or set "
+                "HF_HUB_OFFLINE=1 if it is in the cache"
+            ) from error
+
+
+def _is_local(resolved: str) -> bool:
+    return resolved.startswith("local-dir:") or Path(resolved).is_dir()
 
 
 @contextmanager
