@@ -1,4 +1,8 @@
-"""EDGE end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find."""
+"""EDGE end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find.
+
+The unbroken run lives in an object store, the killed one on disk, so their equal checksums say that neither the
+kills nor the storage change the distilled set.
+"""
 
 import json
 import os
@@ -8,34 +12,46 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from mmdd_ray.data.distilled import read_distilled
+from mmdd_ray.store import Store
+
 ROOT = Path(__file__).parents[1]
+DATA = "--data.uri shapes:120?seed=1 --data.rows_per_shard 50 --run.num_cpus 2".split()  # noqa: SIM905
+STUDENTS = "--evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4".split()  # noqa: SIM905
 SMALL = """
-    --data.uri shapes:120?seed=1 --data.rows_per_shard 50
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
-    --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4 --run.num_cpus 2
 """.split()  # noqa: SIM905
 STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "evaluate")
+SETS = {"edge", "random", "herding", "k-center", "full"}
+METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
+
+Finished = tuple[str, subprocess.CompletedProcess[str]]
 
 
-def command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "jobs/edge_cc3m.py", "local", "--run.dir", str(run_dir), *SMALL, *more]
+def command(job: str, run_dir: str, *more: str) -> list[str]:
+    return [sys.executable, f"jobs/{job}.py", "local", "--run.dir", run_dir, *DATA, *more]
 
 
-def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+def run(job: str, run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(job, run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
-def checksum(run_dir: Path) -> str:
-    return json.loads((run_dir / "distilled" / "manifest.json").read_text())["checksum"]
+def run_edge(run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return run("edge_cc3m", run_dir, *SMALL, *STUDENTS, *more)
+
+
+def checksum(run_dir: str) -> str:
+    return Store(run_dir).read_json("distilled/manifest.json")["checksum"]
 
 
 def kill_during(run_dir: Path, reached: Path) -> None:
     """Starts the run, and sends SIGKILL to it and all its children once the file `reached` is there."""
     process = subprocess.Popen(
-        command(run_dir),
+        command("edge_cc3m", str(run_dir), *SMALL, *STUDENTS),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -51,62 +67,83 @@ def kill_during(run_dir: Path, reached: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    run_dir = tmp_path_factory.mktemp("edge") / "run"
-    result = run(run_dir)
+def finished(s3_server: str) -> Finished:
+    """An unbroken run on an object store, and what its command printed."""
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir("edge-bucket")
+    result = run_edge("s3://edge-bucket/run")
     assert result.returncode == 0, result.stderr[-3000:]
-    return run_dir, result
+    return "s3://edge-bucket/run", result
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_leaves_everything_it_promises(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    run_dir, result = finished
-    report = json.loads((run_dir / "report.json").read_text())
-    assert {"edge", "random", "herding", "k-center", "full"} <= set(report["recall"])
+def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
+    store = Store(finished[0])
+    report = store.read_json("report.json")
+    assert set(report["recall"]) >= SETS
     for recall in report["recall"].values():
-        for metric in ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall"):
+        for metric in METRICS:
             assert set(recall[metric]) == {"mean", "std", "runs"}
     assert list(report["stages"]) == list(STAGES)
     assert report["stages"]["features"]["rows_in"] == 120
     assert report["distilled"]["images"] == 6
     assert report["distilled"]["pairs"] == 12
     for name in ("settings.json", "rejects.parquet", "report.html", "distilled/README.md"):
-        assert (run_dir / name).stat().st_size > 0
-    assert (run_dir / "distilled" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+        assert store.read_bytes(name)
+    assert store.read_bytes("distilled/contact_sheet.png").startswith(b"\x89PNG")
+    samples = read_distilled(store.child("distilled"))
+    assert [len(sample.captions) for sample in samples] == [2] * 6
+
+
+def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
+    _, result = finished
     assert "mean recall" in result.stdout
     for stage in STAGES:
-        assert stage in result.stdout + result.stderr
-
-    from mmdd_ray.data.distilled import read_distilled
-
-    samples = read_distilled(str(run_dir / "distilled"))
-    assert all(len(sample.captions) == 2 for sample in samples)
+        assert f"{stage:<12} starts" in result.stderr
+    assert "Traceback" not in result.stderr
+    known = (*STAGES, "students")
+    strange = [line for line in result.stderr.splitlines() if line.split()[0] not in known]
+    assert strange == []
 
 
 @pytest.mark.timeout(1800)  # four starts of the whole pipeline
-def test_killed_twice_and_started_again_it_makes_the_same_set(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_killed_twice_and_started_again_it_makes_the_same_set(finished: Finished, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     kill_during(run_dir, run_dir / "features" / "shards" / "*.json")
     kill_during(run_dir, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
-    result = run(run_dir)
+    result = run_edge(str(run_dir))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert checksum(run_dir) == checksum(finished[0])
+    assert checksum(str(run_dir)) == checksum(finished[0])
 
     # And once more: nothing is left to do, and a deleted set is written again from what is there.
     shards = {path: path.read_bytes() for path in (run_dir / "distilled").glob("*.tar")}
     for path in (run_dir / "distilled").iterdir():
         path.unlink()
-    again = run(run_dir)
+    again = run_edge(str(run_dir))
     assert again.returncode == 0, again.stderr[-3000:]
     output = again.stdout + again.stderr
     assert all(
         f"{stage:<12} done already" in output for stage in STAGES if stage not in ("export", "evaluate")
     )
     assert all(path.read_bytes() == content for path, content in shards.items())
+
+
+@pytest.mark.timeout(900)
+def test_features_alone(tmp_path: Path) -> None:
+    result = run("precompute", str(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "120 rows, 120 usable images, 600 pairs" in result.stdout
+    assert json.loads((tmp_path / "run" / "features" / "manifest.json").read_text())["rows_out"] == 120
+
+
+@pytest.mark.timeout(900)
+def test_any_distilled_set_can_be_evaluated(finished: Finished, tmp_path: Path) -> None:
+    result = run("evaluate", str(tmp_path / "run"), "--set", f"{finished[0]}/distilled", *STUDENTS)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["recall"]) >= SETS
+    # the same set, students and seeds as in the run that made it, so the same figures
+    made = Store(finished[0]).read_json("report.json")
+    assert report["recall"]["edge"] == made["recall"]["edge"]
 
 
 @pytest.mark.parametrize(
@@ -122,16 +159,15 @@ def test_killed_twice_and_started_again_it_makes_the_same_set(
 def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    result = run(tmp_path / "run", *arguments)
+    result = run_edge(str(tmp_path / "run"), *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
-def test_changed_settings_are_refused_with_the_difference(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    result = run(finished[0], "--finetune.steps", "7")
+def test_changed_settings_are_refused_with_the_difference(finished: Finished) -> None:
+    result = run_edge(finished[0], "--finetune.steps", "7")
     assert result.returncode == 2
     assert "finetune.steps: 6 -> 7" in result.stderr

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mmdd_ray import presets
-from mmdd_ray.config import Edge
+from mmdd_ray.config import Edge, Evaluate
 from mmdd_ray.edge.check import check, images_kept
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,14 @@ def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> N
     if isinstance(settings, Edge):
         assert images_kept(settings) * settings.captions.per_image == settings.synthesis.pairs
         assert settings.finetune.batch_pairs % settings.finetune.workers == 0
+
+
+@pytest.mark.parametrize(
+    "preset", [p for p in ALL if isinstance(p(), Edge | Evaluate)], ids=lambda p: p.__name__
+)
+def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]) -> None:
+    settings = preset()
+    assert len({settings.data.uri, settings.evaluation.val, settings.evaluation.test}) == 3
 
 
 def test_the_local_preset_needs_no_network() -> None:

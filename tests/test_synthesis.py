@@ -1,9 +1,9 @@
 """Synthesis and captioning pools: the same bytes whatever the number of actors, and nothing done twice."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
@@ -47,9 +47,9 @@ def in_this_process(stage: Stage, synthesis: Synthesis) -> None:
     todo = drawings()
     size = synthesis.batch_images
     batches = [todo[i : i + size] for i in range(0, len(todo), size)]
-    painter = Painter(batches, generator(), stage.store, synthesis, image_px=32, clip="tiny-clip")
-    for number in reversed(range(len(batches))):
-        painter({"number": [number]})
+    painter = Painter(stage.store, generator(), synthesis, image_px=32, clip="tiny-clip")
+    for number, batch in reversed(list(enumerate(batches))):
+        painter(pa.table({"number": [number], "rows": [[vars(drawing) for drawing in batch]]}))
 
 
 def test_seeds_depend_on_run_and_index_only() -> None:
@@ -94,16 +94,9 @@ def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path
     assert sorted(written) == sorted(images)
     assert all(len(own) == 2 for own in written.values())
     again = Stage("recaption", Store(str(tmp_path / "again")))
-    captioner = Recaptioner(settings, 5, again.store)
-    batch: Any = _batch(2, [4], [images[4]])
-    captioner(batch)
+    captioner = Recaptioner(again.store, settings, 5)
+    captioner(pa.table({"number": [2], "rows": [[{"index": 4, "image": images[4]}]]}))
     assert read_captions(again.store) == {4: written[4]}
-
-
-def _batch(number: int, indices: list[int], images: list[bytes]) -> Any:
-    import pyarrow as pa
-
-    return pa.table({"number": [number], "index": [indices], "image": [images]})
 
 
 def test_guidance_and_seed_change_the_image(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import (
 from mmdd_ray.data import shapes
 from mmdd_ray.pretrain.clip import MEAN, STD, normalise
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
-from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
 BATCH = 96
@@ -63,8 +63,8 @@ def train(
 def _fit(
     model: BlipForConditionalGeneration, tokenizer: BertTokenizer, corpus: Corpus, *, steps: int, seed: int
 ) -> None:
-    optimizer, schedule = cosine_adamw(model.parameters(), lr=1e-3, steps=steps)
-    pick, progress = torch.Generator().manual_seed(seed), Progress("tiny-captioner", steps)
+    fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps)
+    pick = torch.Generator().manual_seed(seed)
     for rows in batches(len(corpus), BATCH, steps, seed=seed):
         which = torch.randint(5, (len(rows),), generator=pick).tolist()
         captions = [corpus.captions[r][i] for r, i in zip(rows.tolist(), which, strict=True)]
@@ -77,12 +77,7 @@ def _fit(
             attention_mask=text.attention_mask,
             labels=labels,
         ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.step(loss=loss.item())
+        fit.step(loss)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
-from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, clip_tokenizer
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
@@ -44,9 +44,8 @@ def train(out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg).to(device)
     corpus = draw_corpus(scenes, seed=TRAIN_SEED)
     tokens_NCL = _tokenize(tokenizer, corpus)
-    optimizer, schedule = cosine_adamw(model.parameters(), lr=1e-3, steps=steps, weight_decay=0.1)
-    criterion, progress = ClipLoss(), Progress("tiny-clip", steps)
-    pick = torch.Generator().manual_seed(seed)
+    fit = Fit("tiny-clip", model.parameters(), lr=1e-3, steps=steps, weight_decay=0.1)
+    criterion, pick = ClipLoss(), torch.Generator().manual_seed(seed)
     for rows in batches(len(corpus), BATCH, steps, seed=seed):
         images = normalise(corpus.images[rows]).to(device)
         caption = torch.randint(tokens_NCL.shape[1], (len(rows),), generator=pick)
@@ -54,15 +53,10 @@ def train(out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             image_BD, text_BD, scale = model(images, texts)
             loss = criterion(image_BD, text_BD, scale)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        found = (image_BD @ text_BD.T).argmax(dim=0).cpu() == torch.arange(len(rows))
+        fit.step(loss, recall_in_batch=found.float().mean().item())
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.6052)  # temperature of at least 0.01, as CLIP
-        found = (image_BD @ text_BD.T).argmax(dim=0).cpu() == torch.arange(len(rows))
-        progress.step(loss=loss.item(), recall_in_batch=found.float().mean().item())
     out.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     card = {"model_cfg": config, "preprocess_cfg": preprocess}

@@ -24,7 +24,7 @@ from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generator import draw_images, load_pipeline
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
-from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.loop import Fit
 
 VAE_BATCH = 32
 KL_WEIGHT = 1e-5
@@ -67,8 +67,7 @@ def _fit_vae(
     lr: float,
     seed: int,
 ) -> None:
-    optimizer, schedule = cosine_adamw(vae.parameters(), lr=lr, steps=steps)
-    progress = Progress(f"tiny-sd vae, {criterion.__name__.strip('_')}", steps)
+    fit = Fit(f"tiny-sd vae, {criterion.__name__.strip('_')}", vae.parameters(), lr=lr, steps=steps)
     for rows in batches(len(corpus), VAE_BATCH, steps, seed=seed):
         images = signed(corpus.images[rows]).to(vae.device, memory_format=torch.channels_last)
         with torch.autocast(vae.device.type, torch.bfloat16):
@@ -77,12 +76,7 @@ def _fit_vae(
         loss = criterion(drawn.float(), images)
         # The weak KL term only keeps latents from drifting apart.
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        optimizer.zero_grad()
-        (loss + KL_WEIGHT * kl).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.step(loss=loss.item(), kl=kl.item())
+        fit.step(loss + KL_WEIGHT * kl, kl=kl.item())
 
 
 def _plain_l1(drawn: Tensor, images: Tensor) -> Tensor:
@@ -189,9 +183,9 @@ def train_unet(
     )
     corpus = draw_corpus(scenes, seed=TRAIN_SEED)
     latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
-    optimizer, schedule = cosine_adamw(unet.parameters(), lr=2e-3, steps=steps)
+    fit = Fit("tiny-sd unet", unet.parameters(), lr=2e-3, steps=steps)
     average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    pick, progress = torch.Generator().manual_seed(seed), Progress("tiny-sd unet", steps)
+    pick = torch.Generator().manual_seed(seed)
     for rows in batches(len(corpus), UNET_BATCH, steps, seed=seed):
         captions = [
             # One in ten captions is dropped, which is what classifier-free guidance learns from.
@@ -209,13 +203,8 @@ def train_unet(
         alpha_bar = scheduler.alphas_cumprod.to(device)[t]
         weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
         loss = (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        fit.step(loss)
         average.step(unet.parameters())
-        progress.step(loss=loss.item())
     average.copy_to(unet.parameters())
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
@@ -228,7 +217,7 @@ def train_unet(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-    return {"loss": progress.mean["loss"]}
+    return {"loss": fit.mean["loss"]}
 
 
 def train(out: Path, clip: Path, *, seed: int, device: torch.device) -> dict[str, float]:

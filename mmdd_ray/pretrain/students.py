@@ -1,6 +1,7 @@
 """tiny-nf and tiny-bert: student encoders, pretrained without paired data as their big siblings were."""
 
 import json
+import math
 from pathlib import Path
 
 import timm
@@ -12,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageMod
 from mmdd_ray.data import shapes
 from mmdd_ray.pretrain.clip import normalise
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, TRAIN_SEED, batches, draw_corpus
-from mmdd_ray.pretrain.loop import Progress, cosine_adamw
+from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
 IMAGE_ARCHITECTURE = "test_nfnet"  # timm's smallest normaliser-free network
@@ -26,17 +27,11 @@ def train_image_encoder(
     torch.manual_seed(seed)
     model = timm.create_model(IMAGE_ARCHITECTURE, num_classes=len(shapes.CLASS_NAMES)).to(device)
     corpus = draw_corpus(scenes, seed=TRAIN_SEED, labelled=True)
-    optimizer, schedule = cosine_adamw(model.parameters(), lr=2e-3, steps=steps, weight_decay=0.02)
-    progress = Progress("tiny-nf", steps)
+    fit = Fit("tiny-nf", model.parameters(), lr=2e-3, steps=steps, weight_decay=0.02)
     for rows in batches(len(corpus), BATCH, steps, seed=seed):
         logits = model(normalise(corpus.images[rows]).to(device))
         loss = F.cross_entropy(logits, corpus.labels[rows].to(device), label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.step(loss=loss.item())
+        fit.step(loss)
     held_out = draw_corpus(2000, seed=HELD_OUT_SEED, labelled=True)
     with torch.inference_mode():
         model.eval()
@@ -78,17 +73,11 @@ def train_text_encoder(
     )
     model = BertForMaskedLM(config).to(device)
     captions = [c for i in range(scenes) for c in shapes.scene(i, seed=TRAIN_SEED).captions()]
-    optimizer, schedule = cosine_adamw(model.parameters(), lr=2e-3, steps=steps)
+    fit = Fit("tiny-bert", model.parameters(), lr=2e-3, steps=steps, max_norm=math.inf)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25, seed=seed)
-    progress = Progress("tiny-bert", steps)
     for rows in batches(len(captions), BATCH, steps, seed=seed):
         batch = collate([tokenizer(captions[r], truncation=True) for r in rows]).to(device)
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress.step(loss=loss.item())
+        fit.step(model(**batch).loss)
     held_out = [shapes.scene(i, seed=HELD_OUT_SEED).captions()[0] for i in range(500)]
     batch = collate([tokenizer(c, truncation=True) for c in held_out]).to(device)
     with torch.inference_mode():

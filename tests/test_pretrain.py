@@ -1,0 +1,63 @@
+"""The trainings of the tiny zoo: a few steps of each lower its loss and leave what the loaders load."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdd_ray.config import Students
+from mmdd_ray.pretrain import captioner, clip, diffusion, students
+from mmdd_ray.pretrain.loop import Fit
+
+CPU = torch.device("cpu")
+
+
+def test_a_fit_goes_downhill_with_clipped_gradients() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    fit = Fit("bowl", [weight], lr=0.1, steps=60, weight_decay=0.0)
+    first = weight.square().sum().item()
+    for _ in range(60):
+        fit.step(100 * weight.square().sum(), seen=1.0)
+    assert weight.square().sum().item() < 0.1 * first
+    assert weight.grad is not None
+    assert weight.grad.norm() <= 1.0 + 1e-6
+    assert fit.mean["seen"] == pytest.approx(1.0)
+
+
+@pytest.mark.timeout(600)
+def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path) -> None:
+    from mmdd_ray.models.clip import load_clip
+    from mmdd_ray.models.generator import draw_images, load_pipeline
+
+    found = clip.train(tmp_path / "clip", scenes=300, steps=3, seed=0, device=CPU)
+    assert 0 <= found["mean_recall"] <= 100
+    folder = tmp_path / "sd"
+    measured = diffusion.train_vae(
+        folder / "vae", scenes=2048, steps=2, sharpening_steps=1, seed=0, device=CPU
+    )
+    assert measured["psnr_db"] > 0
+    loss = diffusion.train_unet(folder, tmp_path / "clip", scenes=64, steps=1, seed=0, device=CPU)["loss"]
+    assert loss > 0
+    (image,) = draw_images(
+        load_pipeline(str(folder)), ["a red disc"], [1], image_px=32, inference_steps=2, guidance=2.0
+    )
+    assert image.shape == (32, 32, 3)
+    assert load_clip(str(tmp_path / "clip")).encode_texts(["a red disc"]).shape == (1, 128)
+
+
+def test_captioner_and_students(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.students import load_student
+
+    captioner.train(tmp_path / "captioner", scenes=96, cycles=(2, 1), seed=0, device=CPU)
+    written = Captioner(str(tmp_path / "captioner"), CPU).write(
+        [Image.new("RGB", (32, 32))], 1, instructions=(), max_new_tokens=4, seed=0
+    )
+    assert isinstance(written[0][0], str)
+    students.train_image_encoder(tmp_path / "nf", scenes=128, steps=1, seed=0, device=CPU)
+    students.train_text_encoder(tmp_path / "bert", scenes=64, steps=1, seed=0, device=CPU)
+    load_student(
+        Students(image_model=str(tmp_path / "nf"), text_model=str(tmp_path / "bert")), seed=0, device="cpu"
+    )
