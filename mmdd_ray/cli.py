@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import tyro
 
+from mmdd_ray.errors import TransportError, UserError
 from mmdd_ray.redact import redact
 
 Settings = TypeVar("Settings")
@@ -54,10 +55,11 @@ def _first_line(documented: object) -> str:
 
 
 def main(job: Callable[[], int | None]) -> int:
-    """Runs a job; gives its exit status (``None`` is 0), 2 for what the user got wrong, or 130 for Ctrl-C.
+    """Runs a job; gives its exit status (``None`` is 0).
 
-    A ``ValueError``, also one from a Ray worker, is shown as one sentence; ``MMDD_RAY_TRACEBACK=1`` also
-    shows where it came from. Any other exception is ours: it keeps its traceback, and the status is 1.
+    2 for what the user got wrong and 1 for storage that failed, each shown as one sentence, also when a Ray worker
+    raised it; ``MMDD_RAY_TRACEBACK=1`` shows where it came from as well. 130 for Ctrl-C. Any other exception is a bug:
+    it keeps its traceback, and the status is 1.
     """
     try:
         return job() or 0
@@ -65,21 +67,24 @@ def main(job: Callable[[], int | None]) -> int:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        mistake = _user_error(error)
-        if mistake is None or os.environ.get("MMDD_RAY_TRACEBACK", "0") != "0":
-            traceback.print_exc()
-        if mistake is None:
+        known = _known(error)
+        if known is None or os.environ.get("MMDD_RAY_TRACEBACK", "0") != "0":
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
+        if known is None:
             return EXIT_FAILED
-        sentence = str(mistake).partition(RETRY_NOTE)[0]
-        print(f"error: {redact(sentence)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        sentence = redact(str(known).partition(RETRY_NOTE)[0])
+        if isinstance(known, UserError):
+            print(f"error: {sentence}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        print(f"error: {sentence}; run the same command again to resume", file=sys.stderr)
+        return EXIT_FAILED
 
 
-def _user_error(error: BaseException | None) -> ValueError | None:
-    """The ``ValueError`` that ``error`` is, or that Ray wrapped in it."""
+def _known(error: BaseException | None) -> UserError | TransportError | None:
+    """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it."""
     if error is None or not type(error).__module__.startswith("ray."):
-        return error if isinstance(error, ValueError) else None
+        return error if isinstance(error, UserError | TransportError) else None
     # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker
     wrapped = [getattr(error, "cause", None), error.__cause__, getattr(error, "controller_failure", None)]
     wrapped += getattr(error, "worker_failures", {}).values()
-    return next((found for inner in wrapped if (found := _user_error(inner))), None)
+    return next((found for inner in wrapped if (found := _known(inner))), None)

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmdd_ray import config
+from mmdd_ray.errors import UserError
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
@@ -87,7 +88,7 @@ def connect(run: config.Run) -> None:
     """
     address = run.ray_address or os.environ.get("RAY_ADDRESS")
     if address and "://" in address:
-        raise ValueError(
+        raise UserError(
             f"run.ray_address={address} is no host:port; join the cluster from one of its machines with auto "
             "or host:port, or send the job there with `ray job submit`"
         )
@@ -109,7 +110,7 @@ def connect(run: config.Run) -> None:
                 socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself tries for minutes
             ray.init(address=address, **quiet)
         except (ValueError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"run.ray_address={address}: no Ray cluster answers there ({error}); give auto or host:port, "
                 "or unset it (and RAY_ADDRESS) to use this machine alone"
             ) from error

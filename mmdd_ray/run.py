@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError
 
+from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
 
@@ -83,7 +84,7 @@ class RunDir:
         """
         store = Store(uri or f"runs/{job}-{preset}")
         if store.is_local and "working_dir_files" in Path(store.uri).parts:
-            raise ValueError(
+            raise UserError(
                 f"run.dir={store.uri} lies in the working folder of a Ray job, which is deleted with it; set "
                 "run.dir to an s3:// URI or to an absolute path that all nodes share"
             )
@@ -97,7 +98,7 @@ class RunDir:
                 lock.close()
             if isinstance(error, ValueError):
                 raise
-            raise ValueError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
+            raise UserError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
         return run
 
     def _enter(self, job: str, preset: str, settings: Any) -> None:
@@ -107,18 +108,18 @@ class RunDir:
         if self.store.exists(SETTINGS):
             held = self.store.read_json(SETTINGS)
             if held["job"] != job:
-                raise ValueError(
+                raise UserError(
                     f"{where} holds a run of the job {held['job']}; set run.dir to another folder"
                 )
             if changes := differences(held["settings"], wanted, settings):
-                raise ValueError(
+                raise UserError(
                     f"{where} holds a run with other settings:\n  "
                     + "\n  ".join(changes)
                     + "\nset run.dir to another folder, delete this one, or restore the settings above"
                 )
         else:
             if foreign := [name for name in self.store.entries() if name != LOCK]:
-                raise ValueError(
+                raise UserError(
                     f"{where} holds {foreign[0]} but no run; set run.dir to an empty or new folder"
                 )
             self.store.write_json(SETTINGS, {"job": job, "preset": preset, "settings": wanted})
@@ -243,7 +244,7 @@ def _lock(store: Store) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip()
         lock.close()
-        raise ValueError(
+        raise UserError(
             f"run.dir={store.uri} is in use by the process {holder}; wait for it, or set another run.dir"
         ) from None
     lock.truncate(0)
@@ -268,7 +269,7 @@ def _check_outputs(stage: Stage, manifest: Mapping[str, Any]) -> None:
         name, found = output["path"], sizes.get(output["path"])
         if found != output["bytes"]:
             state = "is missing" if found is None else f"has {found:,} bytes"
-            raise ValueError(
+            raise UserError(
                 f"{redact(stage.store.path(name))} {state}, but the manifest of the stage {stage.name} says "
                 f"{output['bytes']:,} bytes; delete the folder {redact(stage.store.uri)} to compute it again"
             )

@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from mmdd_ray.errors import UserError
+
 TEMPORARY = (
     ".mmdd-tmp-"  # prefix of files and folders that are not finished; a killed process leaves them behind
 )
@@ -46,7 +48,7 @@ class Store:
         try:
             self._remote()
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"{uri.split('://')[0]}:// needs a package that is not installed: {error}"
             ) from error
 

@@ -13,6 +13,7 @@ import pytest
 
 from mmdd_ray.cli import main, parse
 from mmdd_ray.config import Run
+from mmdd_ray.errors import TransportError, UserError
 from mmdd_ray.progress import progress
 
 
@@ -170,25 +171,34 @@ WRAPS = [as_it_is, in_a_task, from_ray_get, in_a_nested_task, in_ray_train]
 
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_what_the_user_got_wrong_is_one_line(wrap, capsys):
-    mistake = ValueError("data.uri=s3://me:pw@b/x holds no shards; set data.uri")
+    mistake = UserError("data.uri=s3://me:pw@b/x holds no shards; set data.uri")
     assert main(raising(wrap(mistake))) == 2
     assert capsys.readouterr().err == "error: data.uri=s3://[redacted]@b/x holds no shards; set data.uri\n"
 
 
 def test_the_traceback_of_a_mistake_is_shown_on_request(capsys, monkeypatch):
     monkeypatch.setenv("MMDD_RAY_TRACEBACK", "1")
-    assert main(raising(ValueError("bad"))) == 2
+    assert main(raising(UserError("bad"))) == 2
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.endswith("error: bad\n")
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_what_we_got_wrong_keeps_its_traceback(wrap, capsys):
-    assert main(raising(wrap(RuntimeError("broken")))) == 1
+@pytest.mark.parametrize("error", [RuntimeError("at s3://me:pw@b/x"), ValueError("at s3://me:pw@b/x")])
+def test_what_we_got_wrong_keeps_its_traceback(wrap, error, capsys):
+    assert main(raising(wrap(error))) == 1
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert "\nerror: " not in shown
+    assert "me:pw" not in shown
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_storage_that_failed_is_one_line_and_no_mistake_of_the_user(wrap, capsys):
+    assert main(raising(wrap(TransportError("storage failed while reading s3://b/x")))) == 1
+    shown = capsys.readouterr().err
+    assert shown == "error: storage failed while reading s3://b/x; run the same command again to resume\n"
 
 
 def test_ctrl_c_says_how_to_go_on(capsys):

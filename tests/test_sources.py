@@ -20,7 +20,8 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.images import decode_image
 from mmdd_ray.data.schema import PAIR_SCHEMA, REJECT_SCHEMA, Row, pairs_table, safe_name, write_rejects
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.data.shards import Shard, TransportError, expand_braces, iter_shard, list_shards
+from mmdd_ray.data.shards import Shard, expand_braces, iter_shard, list_shards
+from mmdd_ray.errors import TransportError
 
 Members = list[tuple[str, bytes]]
 

@@ -28,6 +28,7 @@ from PIL import Image
 from mmdd_ray import __version__
 from mmdd_ray.data.contact_sheet import contact_sheet, spread
 from mmdd_ray.data.schema import tar_samples
+from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
 
@@ -82,9 +83,9 @@ def write_distilled(
     Raises ``ValueError`` when there are no samples, or two have the same key.
     """
     if not samples:
-        raise ValueError("a distilled set needs at least one sample, but there are none")
+        raise UserError("a distilled set needs at least one sample, but there are none")
     if len({sample.key for sample in samples}) < len(samples):
-        raise ValueError("two samples of the distilled set have the same key; keys must be unique")
+        raise UserError("two samples of the distilled set have the same key; keys must be unique")
     assert 1 <= rows_per_shard <= MAX_ROWS_PER_SHARD
 
     store.remove(MANIFEST)  # from here on the old set is not whole any more
@@ -127,15 +128,15 @@ def read_distilled(source: Store | str) -> list[Sample]:
     store = source if isinstance(source, Store) else Store(source)
     where = redact(store.uri)
     if not store.exists(MANIFEST):
-        raise ValueError(f"{where} holds no distilled set: it has no {MANIFEST}")
+        raise UserError(f"{where} holds no distilled set: it has no {MANIFEST}")
     manifest = store.read_json(MANIFEST)
     if manifest["format_version"] > FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{where} has format version {manifest['format_version']}, but this mmdd-ray {__version__} reads "
             f"up to {FORMAT_VERSION}; update mmdd-ray"
         )
     if _checksum(manifest["shards"]) != manifest["checksum"]:
-        raise ValueError(
+        raise UserError(
             f"{where}/{MANIFEST} was changed: its shards do not have the checksum of the set; write it again"
         )
     return [sample for shard in manifest["shards"] for sample in _read_shard(store, shard)]
@@ -208,9 +209,9 @@ def _read_shard(store: Store, shard: Mapping[str, Any]) -> list[Sample]:
     try:
         content = store.read_bytes(shard["name"])
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; copy the distilled set again") from None
+        raise UserError(f"{path} is missing; copy the distilled set again") from None
     if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; copy the distilled set again"
         )
     return [

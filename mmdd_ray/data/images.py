@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mmdd_ray.config import Data
+from mmdd_ray.errors import UserError
 
 # Pillow also opens PostScript, which starts an interpreter, and dozens of formats no dataset uses.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -134,7 +135,7 @@ def json_entries(document: Any, data: Data) -> list[Entry]:
     except (AttributeError, KeyError, TypeError):
         pass
     keys = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
-    raise ValueError(
+    raise UserError(
         f"data.uri={data.uri} is neither COCO captions ({{images: [{{id, file_name}}], annotations: "
         f"[{{image_id, caption}}]}}) nor Karpathy JSON ({{images: [{{filename, sentences: [{{raw}}], "
         f"split}}]}}): found {keys}"
@@ -143,7 +144,7 @@ def json_entries(document: Any, data: Data) -> list[Entry]:
 
 def _coco_entries(images: list[dict], annotations: list[dict], data: Data) -> list[Entry]:
     if data.split is not None:
-        raise ValueError(
+        raise UserError(
             f"data.split={data.split!r} works with Karpathy JSON only; name the file of the split"
         )
     captions: dict[Any, list[Any]] = {image["id"]: [] for image in images}
@@ -162,9 +163,7 @@ def _coco_entries(images: list[dict], annotations: list[dict], data: Data) -> li
 def _karpathy_entries(images: list[dict], data: Data) -> list[Entry]:
     splits = {image["split"] for image in images} if data.split is not None else set()
     if data.split is not None and data.split not in splits:
-        raise ValueError(
-            f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(sorted(splits))}"
-        )
+        raise UserError(f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(sorted(splits))}")
     kept = {data.split, "restval"} if data.split == "train" else {data.split}
     return [
         _entry(

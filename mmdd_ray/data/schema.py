@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdd_ray.config import Data
+from mmdd_ray.errors import UserError
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -354,23 +355,23 @@ def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
     """Finds the columns named in ``data``; ValueError, listing the columns there are, if one is wrong."""
     there = f"the file has the columns {', '.join(schema.names) or '(none)'}"
     if data.image_column not in schema.names:
-        raise ValueError(f"data.image_column={data.image_column!r} is not in {data.uri}: {there}")
+        raise UserError(f"data.image_column={data.image_column!r} is not in {data.uri}: {there}")
     if not _is_image(schema.field(data.image_column).type):
-        raise ValueError(
+        raise UserError(
             f"data.image_column={data.image_column!r} holds {schema.field(data.image_column).type}, "
             f"not encoded images (binary, or a struct with a field 'bytes'): {there}"
         )
     captions = next((name for name in data.caption_columns if name in schema.names), None)
     if captions is None:
         wanted = ", ".join(data.caption_columns) or "empty"
-        raise ValueError(f"none of data.caption_columns ({wanted}) is in {data.uri}: {there}")
+        raise UserError(f"none of data.caption_columns ({wanted}) is in {data.uri}: {there}")
     if not _is_text(schema.field(captions).type):
-        raise ValueError(
+        raise UserError(
             f"data.caption_columns: {captions!r} holds {schema.field(captions).type}, not text: {there}"
         )
     label = data.label_column if data.label_column in schema.names else None
     if label is not None and not pa.types.is_integer(schema.field(label).type):
-        raise ValueError(
+        raise UserError(
             f"data.label_column={label!r} holds {schema.field(label).type}, not integers; "
             f"name another column, or '' for none: {there}"
         )

@@ -41,19 +41,13 @@ from mmdd_ray.data.schema import (
     tar_rows,
     tar_samples,
 )
+from mmdd_ray.errors import TransportError, UserError
 
 TRANSPORT_ERROR = "storage failed while reading"  # Ray retries errors by a pattern in their text
 BUFFER_BYTES = 2**18  # tarfile asks for 10 KiB at a time
 READ_AHEAD_BYTES = 8 * 2**20  # s3fs would hold 50 MiB per open file; 8 MiB still amortises a 30 ms request
 PROBE_SHARDS, PROBE_ROWS = 4, 32
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
-
-
-class TransportError(Exception):
-    """Storage failed while a shard was read: worth another try, and never a sign of damaged data.
-
-    Not an OSError, because pyarrow and Pillow raise those for damaged bytes.
-    """
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def list_shards(data: Data) -> list[Shard]:
     """
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
-            raise ValueError(f"data.{name}={count} must be at least 1")
+            raise UserError(f"data.{name}={count} must be at least 1")
     shards = _shapes_shards(data) if data.uri.startswith("shapes:") else _stored_shards(data)
     _probe(shards, data)
     return shards if data.limit is None else _first_rows(shards, data, data.limit)
@@ -104,7 +98,7 @@ def check_data(data: Data, evaluation: Evaluation) -> None:
         try:
             list_shards(source)
         except ValueError as error:
-            raise ValueError(f"evaluation.{name}: {error}") from error
+            raise UserError(f"evaluation.{name}: {error}") from error
 
 
 def iter_shard(shard: Shard, data: Data, only: Collection[int] | None = None) -> Iterator[Row]:
@@ -148,7 +142,7 @@ def _stored_shards(data: Data) -> list[Shard]:
         if folder is not None:
             found = sorted(_inside(folder))
     if not found and folder is None:
-        raise ValueError(f"data.uri={data.uri}: no file matches")
+        raise UserError(f"data.uri={data.uri}: no file matches")
     for kind in ("tar", "parquet"):  # tars first: img2dataset writes a .parquet and a .json beside each
         if files := [stored for stored in found if stored.has_suffix(f".{kind}")]:
             _refuse_split(data)
@@ -159,7 +153,7 @@ def _stored_shards(data: Data) -> list[Shard]:
         return _folder_shards(folder, data)
     if len(found) == 1 and found[0].has_suffix(".json"):
         return _json_shards(found[0].uri, data)
-    raise ValueError(
+    raise UserError(
         f"data.uri={data.uri} matches {found[0].uri}; expected .tar or .parquet files, a .json or a folder"
     )
 
@@ -170,9 +164,9 @@ def _reachable(setting: str, uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{setting}={uri}: no such file, folder or bucket ({error})") from error
+        raise UserError(f"{setting}={uri}: no such file, folder or bucket ({error})") from error
     except Exception as error:  # each storage library raises its own, and they share no base class
-        raise ValueError(
+        raise UserError(
             f"{setting}={uri} cannot be read ({type(error).__name__}: {error}); "
             "check the address, the network and the credentials"
         ) from error
@@ -190,7 +184,7 @@ def expand_braces(pattern: str) -> list[str]:
     else:
         options = group[1].split(",")
     if not options:
-        raise ValueError(f"data.uri: the range {group[0]} runs backwards")
+        raise UserError(f"data.uri: the range {group[0]} runs backwards")
     before, after = pattern[: group.start()], pattern[group.end() :]
     return [full for option in options for full in expand_braces(before + option + after)]
 
@@ -214,7 +208,7 @@ def _stored(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> _Stored:
 
 def _refuse_split(data: Data) -> None:
     if data.split is not None:
-        raise ValueError(
+        raise UserError(
             f"data.split={data.split!r} works with Karpathy JSON only; name the files of the split"
         )
 
@@ -240,7 +234,7 @@ def _json_shards(uri: str, data: Data) -> list[Shard]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"data.uri={uri} is not JSON: {error}") from error
+        raise UserError(f"data.uri={uri} is not JSON: {error}") from error
     entries = json_entries(document, data)
     return _slices(entries, fs.unstrip_protocol(path), PurePosixPath(uri).stem, data)
 
@@ -255,7 +249,7 @@ def _folder_shards(uri: str, data: Data) -> list[Shard]:
         if info["type"] == "file" and path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
     ]
     if not paths:
-        raise ValueError(f"data.uri={uri} holds no .tar, no .parquet and no image")
+        raise UserError(f"data.uri={uri} holds no .tar, no .parquet and no image")
     return _slices(folder_entries(paths), uri, PurePosixPath(uri).name, data)
 
 
@@ -293,7 +287,7 @@ def _shapes_spec(uri: str) -> tuple[int, dict[str, Any]]:
             raise ValueError
         return int(rows), {"seed": seed, "image_px": px, "labelled": bool(labelled)}
     except ValueError:
-        raise ValueError(f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0") from None
+        raise UserError(f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0") from None
 
 
 def _first_rows(shards: list[Shard], data: Data, limit: int) -> list[Shard]:
@@ -331,7 +325,7 @@ def _probe(shards: list[Shard], data: Data) -> None:
         if rows and found is None:
             return
         complaint = found or complaint
-    raise ValueError(complaint)
+    raise UserError(complaint)
 
 
 def _probe_tar(shard: Shard, data: Data) -> tuple[int, str | None]:

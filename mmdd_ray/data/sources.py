@@ -12,6 +12,7 @@ from ray.data.datasource import Datasource, ReadTask
 from mmdd_ray.config import Data
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
 from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, iter_shard, list_shards
+from mmdd_ray.errors import UserError
 
 BLOCK_BYTES = 16 * 2**20  # 300 images of 50 kB; Ray's own 128 MiB would keep consumers waiting
 TABLE_ROWS = 256  # Ray joins these tables into blocks of up to BLOCK_BYTES
@@ -48,7 +49,7 @@ def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
         found = {(row.shard, row.index): row for row in rows}
     for name, index in addresses:
         if (name, index) not in found:
-            raise ValueError(f"data.uri={data.uri} has no row {index} in a shard {name!r}; has it changed?")
+            raise UserError(f"data.uri={data.uri} has no row {index} in a shard {name!r}; has it changed?")
     return [found[address] for address in addresses]
 
 

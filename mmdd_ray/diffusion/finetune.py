@@ -28,6 +28,7 @@ from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.sources import READ_CPUS, read_pairs
 from mmdd_ray.diffusion.training import Batch, Objective, Training
+from mmdd_ray.errors import UserError
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
@@ -151,7 +152,7 @@ def _fit(
         )
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # likewise
     if mistake := outcome.get("mistake"):
-        raise ValueError(mistake)
+        raise UserError(mistake)
     return outcome["losses"]
 
 
@@ -159,12 +160,12 @@ def _scaling(settings: Finetune) -> Any:
     from ray.train import ScalingConfig
 
     if settings.batch_pairs % settings.workers:
-        raise ValueError(
+        raise UserError(
             f"finetune.batch_pairs={settings.batch_pairs} cannot be shared by finetune.workers="
             f"{settings.workers}; make it a multiple"
         )
     if settings.workers > (fit := pool_size(None, settings.gpus_per_worker)):
-        raise ValueError(
+        raise UserError(
             f"finetune.workers={settings.workers}, but this cluster has room for {fit} beside the readers; "
             "lower finetune.workers or finetune.gpus_per_worker, or add machines"
         )
@@ -227,7 +228,7 @@ def _train(config: dict[str, _Job]) -> dict[str, Any]:
                 job.records.actor.put_nowait.remote(record)  # type: ignore[attr-defined]
             if record["step"] % job.settings.checkpoint_steps == 0:
                 _checkpoint(training, is_first)
-    except ValueError as mistake:
+    except UserError as mistake:
         return {"mistake": str(mistake)}
     if is_first:
         training.finish()
@@ -254,13 +255,13 @@ def _build(job: _Job, rank: int, workers: int) -> tuple[Training, "Pipeline"]:
             pipeline.unet.enable_gradient_checkpointing()
             pipeline.vae.enable_gradient_checkpointing()
         loss = job.objective.build(pipeline)
-    except ValueError as error:
+    except UserError as error:
         mistakes = [str(error)]
     if workers > 1:
         found, mistakes = mistakes, [None] * workers
         dist.all_gather_object(mistakes, found[0])
     if mistake := next(filter(None, mistakes), None):
-        raise ValueError(mistake)
+        raise UserError(mistake)
     return Training(prepare_model(loss), job.settings, seed=job.seed, rank=rank), pipeline
 
 

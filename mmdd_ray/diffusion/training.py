@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdd_ray.config import Finetune
+from mmdd_ray.errors import UserError
 
 if TYPE_CHECKING:  # imports diffusers, 8 s
     from mmdd_ray.models.generator import Pipeline
@@ -80,7 +81,7 @@ class Training:
                     self.batch = number
                     yield batch
             if number == 0:
-                raise ValueError(
+                raise UserError(
                     f"the data has fewer usable pairs than finetune.batch_pairs={self.settings.batch_pairs}; "
                     "lower finetune.batch_pairs, or set finetune.steps=0 to keep the generator as it is"
                 )
@@ -99,7 +100,7 @@ class Training:
         # After DDP's averaging the gradient is the same everywhere, so all workers stop here or none.
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
         if not norm.isfinite():
-            raise ValueError(
+            raise UserError(
                 f"the loss or its gradient is no finite number at step {step} with finetune.learning_rate="
                 f"{self.settings.learning_rate:g}; lower finetune.learning_rate, or set "
                 "finetune.max_grad_norm=1"

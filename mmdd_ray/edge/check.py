@@ -2,6 +2,7 @@
 
 from mmdd_ray.config import Edge
 from mmdd_ray.data.shards import check_data
+from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
 
@@ -13,7 +14,7 @@ def check(settings: Edge) -> None:
     """
     images_kept(settings)
     if settings.finetune.checkpoint_steps < 1:
-        raise ValueError(f"finetune.checkpoint_steps={settings.finetune.checkpoint_steps} must be at least 1")
+        raise UserError(f"finetune.checkpoint_steps={settings.finetune.checkpoint_steps} must be at least 1")
     zoo.check(
         {
             "features.clip": settings.features.clip,
@@ -34,7 +35,7 @@ def images_kept(settings: Edge) -> int:
     """
     images, rest = divmod(settings.synthesis.pairs, settings.captions.per_image)
     if rest or images < 1:
-        raise ValueError(
+        raise UserError(
             f"synthesis.pairs={settings.synthesis.pairs} is not a multiple of "
             f"captions.per_image={settings.captions.per_image}; change one of them"
         )

@@ -3,6 +3,7 @@
 from mmdd_ray.config import Edge
 from mmdd_ray.diffusion.finetune import finetune, training_pairs
 from mmdd_ray.edge.objective import EdgeObjective
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import Stage, StageResult
 
@@ -15,7 +16,7 @@ def finetune_generator(stage: Stage, features: FeatureStore, settings: Edge) -> 
     """
     tuning, seed = settings.finetune, settings.run.seed
     if (count := len(features.addresses)) < tuning.batch_pairs:
-        raise ValueError(
+        raise UserError(
             f"finetune.batch_pairs={tuning.batch_pairs}, but {settings.data.uri} has {count:,} usable pairs; "
             "lower finetune.batch_pairs or add data"
         )

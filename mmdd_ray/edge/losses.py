@@ -18,6 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdd_ray.errors import UserError
+
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
@@ -127,7 +129,7 @@ def sample_timesteps(
         ValueError: if the fraction is not in (0, 1].
     """
     if not 0 < max_timestep_fraction <= 1:
-        raise ValueError(f"finetune.max_timestep_fraction={max_timestep_fraction} must be above 0, at most 1")
+        raise UserError(f"finetune.max_timestep_fraction={max_timestep_fraction} must be above 0, at most 1")
     bound = max(1, round(max_timestep_fraction * num_train_timesteps))
     return torch.randint(bound, (batch,), generator=generator, device=generator.device)
 
@@ -164,6 +166,6 @@ def _check_pairs(image_BV: Tensor, text_BL: Tensor) -> None:
     if len(image_BV) != len(text_BL):
         raise ValueError(f"{len(image_BV)} image embeddings do not pair with {len(text_BL)} text embeddings")
     if len(image_BV) < 2:
-        raise ValueError(
+        raise UserError(
             f"a global batch of {len(image_BV)} has no negatives; set finetune.batch_pairs to 2 or more"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmdd_ray.config import Finetune
 from mmdd_ray.edge.losses import denoised_latent, edge_objective, sample_timesteps
+from mmdd_ray.errors import UserError
 from mmdd_ray.models.clip import load_clip
 
 if TYPE_CHECKING:  # imports diffusers, 8 s
@@ -50,7 +51,7 @@ class EdgeLoss(nn.Module):
         self.settings = settings
         self.denoiser = Denoiser(pipeline)
         if settings.image_px % self.denoiser.downscale:
-            raise ValueError(
+            raise UserError(
                 f"finetune.image_px={settings.image_px} is no multiple of {self.denoiser.downscale}, the "
                 "downscaling of the generator's VAE"
             )

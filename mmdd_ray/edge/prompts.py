@@ -6,6 +6,7 @@ from mmdd_ray.config import Edge
 from mmdd_ray.coresets import k_means, random_subset
 from mmdd_ray.diffusion.synthesize import Drawing, sample_seeds
 from mmdd_ray.edge.check import images_kept
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
 
 
@@ -19,7 +20,7 @@ def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
     count = images_kept(settings) * synthesis.candidates_per_image
     blocks, captions = features.captions()
     if count > len(captions):
-        raise ValueError(
+        raise UserError(
             f"synthesis.pairs={synthesis.pairs} needs {count:,} prompts, but {settings.data.uri} has "
             f"{len(captions):,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
         )

@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.progress import progress
@@ -76,7 +77,7 @@ def compare(
             leave no student to train.
     """
     if not students.learning_rates or evaluation.seeds < 1:
-        raise ValueError(
+        raise UserError(
             f"students.learning_rates={students.learning_rates} and evaluation.seeds={evaluation.seeds} "
             f"leave no student to train; give at least one of each"
         )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmdd_ray.data.images import BadImage, decode_image, encode_png
 from mmdd_ray.data.schema import Row
+from mmdd_ray.errors import UserError
 from mmdd_ray.store import Store
 
 Reject = tuple[str, str, str]
@@ -60,7 +61,7 @@ class PairSet:
                 continue
             captions.append(row.captions)
         if not images:
-            raise ValueError(f"none of the {len(rows)} rows can be used as a pair")
+            raise UserError(f"none of the {len(rows)} rows can be used as a pair")
         return cls(np.stack(images), captions), rejects
 
     @property

@@ -10,6 +10,7 @@ from mmdd_ray.coresets import herding, k_center, random_subset
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.pairs import PairSet, Reject
 from mmdd_ray.features.store import FeatureStore
@@ -48,7 +49,7 @@ def baseline_sets(
     """
     addresses = features.addresses
     if pairs > len(addresses):
-        raise ValueError(
+        raise UserError(
             f"synthesis.pairs={pairs}, but {data.uri} has {len(addresses):,} usable pairs to compare with; "
             "lower synthesis.pairs"
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdd_ray.config import Students
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
@@ -64,7 +65,7 @@ def train_student(
         ValueError: the images are not of ``settings.image_px``, or an encoder cannot be loaded.
     """
     if pairs.images.shape[1] != settings.image_px:
-        raise ValueError(
+        raise UserError(
             f"the pairs have images of {pairs.images.shape[1]} px, but students.image_px={settings.image_px}"
         )
     student = load_student(settings, seed, device)

@@ -18,6 +18,7 @@ from mmdd_ray.cluster import actor_pool, connected
 from mmdd_ray.config import Data, Edge, Evaluate, Features, Precompute
 from mmdd_ray.data.schema import REJECT_SCHEMA
 from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, list_shards
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.encoder import ClipEncoder
 from mmdd_ray.features.moments import Moments
@@ -97,7 +98,7 @@ class _Tally:
 
     def judge(self) -> None:
         if self.rejected > self.max_ratio * self.rows_in:
-            raise ValueError(
+            raise UserError(
                 f"{self.rejected:,} of the first {self.rows_in:,} rows were refused, more than "
                 f"data.max_reject_ratio={self.max_ratio:g} allows; look at the data or raise that setting"
             )
@@ -167,7 +168,7 @@ def _commit(
             part = Moments.from_bytes(store.read_bytes(_shard_moments(name)))
             moments = part if moments is None else moments + part
     if moments is None:
-        raise ValueError(f"data.uri={data.uri} has no usable pair: all {rows_in:,} rows were refused")
+        raise UserError(f"data.uri={data.uri} has no usable pair: all {rows_in:,} rows were refused")
     duplicates = _drop_duplicates(store)
     rejects += [(shard, key, "duplicate key") for shard, key in zip(*_names(duplicates), strict=True)]
     if len(duplicates):

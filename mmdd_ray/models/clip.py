@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
 SCHEMAS = ("hf-hub:", "local-dir:")
@@ -90,7 +91,7 @@ def _source(name: str, setting: str) -> tuple[str, str | None]:
         return name, None
     if "/" not in name.strip("/") and not name.startswith("tiny-"):
         # open_clip would give this architecture random weights
-        raise ValueError(
+        raise UserError(
             f"{setting}={name} names no weights; write MODEL/PRETRAINED as in ViT-B-32/laion2b_s34b_b79k, "
             "hf-hub:ORG/REPO, or local-dir:/FOLDER"
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.utils import logging as transformers_logging
 
+from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
 # The classes of diffusers are opaque to type checkers.
@@ -63,7 +64,7 @@ def load_pipeline(
         )
     for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
         if getattr(pipeline, part) is None:
-            raise ValueError(f"{setting}={name} has no {part}; name a whole StableDiffusionPipeline")
+            raise UserError(f"{setting}={name} has no {part}; name a whole StableDiffusionPipeline")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -161,7 +162,7 @@ class Denoiser(nn.Module):
         """Pixels along a side of the image for one of the latent."""
         self.prediction_type: Literal["epsilon", "v_prediction"] = pipeline.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
+            raise UserError(
                 f"finetune.generator predicts {self.prediction_type!r}; name one that predicts the noise "
                 "(epsilon) or the velocity (v_prediction)"
             )

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from mmdd_ray.config import Students
+from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve
 
 
@@ -52,7 +53,7 @@ class ImageEncoder(nn.Module):
         pretrained = timm.data.resolve_model_data_config(backbone)
         own_px = pretrained["input_size"][-1]
         if backbone.pretrained_cfg.get("fixed_input_size") and own_px != image_px:
-            raise ValueError(
+            raise UserError(
                 f"students.image_px={image_px}, but students.image_model={name!r} takes {own_px} px only; "
                 f"set students.image_px={own_px} or choose a convolutional network"
             )

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmdd_ray.errors import UserError
+
 FOLDER = Path(__file__).parents[1] / "zoo"
 NAMES = ("tiny-clip", "tiny-sd", "tiny-captioner", "tiny-nf", "tiny-bert")
 HUB_NAMED = ("finetune.generator", "captions.model", "students.text_model")
@@ -24,11 +26,11 @@ def resolve(name: str) -> str:
     if name in NAMES:
         return str(FOLDER / name)
     if name.startswith("tiny-"):
-        raise ValueError(f"there is no model {name!r} in the zoo; it has {', '.join(NAMES)}")
+        raise UserError(f"there is no model {name!r} in the zoo; it has {', '.join(NAMES)}")
     if Path(name).is_dir():
         return str(Path(name).absolute())
     if name.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"the model folder {name!r} does not exist")
+        raise UserError(f"the model folder {name!r} does not exist")
     return name
 
 
@@ -57,12 +59,12 @@ def check(models: Mapping[str, str]) -> None:
             HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
         except RepositoryNotFoundError as error:
             if setting in HUB_NAMED:
-                raise ValueError(
+                raise UserError(
                     f"there is no model {name!r} at {constants.ENDPOINT} (or it is private: set HF_TOKEN); "
                     f"correct --{setting}"
                 ) from error
         except Exception as error:  # whichever HTTP client this version of huggingface_hub has
-            raise ValueError(
+            raise UserError(
                 f"--{setting} names the model {name!r}, and {constants.ENDPOINT} cannot be reached for it "
                 f"({error}); download it elsewhere and set --{setting} to its local folder, or set "
                 "HF_HUB_OFFLINE=1 if it is in the cache"
@@ -91,7 +93,7 @@ def loading(role: str, name: str, setting: str) -> Iterator[None]:
             yield
     except (OSError, RuntimeError, ValueError) as error:  # hub libraries raise all three for a missing model
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"cannot load the {role} {name!r} ({first_line[:200]}); if no model hub can be reached from here, "
             f"download it elsewhere and set --{setting} to its local folder"
         ) from error

@@ -1,0 +1,12 @@
+"""Errors that the command line shows as one sentence; any other exception is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in the settings or the data. The message names the setting and says what to do."""
+
+
+class TransportError(Exception):
+    """Storage failed while data was read: worth another try, and never a sign of damaged data.
+
+    Not an OSError, because pyarrow and Pillow raise those for damaged bytes.
+    """
