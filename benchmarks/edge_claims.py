@@ -69,12 +69,21 @@ class Arm:
 
 ARMS = (
     Arm("edge-50x2", captions=2),
+    Arm("edge-50x2-selected", captions=2, candidates=4),
     Arm("edge-100x1"),
     Arm("edge-100x1-selected", candidates=4),
     Arm("untuned-100x1", tuned=False),
     Arm("edge-unguided", guidance=1.0, students=False),
     Arm("untuned-unguided", guidance=1.0, students=False, tuned=False),
 )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that one seed's run depends on."""
+
+    edge: Edge
+    arms: tuple[Arm, ...] = ARMS
 
 
 def settings_of(claims: Claims, seed: int) -> Edge:
@@ -89,7 +98,10 @@ def settings_of(claims: Claims, seed: int) -> Edge:
 
 def measure(settings: Edge) -> dict[str, dict[str, float]]:
     """Runs what is left of one seed's run; its figures by the name of a generator or a set."""
-    with RunDir.open(settings.run.dir, "edge_claims", "local", settings) as run, connected(settings.run):
+    with (
+        RunDir.open(settings.run.dir, "edge_claims", "local", Bench(settings)) as run,
+        connected(settings.run, run.store),
+    ):
         features = FeatureStore(feature_stage(run, settings).store)
         untouched = replace(settings, finetune=replace(settings.finetune, steps=0))
         generators = {

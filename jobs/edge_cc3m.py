@@ -5,14 +5,13 @@ ray job submit --working-dir . -- python jobs/edge_cc3m.py cc3m --data.uri s3://
 """
 
 from mmdd_ray import cli
+from mmdd_ray.check import check
 from mmdd_ray.presets import edge_cc3m, edge_local
 
 
 def main() -> int:
     preset, settings = cli.parse("edge_cc3m", {"local": edge_local, "cc3m": edge_cc3m})
-    from mmdd_ray.edge.check import check
-
-    check(settings)  # mistakes show before torch and ray are even imported
+    check(settings)  # mistakes show before Ray is even imported
     from mmdd_ray.edge.distill import distill
     from mmdd_ray.evaluate.report import summary_table
 

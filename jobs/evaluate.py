@@ -4,14 +4,13 @@ python jobs/evaluate.py local --set runs/edge_cc3m-local/distilled
 """
 
 from mmdd_ray import cli
+from mmdd_ray.check import check
 from mmdd_ray.presets import evaluate_cc3m, evaluate_local
 
 
 def main() -> int:
     preset, settings = cli.parse("evaluate", {"local": evaluate_local, "cc3m": evaluate_cc3m})
-    from mmdd_ray.data.shards import check_data
-
-    check_data(settings.data, settings.evaluation)
+    check(settings)
     from mmdd_ray.evaluate.distilled_set import evaluate_set
     from mmdd_ray.evaluate.report import summary_table
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import tyro
 
+from mmdd_ray.cluster import set_environment
 from mmdd_ray.errors import TransportError, UserError
 from mmdd_ray.redact import redact
 
@@ -61,6 +62,7 @@ def main(job: Callable[[], int | None]) -> int:
     raised it; ``MMDD_RAY_TRACEBACK=1`` shows where it came from as well. 130 for Ctrl-C. Any other exception is a bug:
     it keeps its traceback, and the status is 1.
     """
+    set_environment()
     try:
         return job() or 0
     except KeyboardInterrupt:

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmdd_ray import config
 from mmdd_ray.errors import UserError
+from mmdd_ray.store import Store
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
@@ -133,18 +135,44 @@ def connect(run: config.Run) -> None:
 
 
 @contextmanager
-def connected(run: config.Run) -> Iterator[Devices]:
-    """Like ``connect``, gives the devices, and leaves the cluster (ends a local one) with the block."""
+def connected(run: config.Run, store: Store) -> Iterator[Devices]:
+    """Like ``connect``, gives the devices, and leaves the cluster (ends a local one) with the block.
+
+    Raises ``UserError`` as well when ``store`` is a folder that not all machines of the cluster see.
+    """
     set_environment()
     import ray
 
     had_ray = ray.is_initialized()
     connect(run)
     try:
+        if store.is_local:
+            _check_shared(store.uri)
         yield devices()
     finally:
         if not had_ray:
             ray.shutdown()
+
+
+def _check_shared(folder: str) -> None:
+    """Actors write on the machines they run on, and the driver reads what they wrote."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    looks = ray.remote(_is_folder)
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+    seen = ray.get([looks.options(num_cpus=0, scheduling_strategy=s).remote(folder) for s in strategies])
+    if not all(seen):
+        raise UserError(
+            f"run.dir={folder} is not seen by {seen.count(False)} of the cluster's {len(others) + 1} machines; "
+            "set run.dir to an s3:// URI or to a folder that they all share"
+        )
+
+
+def _is_folder(path: str) -> bool:
+    return Path(path).is_dir()
 
 
 def devices() -> Devices:

@@ -4,7 +4,13 @@ A job's preset is a function that returns one of these; see ``jobs/``. Sizes car
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+Count = Annotated[int, Ge(1)]
+Weight = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 
 
 def operational(default: Any) -> Any:
@@ -18,13 +24,13 @@ class Run:
 
     dir: str | None = operational(None)
     """Run directory, a local path or an s3:// URI. Default: runs/<job>-<preset>."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Root of every random choice: each sample, model and split derives its own seed from it."""
     ray_address: str | None = operational(None)
     """Ray cluster to join ("auto" or host:port). Default: that of the environment, or a local one."""
-    num_cpus: int | None = operational(None)
+    num_cpus: Count | None = operational(None)
     """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
-    object_store_mib: int = operational(512)
+    object_store_mib: Annotated[int, Ge(80)] = operational(512)
     """Shared-memory object store of that local Ray, in MiB."""
 
 
@@ -42,22 +48,26 @@ class Data:
     image_column: str = "image"
     """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
     caption_columns: tuple[str, ...] = ("captions", "caption", "text")
-    """Parquet columns or JSON keys that may hold captions, a string or a list; the first found is read."""
+    """Parquet columns or JSON keys that may hold captions, a string or a list. The first column that is there
+    is read; in tars the first key that is not blank, or else the .txt member."""
     key_column: str = "key"
-    """Parquet column with unique keys. Where it is missing, keys are made of file name and row number."""
+    """Parquet column with unique keys. If there is no "key", keys are made of file name and row number; a column
+    asked for by another name must be there."""
     label_column: str = "label"
-    """Parquet column or JSON key with the integer class, if there is one."""
-    limit: int | None = None
+    """Parquet column or JSON key with the integer class. If there is no "label", there are no classes; a Parquet
+    column asked for by another name must be there."""
+    limit: Count | None = None
     """Read at most this many pairs (whole shards first, then rows). Default: all."""
-    rows_per_shard: int = 1000
+    rows_per_shard: Count = 1000
     """Shard size of sources that have no shards of their own (JSON, image folder, shapes)."""
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: Count = 50_000_000
     """Images that declare more pixels than this are rejected before they are decoded."""
-    max_member_mib: int = 64
-    """Tar members and image cells larger than this are rejected unread."""
-    max_caption_chars: int = 10_000
+    max_member_mib: Count = 64
+    """Tar members and image files larger than this are rejected unread; Parquet cells, which come with their
+    batch of rows, once they are read."""
+    max_caption_chars: Count = 10_000
     """Longer captions are rejected."""
-    max_reject_ratio: float = 0.2
+    max_reject_ratio: Annotated[float, Ge(0), Le(1)] = 0.2
     """The run stops when more than this share of the rows had to be rejected."""
 
 
@@ -68,15 +78,15 @@ class Features:
     clip: str = "tiny-clip"
     """CLIP model of features, losses and selection: a zoo name, an open_clip "MODEL/PRETRAINED" such as
     "ViT-B-32/laion2b_s34b_b79k", "hf-hub:ORG/REPO", or "local-dir:/FOLDER"."""
-    image_px: int = 32
+    image_px: Count = 32
     """Side to which images are decoded for CLIP; its own input size is best."""
-    chunk_pairs: int = 256
+    chunk_pairs: Count = 256
     """Images encoded and written together; one output file each."""
-    min_actors: int = operational(1)
+    min_actors: Count = operational(1)
     """Smallest number of encoder actors."""
-    max_actors: int = operational(1)
+    max_actors: Count = operational(1)
     """Largest number of encoder actors; Ray adds actors (and the autoscaler machines) up to here."""
-    gpus_per_actor: float = operational(1.0)
+    gpus_per_actor: Weight = operational(1.0)
     """Share of a GPU for each encoder actor; ignored on clusters without GPUs."""
 
 
@@ -86,46 +96,46 @@ class Finetune:
 
     generator: str = "tiny-sd"
     """Text-to-image model to start from: a zoo name, a hub name, or a StableDiffusionPipeline folder."""
-    image_px: int = 32
+    image_px: Count = 32
     """Side of the images the generator sees and draws."""
-    steps: int = 60
+    steps: Annotated[int, Ge(0)] = 60
     """Optimiser steps; 0 keeps the generator as it is."""
-    batch_pairs: int = 32
+    batch_pairs: Annotated[int, Ge(2)] = 32
     """Pairs in a step, over all workers. They are each other's negatives."""
-    accumulate: int = 1
-    """Batches whose gradients are summed before each optimiser step."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged before each optimiser step."""
     parameters: Literal["difffit", "lora", "full"] = "difffit"
     """What is trained: biases, norms and scale factors; low-rank adapters; or the whole UNet."""
-    lora_rank: int = 8
+    lora_rank: Count = 8
     """Rank of the adapters of "lora"."""
     space: Literal["clip", "latent"] = "clip"
     """Where the losses look: CLIP embeddings of the decoded image, or a projection of the latent."""
-    contrastive_weight: float = 1.0
+    contrastive_weight: Weight = 1.0
     """Lambda_C, weight of the bidirectional contrastive loss."""
-    diversity_weight: float = 1.0
+    diversity_weight: Weight = 1.0
     """Lambda_D, weight of the diversity loss."""
-    noise_weight: float = 0.0
+    noise_weight: Weight = 0.0
     """Lambda_N, weight of the denoising loss of ordinary diffusion training (0 in the authors' release)."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Temperature of the contrastive loss."""
-    max_timestep_fraction: float = 0.5
+    max_timestep_fraction: Annotated[float, Gt(0), Le(1)] = 0.5
     """Noise levels are drawn from the first part of the schedule only: at its end, recovering the clean
     latent divides by almost zero."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser; the authors use SGD."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Learning rate."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of SGD."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Weight = 1.0
     """Gradients are scaled down to this norm; 0 switches it off."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
     """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
-    checkpoint_steps: int = operational(50)
+    checkpoint_steps: Count = operational(50)
     """Steps between checkpoints, from which an interrupted run goes on."""
-    workers: int = 1
+    workers: Count = 1
     """Data-parallel workers."""
-    gpus_per_worker: float = operational(1.0)
+    gpus_per_worker: Weight = operational(1.0)
     """GPUs of each worker; ignored on clusters without GPUs."""
 
 
@@ -133,25 +143,25 @@ class Finetune:
 class Synthesis:
     """Drawing images from captions."""
 
-    pairs: int = 100
+    pairs: Count = 100
     """Image-caption pairs of the distilled set; an image with c captions counts as c pairs."""
     prompts: Literal["random", "k-means"] = "k-means"
     """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
-    candidates_per_image: int = 1
+    candidates_per_image: Count = 1
     """Images drawn for each one kept. Above 1, the subset whose moments match the real data best is kept."""
-    mean_weight: float = 1.0
+    mean_weight: Weight = 1.0
     """Weight of the means against the cross-covariance in that selection."""
-    inference_steps: int = 20
+    inference_steps: Count = 20
     """DPM-Solver++ steps an image."""
-    guidance: float = 3.0
+    guidance: Weight = 3.0
     """Classifier-free guidance scale; 1 switches guidance off."""
-    batch_images: int = 50
+    batch_images: Count = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
-    min_actors: int = operational(1)
+    min_actors: Count = operational(1)
     """Smallest number of generator actors."""
-    max_actors: int = operational(1)
+    max_actors: Count = operational(1)
     """Largest number of generator actors."""
-    gpus_per_actor: float = operational(1.0)
+    gpus_per_actor: Weight = operational(1.0)
     """Share of a GPU for each generator actor; ignored on clusters without GPUs."""
 
 
@@ -161,19 +171,19 @@ class Captions:
 
     model: str = "tiny-captioner"
     """Captioner: a zoo name, a hub name or a folder of any transformers model that describes images."""
-    per_image: int = 2
+    per_image: Count = 2
     """Captions of each image: the prompt it was drawn from and per_image - 1 written ones."""
-    instructions: tuple[str, ...] = ("Describe the image in one sentence.",)
+    instructions: Annotated[tuple[str, ...], MinLen(1)] = ("Describe the image in one sentence.",)
     """What a chat model is asked, one instruction per further caption, in turn. Others ignore it."""
-    max_new_tokens: int = 48
+    max_new_tokens: Count = 48
     """Length limit of a written caption, in tokens."""
-    batch_images: int = 50
+    batch_images: Count = 50
     """Images captioned together."""
-    min_actors: int = operational(1)
+    min_actors: Count = operational(1)
     """Smallest number of captioner actors."""
-    max_actors: int = operational(1)
+    max_actors: Count = operational(1)
     """Largest number of captioner actors."""
-    gpus_per_actor: float = operational(1.0)
+    gpus_per_actor: Weight = operational(1.0)
     """Share of a GPU for each captioner actor; ignored on clusters without GPUs."""
 
 
@@ -185,25 +195,25 @@ class Students:
     """Image encoder: a zoo name, any timm name, or "local-dir:/FOLDER"."""
     text_model: str = "tiny-bert"
     """Text encoder: a zoo name, a transformers hub name, or a folder."""
-    image_px: int = 32
+    image_px: Count = 32
     """Side of the images that students see."""
-    max_tokens: int = 48
+    max_tokens: Annotated[int, Ge(3)] = 48
     """Captions are cut to this many tokens."""
-    embed_dim: int = 256
+    embed_dim: Count = 256
     """Width of the shared space."""
     protocol: Literal["frozen-text", "both-encoders"] = "frozen-text"
     """"frozen-text" trains the image encoder and both heads (LoRS and its followers); "both-encoders" all."""
-    steps: int = 80
+    steps: Count = 80
     """Optimiser steps of every student, whatever the size of its set."""
-    batch_pairs: int = 64
+    batch_pairs: Annotated[int, Ge(2)] = 64
     """Pairs in a step; a smaller set is trained on whole."""
-    learning_rates: tuple[float, ...] = (0.03, 0.1)
+    learning_rates: Annotated[tuple[Positive, ...], MinLen(1)] = (0.03, 0.1)
     """Grid from which each set's learning rate is chosen on validation data."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 5e-4
+    weight_decay: Weight = 5e-4
     """Weight decay."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """Temperature of InfoNCE."""
 
 
@@ -219,9 +229,14 @@ class Evaluation:
     """Split of `val`, for Karpathy JSON."""
     test_split: str | None = None
     """Split of `test`, for Karpathy JSON."""
-    max_pairs: int = 1000
+    val_image_root: str | None = None
+    """Folder of the image files of `val`, for COCO and Karpathy JSON. Default: that of `data` if `val` is the same
+    file as data.uri, otherwise the folder of the JSON file."""
+    test_image_root: str | None = None
+    """Folder of the image files of `test`, by the same rule."""
+    max_pairs: Count = 1000
     """At most this many images of val and of test are used."""
-    seeds: int = 3
+    seeds: Count = 3
     """Students per set; the report gives mean and standard deviation over them."""
     baselines: tuple[Literal["random", "herding", "k-center", "full"], ...] = (
         "random",
@@ -230,15 +245,23 @@ class Evaluation:
         "full",
     )
     """Sets to compare with: coresets of as many real pairs, and all the data."""
-    full_pairs: int = 50_000
+    full_pairs: Count = 50_000
     """"full" is trained on at most this many real images."""
-    gpus_per_student: float = operational(0.25)
+    gpus_per_student: Weight = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 
     def sources(self, data: Data) -> tuple[Data, Data]:
-        """Validation and test pairs: like the training data, with URIs of their own."""
-        val = replace(data, uri=self.val, split=self.val_split, limit=self.max_pairs)
-        return val, replace(val, uri=self.test, split=self.test_split)
+        """Validation and test pairs: like the training data, with URIs, splits and image folders of their own."""
+
+        def source(uri: str, split: str | None, image_root: str | None) -> Data:
+            if image_root is None and uri == data.uri:
+                image_root = data.image_root
+            return replace(data, uri=uri, split=split, image_root=image_root, limit=self.max_pairs)
+
+        return (
+            source(self.val, self.val_split, self.val_image_root),
+            source(self.test, self.test_split, self.test_image_root),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +276,11 @@ class Edge:
     captions: Captions = field(default_factory=Captions)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation
+
+    @property
+    def images(self) -> int:
+        """Images of the distilled set; each stands for ``captions.per_image`` pairs."""
+        return self.synthesis.pairs // self.captions.per_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,13 +77,17 @@ class RunDir:
 
     @classmethod
     def open(cls, uri: str | None, job: str, preset: str, settings: Any) -> "RunDir":
-        """Creates the run directory ``uri`` (default ``runs/<job>-<preset>``) or reopens it to resume.
+        """Creates the run directory ``uri`` or reopens it to resume.
 
-        Raises ``ValueError`` when another live process writes to it, when it holds another job, a run with
+        The default is ``runs/<job>-<preset>``; in a job that was submitted to a Ray cluster, whose working folder
+        is deleted with it, below ``mmdd-ray`` in the home folder of the machine it runs on.
+
+        Raises ``UserError`` when another live process writes to it, when it holds another job, a run with
         other settings or foreign files, or when it cannot be written.
         """
-        store = Store(uri or f"runs/{job}-{preset}")
-        if store.is_local and "working_dir_files" in Path(store.uri).parts:
+        folder = Path.home() / "mmdd-ray" if _is_deleted_with_its_job(Path.cwd()) else Path()
+        store = Store(uri or str(folder / "runs" / f"{job}-{preset}"))
+        if store.is_local and _is_deleted_with_its_job(Path(store.uri)):
             raise UserError(
                 f"run.dir={store.uri} lies in the working folder of a Ray job, which is deleted with it; set "
                 "run.dir to an s3:// URI or to an absolute path that all nodes share"
@@ -95,8 +99,10 @@ class RunDir:
             run._enter(job, preset, settings)
         except (OSError, BotoCoreError, ValueError) as error:
             if lock:
+                if not store.exists(SETTINGS):  # leaves a foreign folder as it was
+                    store.remove(LOCK)
                 lock.close()
-            if isinstance(error, ValueError):
+            if isinstance(error, UserError):
                 raise
             raise UserError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
         return run
@@ -106,7 +112,7 @@ class RunDir:
         wanted = json.loads(json.dumps(resolved(settings)))  # tuples become lists, as in the file
         where = f"run.dir={redact(self.store.uri)}"
         if self.store.exists(SETTINGS):
-            held = self.store.read_json(SETTINGS)
+            held = self._held(where)
             if held["job"] != job:
                 raise UserError(
                     f"{where} holds a run of the job {held['job']}; set run.dir to another folder"
@@ -125,6 +131,16 @@ class RunDir:
             self.store.write_json(SETTINGS, {"job": job, "preset": preset, "settings": wanted})
         self.store.remove_temporaries()
 
+    def _held(self, where: str) -> dict[str, Any]:
+        """The settings of the run that is here."""
+        try:
+            held = self.store.read_json(SETTINGS)
+            if held.keys() >= {"job", "preset", "settings"}:
+                return held
+        except (ValueError, AttributeError):  # no JSON, or no object
+            pass
+        raise UserError(f"{where} holds a {SETTINGS} that is no run's; set run.dir to an empty or new folder")
+
     def close(self) -> None:
         """Lets other processes write to this run directory."""
         if self._lock:
@@ -140,7 +156,7 @@ class RunDir:
         """Runs ``body`` on the stage's folder and commits its result; returns a done stage as it is.
 
         When an earlier stage has other outputs now, the stage is computed again, from an empty folder.
-        Raises ``ValueError`` when the outputs of a done stage are not those of its manifest.
+        Raises ``UserError`` when an output of a done stage is missing or has another size than in its manifest.
         """
         stage = Stage(name, self.store.child(name))
         held = next((stage.store.read_json(file) for file in RECORDS if stage.store.exists(file)), None)
@@ -231,6 +247,10 @@ def differences(held: Any, wanted: Any, settings: Any, path: str = "") -> list[s
 
 def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_deleted_with_its_job(folder: Path) -> bool:
+    return "working_dir_files" in folder.parts  # where Ray unpacks the --working-dir of a job
 
 
 def _lock(store: Store) -> IO[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Run
+from mmdd_ray.store import Store
 
 pytestmark = pytest.mark.ray
 
@@ -35,10 +36,9 @@ def test_actors_fit_and_leave_a_cpu_free(monkeypatch, cpus, gpus, gpus_per_actor
     assert fit * each["num_cpus"] <= max(cpus - 1, 0.5)
 
 
-def test_devices_are_those_of_the_connected_cluster(ray_cluster):
-    with cluster.connected(
-        Run(num_cpus=7)
-    ) as devices:  # connected already: joins that, and leaves it running
+def test_devices_are_those_of_the_connected_cluster(ray_cluster, tmp_path):
+    # connected already: joins that, and leaves it running
+    with cluster.connected(Run(num_cpus=7), Store(str(tmp_path))) as devices:
         assert devices == cluster.Devices(cpus=2.0, gpus=0.0, gpu_types=())
     assert cluster.devices() == devices
 
@@ -49,10 +49,42 @@ def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):
         cluster.connect(Run())
 
 
+TWO_MACHINES = """
+import sys
+from ray.cluster_utils import Cluster
+from mmdd_ray import cluster, config
+from mmdd_ray.store import Store
+
+machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+machines.add_node(num_cpus=1)
+for folder in sys.argv[1:]:
+    try:
+        with cluster.connected(config.Run(ray_address=machines.address), Store(folder)):
+            print("seen")
+    except ValueError as error:
+        print(error)
+machines.shutdown()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_run_directory_that_a_machine_does_not_see_is_refused(tmp_path):
+    missing = tmp_path / "missing"
+    shown = subprocess.run(
+        [sys.executable, "-c", TWO_MACHINES, str(tmp_path), str(missing)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    ).stdout
+    assert shown.splitlines()[0] == "seen"
+    assert f"run.dir={missing} is not seen by 1 of the cluster's 2 machines" in shown
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_answers_fails_at_once(address):
     script = f"from mmdd_ray import cluster, config; cluster.connect(config.Run(ray_address={address!r}))"
     failed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert f"ValueError: run.ray_address={address}: no Ray cluster answers there" in failed.stderr
+    assert f"UserError: run.ray_address={address}: no Ray cluster answers there" in failed.stderr

@@ -7,7 +7,8 @@ import pytest
 from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.schema import Row
-from mmdd_ray.evaluate.compare import compare
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.compare import _Bench, _encode, _train_and_search, compare
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.run import Stage
@@ -101,6 +102,30 @@ def test_an_error_of_a_worker_arrives_as_what_it_is(tmp_path, setting, message):
     pairs = pair_set(0, 2)
     with pytest.raises(ValueError, match=message):
         compare({"few": pairs}, pairs, pairs, replace(SHORT, **setting), EVALUATION, 0, stage_in(tmp_path))
+
+
+@pytest.mark.parametrize("gpus", [0, 0.25])
+def test_only_workers_without_a_gpu_are_used_again(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr("mmdd_ray.cluster.actor_resources", lambda _: {"num_cpus": 0.5, "num_gpus": gpus})
+    bench = _Bench({}, {}, SHORT, gpus, 0, stage_in(tmp_path))
+    for task in (bench._train, bench._encode):
+        assert task._default_options["num_gpus"] == gpus
+        assert task._default_options.get("max_calls", 0) == (1 if gpus else 0)  # 0: without end
+
+
+def test_a_full_gpu_names_the_setting_to_lower(monkeypatch):
+    import torch
+
+    def full(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("mmdd_ray.evaluate.train.train_student", full)
+    monkeypatch.setattr("mmdd_ray.evaluate.train.frozen_text_features", full)
+    pairs = pair_set(0, 2)
+    with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
+        _train_and_search(pairs, None, pairs, None, SHORT, 0.01, 0, "cpu")
+    with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
+        _encode(pairs, SHORT, "cpu")
 
 
 def test_settings_that_leave_no_student_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The distilled set: the same bytes every time, readable by the tools people have, damage found."""
 
+import hashlib
 import html
 import io
 import json
@@ -20,7 +21,10 @@ from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
 from mmdd_ray.data.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
 from mmdd_ray.data.distilled import Sample, dataset_card, escape_markdown, read_distilled, write_distilled
-from mmdd_ray.data.shards import iter_shard, list_shards
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import UserError
 from mmdd_ray.store import Store
 
 HOSTILE = "a <script>alert(1)</script> | [link](http://x) *star* & 'quote'\n# title 猫"
@@ -121,6 +125,44 @@ def test_a_changed_manifest_an_empty_folder_and_a_newer_format_are_refused(tmp_p
     store.write_json("manifest.json", manifest | {"format_version": 2})
     with pytest.raises(ValueError, match="format version 2"):
         read_distilled(store)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"rows_in": 5, "rows_out": 5, "seconds": 1.0}',  # of a stage of a run
+        '{"format_version": 1, "checksum": "0", "shards": []}',
+        '{"format_version": 1, "checksum": "0", "shards": [{"name": "../other/0.tar", "sha256": "0"}]}',
+        '{"format_version": "1"}',
+        "[1]",
+        "{",
+        "\xff",
+        "[" * 100_000,
+    ],
+)
+def test_the_manifest_of_something_else_is_one_sentence(tmp_path: Path, document: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(document.encode("latin-1"))
+    with pytest.raises(UserError, match=r"holds a manifest\.json that is no distilled set's"):
+        read_distilled(str(tmp_path))
+
+
+@pytest.mark.parametrize("method", [None, "", "  ", 7, ["edge"]])
+def test_a_set_of_a_nameless_method_is_refused(tmp_path: Path, method: object) -> None:
+    manifest = _write(_samples(2), tmp_path)
+    Store(str(tmp_path)).write_json("manifest.json", manifest | {"method": method})
+    with pytest.raises(UserError, match=r"manifest\.json: its method must be"):
+        read_distilled(str(tmp_path))
+
+
+def test_a_shard_of_other_samples_is_named(tmp_path: Path) -> None:
+    write_shards(Store(str(tmp_path)), 2, seed=1, layout="webdataset")
+    sha256 = hashlib.sha256((tmp_path / "00000.tar").read_bytes()).hexdigest()
+    checksum = hashlib.sha256(f"{sha256}  00000.tar\n".encode()).hexdigest()
+    shards = [{"name": "00000.tar", "sha256": sha256}]
+    manifest = {"format_version": 1, "method": "x", "checksum": checksum, "shards": shards}
+    Store(str(tmp_path)).write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match=r"00000\.tar is no shard of .* without 'seed'"):
+        read_distilled(str(tmp_path))
 
 
 def test_an_interrupted_rewrite_is_no_set(tmp_path: Path) -> None:

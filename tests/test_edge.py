@@ -16,10 +16,10 @@ import fsspec
 import pytest
 
 from mmdd_ray.data.distilled import read_distilled
+from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.store import Store
 
 ROOT = Path(__file__).parents[1]
-DATA = "--data.uri shapes:120?seed=1 --data.rows_per_shard 50 --run.num_cpus 2".split()  # noqa: SIM905
 STUDENTS = "--evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4".split()  # noqa: SIM905
 SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
@@ -32,26 +32,37 @@ METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 Finished = tuple[str, subprocess.CompletedProcess[str]]
 
 
-def command(job: str, run_dir: str, *more: str) -> list[str]:
-    return [sys.executable, f"jobs/{job}.py", "local", "--run.dir", run_dir, *DATA, *more]
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """120 scenes in three WebDataset shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(Store(str(folder)), 120, seed=1, layout="webdataset", rows_per_shard=50)
+    return f"{folder}/*.tar"
 
 
-def run(job: str, run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(job, run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+def command(job: str, run_dir: str, data: str, *more: str) -> list[str]:
+    where = ("--run.dir", run_dir, "--run.num_cpus", "2", "--data.uri", data)
+    return [sys.executable, f"jobs/{job}.py", "local", *where, *more]
 
 
-def run_edge(run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return run("edge_cc3m", run_dir, *SMALL, *STUDENTS, *more)
+def run(job: str, run_dir: str, data: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(job, run_dir, data, *more), cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+
+
+def run_edge(run_dir: str, data: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return run("edge_cc3m", run_dir, data, *SMALL, *STUDENTS, *more)
 
 
 def checksum(run_dir: str) -> str:
     return Store(run_dir).read_json("distilled/manifest.json")["checksum"]
 
 
-def kill_during(run_dir: Path, reached: Path) -> None:
+def kill_during(run_dir: Path, tars: str, reached: Path) -> None:
     """Starts the run, and sends SIGKILL to it and all its children once the file `reached` is there."""
     process = subprocess.Popen(
-        command("edge_cc3m", str(run_dir), *SMALL, *STUDENTS),
+        command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -67,10 +78,10 @@ def kill_during(run_dir: Path, reached: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(s3_server: str) -> Finished:
+def finished(s3_server: str, tars: str) -> Finished:
     """An unbroken run on an object store, and what its command printed."""
     fsspec.filesystem("s3", use_listings_cache=False).mkdir("edge-bucket")
-    result = run_edge("s3://edge-bucket/run")
+    result = run_edge("s3://edge-bucket/run", tars)
     assert result.returncode == 0, result.stderr[-3000:]
     return "s3://edge-bucket/run", result
 
@@ -98,19 +109,21 @@ def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
     _, result = finished
     assert "mean recall" in result.stdout
     for stage in STAGES:
-        assert f"{stage:<12} starts" in result.stderr
+        assert f"{stage:<12} starts\n" in result.stdout
     assert "Traceback" not in result.stderr
     known = (*STAGES, "students")
-    strange = [line for line in result.stderr.splitlines() if line.split()[0] not in known]
+    strange = [line for line in result.stderr.splitlines() if not line.startswith(known)]
     assert strange == []
 
 
-@pytest.mark.timeout(1800)  # four starts of the whole pipeline
-def test_killed_twice_and_started_again_it_makes_the_same_set(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)  # six starts of the whole pipeline
+def test_killed_again_and_again_it_makes_the_same_set(finished: Finished, tars: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    kill_during(run_dir, run_dir / "features" / "shards" / "*.json")
-    kill_during(run_dir, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
-    result = run_edge(str(run_dir))
+    kill_during(run_dir, tars, run_dir / "features" / "shards" / "*.json")
+    kill_during(run_dir, tars, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
+    kill_during(run_dir, tars, run_dir / "synthesize" / "batches" / "*.parquet")
+    kill_during(run_dir, tars, run_dir / "evaluate" / "students" / "*.json")
+    result = run_edge(str(run_dir), tars)
     assert result.returncode == 0, result.stderr[-3000:]
     assert checksum(str(run_dir)) == checksum(finished[0])
 
@@ -118,7 +131,7 @@ def test_killed_twice_and_started_again_it_makes_the_same_set(finished: Finished
     shards = {path: path.read_bytes() for path in (run_dir / "distilled").glob("*.tar")}
     for path in (run_dir / "distilled").iterdir():
         path.unlink()
-    again = run_edge(str(run_dir))
+    again = run_edge(str(run_dir), tars)
     assert again.returncode == 0, again.stderr[-3000:]
     output = again.stdout + again.stderr
     assert all(
@@ -128,16 +141,16 @@ def test_killed_twice_and_started_again_it_makes_the_same_set(finished: Finished
 
 
 @pytest.mark.timeout(900)
-def test_features_alone(tmp_path: Path) -> None:
-    result = run("precompute", str(tmp_path / "run"))
+def test_features_alone(tars: str, tmp_path: Path) -> None:
+    result = run("precompute", str(tmp_path / "run"), tars)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "120 rows, 120 usable images, 600 pairs" in result.stdout
     assert json.loads((tmp_path / "run" / "features" / "manifest.json").read_text())["rows_out"] == 120
 
 
 @pytest.mark.timeout(900)
-def test_any_distilled_set_can_be_evaluated(finished: Finished, tmp_path: Path) -> None:
-    result = run("evaluate", str(tmp_path / "run"), "--set", f"{finished[0]}/distilled", *STUDENTS)
+def test_any_distilled_set_can_be_evaluated(finished: Finished, tars: str, tmp_path: Path) -> None:
+    result = run("evaluate", str(tmp_path / "run"), tars, "--set", f"{finished[0]}/distilled", *STUDENTS)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report["recall"]) >= SETS
@@ -151,6 +164,12 @@ def test_any_distilled_set_can_be_evaluated(finished: Finished, tmp_path: Path) 
     [
         (["--synthesis.pairs", "13"], r"synthesis.pairs=13 is not a multiple of captions.per_image=2"),
         (["--data.uri", "no/such/*.tar"], "no/such/*.tar"),
+        (["--captions.per_image", "0"], "captions.per_image=0: input should be greater than or equal to 1"),
+        (
+            ["--finetune.batch_pairs", "9", "--finetune.workers", "2"],
+            "cannot be shared by finetune.workers=2",
+        ),
+        (["--students.learning_rates", "-1"], "students.learning_rates.0=-1.0"),
         (["--finetune.generator", "./nowhere"], "'./nowhere' does not exist"),
         (["--features.clip", "tiny-clop"], "no model 'tiny-clop' in the zoo"),
         (["--evaluation.test", "shapes:0?seed=1"], "evaluation.test"),
@@ -159,7 +178,7 @@ def test_any_distilled_set_can_be_evaluated(finished: Finished, tmp_path: Path) 
 def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    result = run_edge(str(tmp_path / "run"), *arguments)
+    result = run_edge(str(tmp_path / "run"), "shapes:120?seed=1", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -167,7 +186,7 @@ def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_settings_are_refused_with_the_difference(finished: Finished) -> None:
-    result = run_edge(finished[0], "--finetune.steps", "7")
+def test_changed_settings_are_refused_with_the_difference(finished: Finished, tars: str) -> None:
+    result = run_edge(finished[0], tars, "--finetune.steps", "7")
     assert result.returncode == 2
     assert "finetune.steps: 6 -> 7" in result.stderr

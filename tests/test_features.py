@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmdd_ray.config import Data, Features
 from mmdd_ray.data import shapes
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.rejects import ROWS_TO_JUDGE, RejectList, Tally
 from mmdd_ray.features.store import FeatureStore, feature_table, image_features, table_moments, text_features
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import RunDir
+from mmdd_ray.store import Store
 
 FEATURES = Features(chunk_pairs=16)
 
@@ -66,8 +72,6 @@ def test_feature_table_keeps_which_caption_belongs_to_which_image() -> None:
 
 
 def test_chunks_are_cut_by_row_number_and_count_what_they_refuse(shards: Path) -> None:
-    from mmdd_ray.data.shards import list_shards
-
     data = Data(uri=str(shards / "*.tar"))
     second = list_shards(data)[1]
     chunks = list(read_chunks(second, data, image_px=8, chunk_pairs=8))
@@ -81,7 +85,7 @@ def test_chunks_are_cut_by_row_number_and_count_what_they_refuse(shards: Path) -
 
 @pytest.mark.ray
 def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
-    ray_cluster: None, shards: Path, tmp_path: Path
+    ray_cluster: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, store = run_stage(shards, tmp_path / "run")
     assert (stage.manifest["rows_in"], stage.manifest["rows_out"]) == (60, 57)
@@ -102,8 +106,18 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
     keys = [key for table in tables for key in table["key"].to_pylist()]
     assert len(set(keys)) == 57
 
+    # The moments of a shard are those of its chunks, summed in their order: to the bit, so that resuming is exact.
+    for shard in ("00000", "00001"):
+        stored = [t for t in tables if t["shard"][0].as_py() == shard]
+        total = table_moments(stored[0])
+        for table in stored[1:]:
+            total += table_moments(table)
+        kept_moments = stage.store.read_bytes(f"shards/{shard}.safetensors")
+        assert kept_moments == total.to_bytes("", "float16"), shard
+
     # A run that was killed before its last shard was committed reads only that one again.
     before = {name: store.read_bytes(name) for name in store.files("features")}
+    monkeypatch.setattr("mmdd_ray.features.precompute.MAX_COMMITS", 1)  # each waits for the one before
     resumed, again = run_stage(shards, tmp_path / "other")
     for name in ("manifest.json", "moments.safetensors", "duplicates.parquet", "shards/00002.json"):
         resumed.store.remove(name)
@@ -121,5 +135,79 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
 
 @pytest.mark.ray
 def test_a_mostly_broken_source_stops_the_run(ray_cluster: None, shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"1 of the first 60 rows.*data\.max_reject_ratio=0\.01"):
+    message = (
+        r"^data\.uri: 1 of the first 60 rows were refused \(1 not an image\).*data\.max_reject_ratio=0\.01"
+    )
+    with pytest.raises(ValueError, match=message) as stopped:
         run_stage(shards, tmp_path / "run", max_reject_ratio=0.01)
+    rejects = tmp_path / "run" / "rejects.parquet"
+    assert str(rejects) in str(stopped.value)
+    assert [row["reason"] for row in pq.read_table(rejects).to_pylist()] == ["not an image"]
+
+
+@pytest.mark.ray
+def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"3 of the first 60 rows.*\(2 duplicate key, 1 not an image\)"):
+        run_stage(shards, tmp_path / "run", max_reject_ratio=0.02)  # one of 60 is below it, three are not
+
+
+# ---- how many rows may be refused
+
+
+def tally(folder: Path, total_rows: int | None) -> Tally:
+    return Tally("data.uri", 0.1, RejectList(Store(str(folder)), None), total_rows)
+
+
+def refused(count: int) -> list[tuple[str, str, str]]:
+    return [("00000", str(number), "blank caption") for number in range(count)]
+
+
+def test_a_bad_shard_that_is_read_first_does_not_stop_a_good_source(tmp_path: Path) -> None:
+    for total_rows in (100_000, None):
+        good = tally(tmp_path, total_rows)
+        good.add(10_000, refused(10_000))
+        good.add(90_000, [])
+        good.judge()
+    assert not (tmp_path / "rejects.parquet").exists()
+
+
+@pytest.mark.parametrize(("total_rows", "stops_at"), [(100_000, 10_001), (None, ROWS_TO_JUDGE // 10 + 1)])
+def test_a_source_stops_as_soon_as_the_rows_to_come_cannot_mend_it(
+    tmp_path: Path, total_rows: int | None, stops_at: int
+) -> None:
+    broken = tally(tmp_path, total_rows)
+    broken.add(stops_at - 1, refused(stops_at - 1))
+    with pytest.raises(ValueError, match=rf"{stops_at:,} of the first {stops_at:,} rows were refused"):
+        broken.add(1, refused(1))
+    assert len(pq.read_table(tmp_path / "rejects.parquet")) == stops_at
+
+
+def test_a_short_source_is_judged_at_its_end(tmp_path: Path) -> None:
+    short = tally(tmp_path, None)
+    short.add(10, refused(2))
+    with pytest.raises(ValueError, match=r"2 of the first 10 rows were refused \(2 blank caption\)"):
+        short.judge()
+
+
+# ---- a GPU that is too small
+
+
+def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mmdd_ray.features.encoder import ClipEncoder
+
+    def full(images: np.ndarray) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    encoder = ClipEncoder("tiny-clip", Store(str(tmp_path)))
+    monkeypatch.setattr(encoder.clip, "encode_images", full)
+    data = Data(uri="shapes:2")
+    (chunk,) = read_chunks(list_shards(data)[0], data, image_px=8, chunk_pairs=4)
+    with pytest.raises(UserError, match=r"^the GPU ran out of memory; lower features\.chunk_pairs"):
+        encoder(pa.Table.from_pylist([chunk.to_row()]))
+
+
+def test_other_errors_of_a_gpu_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="device-side assert"), out_of_memory("features.chunk_pairs"):
+        raise RuntimeError("device-side assert triggered")

@@ -1,6 +1,7 @@
 import io
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -18,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.diffusion.finetune import LOSSES, finetune, training_pairs
+from mmdd_ray.diffusion.finetune import LOSSES, _batches, finetune, training_pairs
 from mmdd_ray.diffusion.training import Batch, Training
 from mmdd_ray.edge.losses import contrastive_loss, diversity_loss
 from mmdd_ray.edge.objective import EdgeLoss, EdgeObjective
@@ -257,6 +259,54 @@ def test_two_workers_take_the_steps_of_one(tmp_path):
         assert total == pytest.approx(one.losses[-1]["total"], rel=1e-5)
 
 
+class FakeShard:
+    """A worker's share of the dataset, of six pairs with three captions each."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
+    def iter_batches(self, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+        self.asked = options
+        captions = np.array([[f"{row}{letter}" for letter in "abc"] for row in range(6)])
+        yield {"image": np.zeros((6, 2, 2, 3), np.uint8), "captions": captions, "first": np.arange(6)}
+
+
+def test_each_epoch_is_shuffled_anew_and_shows_the_next_caption(monkeypatch):
+    shard = FakeShard()
+    monkeypatch.setattr("ray.train.get_dataset_shard", lambda name: shard)
+    settings = replace(SETTINGS, batch_pairs=12, workers=2)
+    job: Any = SimpleNamespace(settings=settings, seed=0)
+    shown, shuffles = [], []
+    for epoch in (0, 1, 2, 1):
+        ((_, captions),) = _batches(job, epoch)
+        shown.append(captions)
+        shuffles.append(shard.asked["local_shuffle_seed"])
+    assert shown[0] == ["0a", "1b", "2c", "3a", "4b", "5c"]
+    assert shown[1] == ["0b", "1c", "2a", "3b", "4c", "5a"]
+    assert shown[1] == shown[3]
+    assert shuffles[1] == shuffles[3]
+    assert len(set(shuffles)) == 3
+    assert shard.asked["batch_size"] == 6  # this worker's half
+    assert shard.asked["drop_last"]
+
+
+def test_noise_is_another_for_every_step_batch_rank_and_seed():
+    def first_noise(*, seed: int, rank: int) -> list[float]:
+        class Listener(Regression):
+            def forward(self, images: np.ndarray, captions: list[str], noise: torch.Generator) -> Any:
+                heard.append(torch.rand((), generator=noise).item())
+                return super().forward(images, captions, noise)
+
+        heard: list[float] = []
+        settings = replace(SETTINGS, steps=3, accumulate=2)
+        weights_after(Training(Listener(), settings, seed=seed, rank=rank), cut(*pairs(8), 8))
+        return heard
+
+    draws = [*first_noise(seed=0, rank=0), *first_noise(seed=0, rank=1), *first_noise(seed=1, rank=0)]
+    assert len(set(draws)) == 18
+    assert first_noise(seed=0, rank=1) == draws[6:12]
+
+
 # The stage
 
 
@@ -333,3 +383,50 @@ def test_ray_train_writes_a_generator_and_its_losses(ray_cluster, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline("a red circle", height=32, width=32, num_inference_steps=2, output_type="np").images
     assert drawn.shape == (1, 32, 32, 3)
+
+
+class Stumbling(nn.Module):
+    """EDGE's loss that writes down every batch it sees, and breaks once at the third step of rank 0."""
+
+    def __init__(self, loss: EdgeLoss, folder: Path) -> None:
+        super().__init__()
+        self.loss, self.folder = loss, folder
+
+    def forward(self, images: np.ndarray, captions: list[str], noise: torch.Generator) -> dict[str, Tensor]:
+        seen = self.folder / f"rank{dist.get_rank()}"
+        with seen.open("a") as file:
+            print(len(captions), *captions, sep="|", file=file)
+        if dist.get_rank() == 0 and len(seen.read_text().splitlines()) == 3:
+            raise RuntimeError("a machine is lost")
+        return self.loss(images, captions, noise)
+
+
+@dataclass(frozen=True)
+class StumblingObjective:
+    settings: Finetune
+    folder: Path
+
+    def build(self, pipeline: Any) -> Stumbling:
+        return Stumbling(EdgeLoss(pipeline, self.settings, "tiny-clip"), self.folder)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_two_workers_go_on_from_their_checkpoint(ray_cluster, tmp_path, monkeypatch):
+    """EDGE's loss in DDP on Ray Train, which starts both workers again after one of them broke."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    half = {"num_cpus": 0.5, "num_gpus": 0}
+    monkeypatch.setattr("mmdd_ray.diffusion.finetune.pool_size", lambda actors, gpus: 2)
+    monkeypatch.setattr("mmdd_ray.diffusion.finetune.actor_resources", lambda gpus: half)
+    settings = replace(SETTINGS, steps=4, space="latent", checkpoint_steps=2, workers=2)
+    data = Data(uri="shapes:24?seed=1", rows_per_shard=6)
+    stage = stage_in(tmp_path / "stage")
+    objective = StumblingObjective(settings, tmp_path)
+    finetune(training_pairs(data, image_px=32, seed=0), settings, objective, seed=0, stage=stage)
+
+    assert [record["step"] for record in stage.store.read_parquet(LOSSES).to_pylist()] == [1, 2, 3, 4]
+    seen = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2)]
+    assert len(seen[0]) == 5  # steps 1, 2, the broken 3, and after the checkpoint of step 2 only 3 and 4
+    assert seen[0][2] == seen[0][3]
+    assert all(line.startswith("4|") for own in seen for line in own)  # half of the batch each
+    assert not set(seen[0][:2]) & set(seen[1][:2])

@@ -107,18 +107,33 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
     assert rgb[..., 2].max() < 15
 
 
-def png_header(width: int, height: int) -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png_header(width: int, height: int, bits: int = 8, colour_type: int = 2) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     idat = b"IDAT" + zlib.compress(b"\0" * 100)
     pixels = struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
     return b"\x89PNG\r\n\x1a\n" + chunk + pixels
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # what Pillow says up to twice the limit
 @pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (101, 100)])
 def test_the_declared_size_is_checked_before_decoding(width, height):
     with pytest.raises(BadImage, match=r"^too many pixels$"):
         decode_image(png_header(width, height), max_pixels=10_000)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_limit_above_pillows_own_is_the_only_one():
+    pillows = Image.MAX_IMAGE_PIXELS
+    assert pillows is not None
+    assert 2 * pillows < 14_000 * 13_000
+    large = png_header(14_000, 13_000, bits=1, colour_type=0)
+    with pytest.raises(BadImage, match=r"^undecodable image$"):  # its pixels are missing, so none is decoded
+        decode_image(large, max_pixels=200_000_000)
+    assert pillows == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(BadImage, match=r"^too many pixels$"):
+        decode_image(large, max_pixels=180_000_000)
+    assert pillows == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])

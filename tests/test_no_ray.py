@@ -8,7 +8,7 @@ import pytest
 
 import mmdd_ray.models
 
-LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.edge.check"]
+LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.check"]
 ARITHMETIC = [
     "mmdd_ray.coresets",
     "mmdd_ray.diffusion.training",

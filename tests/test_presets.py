@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mmdd_ray import presets
+from mmdd_ray.check import check
 from mmdd_ray.config import Edge, Evaluate
-from mmdd_ray.edge.check import check, images_kept
 
 ROOT = Path(__file__).parents[1]
 ALL = [value for name, value in vars(presets).items() if name.endswith(("_local", "_cc3m"))]
@@ -23,7 +23,7 @@ def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> N
     assert preset.__doc__
     settings = preset()
     if isinstance(settings, Edge):
-        assert images_kept(settings) * settings.captions.per_image == settings.synthesis.pairs
+        assert settings.images * settings.captions.per_image == settings.synthesis.pairs
         assert settings.finetune.batch_pairs % settings.finetune.workers == 0
 
 

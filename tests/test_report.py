@@ -102,7 +102,8 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
     }
     assert read["recall"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
     assert list(read["stages"]) == ["features", "synthesis"]
-    assert set(read["stages"]["features"]) == {"rows_in", "rows_out", "seconds"}
+    assert set(read["stages"]["features"]) == {"rows_in", "rows_out", "seconds", "resumed"}
+    assert read["real_images"] == 9
     assert (read["stages"]["features"]["rows_in"], read["stages"]["synthesis"]["rows_out"]) == (12, 3)
     assert read["seconds"] == pytest.approx(sum(stage["seconds"] for stage in read["stages"].values()))
     assert read["rejects"] == {"late": 9, "blank caption": 4}
@@ -217,6 +218,7 @@ def test_versions_that_changed_between_the_stages_are_all_listed(tmp_path: Path)
     store.write_json("settings.json", {"job": "edge", "preset": "local", "settings": {}})
     for second, torch in enumerate(("2.8", "2.9", "2.9")):
         manifest = {"stage": f"s{second}", "finished": f"00:0{second}", "seconds": 61.0, "rejects": {}}
+        manifest["resumed"] = second == 1
         manifest |= {
             "rows_in": 1,
             "rows_out": 1,
@@ -226,7 +228,27 @@ def test_versions_that_changed_between_the_stages_are_all_listed(tmp_path: Path)
         store.write_json(f"s{second}/manifest.json", manifest)
     report = build_report(store)
     assert report["versions"] == {"torch": ["2.8", "2.9"], "python": "3.11"}
-    assert "3 min 3 s" in summary_table(report)
+    assert "time         3 min 3 s (only the last attempt of s1)" in summary_table(report)
+    page = _Page(report_html(report, store))
+    assert [text for tag, text in page.text if tag == "td" and text[:1] == "s"] == ["s0", "s1 *", "s2"]
+    assert any(text.startswith("* This stage was resumed") for _, text in page.text)
+
+
+def test_a_random_part_of_the_data_is_not_called_all_of_them(tmp_path: Path) -> None:
+    settings = Edge(data=Data(uri="shapes:10"), evaluation=Evaluation(val="shapes:10", test="shapes:10"))
+    with RunDir.open(str(tmp_path / "run"), "edge", "local", settings) as open_run:
+        open_run.stage("features", lambda _: StageResult(rows_in=4_000_000, rows_out=3_318_333))
+        report = build_report(open_run.store, EVALUATION)
+        page = report_html(report, open_run.store)
+    part = "2,000 of 3,318,333 real images"
+    assert part + " (4,000 pairs) 42.0" in headline(report).replace("\u00a0", " ")
+    assert f"full         {part}, drawn at random" in summary_table(report).splitlines()
+    texts = _Page(page).text
+    assert texts.count(("td", part)) == 2
+    assert ("span", f"of the recall of {part}") in texts
+    assert page.count(part) == 6  # headline, tile, two tables, two charts
+    assert "ull data" not in page
+    assert "* This stage was resumed" not in page
 
 
 def test_charts_say_what_they_show_and_take_the_colours_of_the_page() -> None:

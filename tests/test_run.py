@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from mmdd_ray.config import Run
+from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, RunDir, StageResult
 from mmdd_ray.store import TEMPORARY
@@ -178,7 +179,31 @@ def test_the_working_folder_of_a_ray_job_is_refused(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="working folder of a Ray job"):
-        RunDir.open(None, "edge", "local", Settings())
+        RunDir.open("runs/mine", "edge", "local", Settings())
+
+
+def test_a_job_without_a_run_directory_writes_below_the_home_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with RunDir.open(None, "edge", "local", Settings()) as run:
+        assert run.store.uri == str(tmp_path / "home" / "mmdd-ray" / "runs" / "edge-local")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "no JSON"])
+def test_settings_of_something_else_are_left_alone(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=r"settings\.json that is no run's"):
+        RunDir.open(str(tmp_path), "edge", "local", Settings())
+    assert (tmp_path / "settings.json").read_text() == content
+
+
+def test_a_foreign_folder_keeps_no_trace(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"jpg")
+    with pytest.raises(UserError, match=r"holds photo\.jpg but no run"):
+        RunDir.open(str(tmp_path), "edge", "local", Settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_the_default_folder_names_job_and_preset(tmp_path, monkeypatch):

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmdd_ray.config import Data
+from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.data.schema import PAIR_SCHEMA, REJECT_SCHEMA, Row, pairs_table, safe_name, write_rejects
+from mmdd_ray.data.readers import Shard, iter_shard
+from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table, safe_name
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.data.shards import Shard, expand_braces, iter_shard, list_shards
-from mmdd_ray.errors import TransportError
+from mmdd_ray.data.shards import check_data, expand_braces, list_shards
+from mmdd_ray.errors import TransportError, UserError
 
 Members = list[tuple[str, bytes]]
 
@@ -93,11 +94,27 @@ def test_tar_rows_carry_image_captions_label_and_address(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("record", "captions"),
+    [
+        ({"captions": []}, ["a dog"]),
+        ({"captions": ["", " "]}, ["a dog"]),
+        ({"captions": [None]}, ["a dog"]),
+        ({"caption": " \n"}, ["a dog"]),
+        ({"captions": [], "caption": "", "text": "two cats"}, ["two cats"]),
+        ({"captions": ["", "two cats"], "caption": "no"}, ["two cats"]),
+    ],
+)
+def test_blank_captions_give_way_to_the_next_candidate(tmp_path, record, captions):
+    members = [*pair("a"), ("a.json", json.dumps(record).encode())]
+    assert [row.captions for row in read(Data(uri=write_tar(tmp_path / "0.tar", members)))] == [captions]
+
+
 BAD_SAMPLES = {
     "zero-byte image": [("x.jpg", b""), ("x.txt", b"a dog")],
     "missing image": [("x.txt", b"a dog"), ("x.mp4", b"film")],
     "missing caption": [("x.jpg", jpeg())],
-    "blank caption": [("x.jpg", jpeg()), ("x.txt", b" \n\t")],
+    "blank caption": [("x.jpg", jpeg()), ("x.json", b'{"caption": " "}'), ("x.txt", b" \n\t")],
     "caption too long": pair("x", "long " * 300),
     "caption is not UTF-8": [("x.jpg", jpeg()), ("x.txt", b"caf\xe9")],
     "caption is not text": [("x.jpg", jpeg()), ("x.json", b'{"captions": ["a", {"b": 1}]}')],
@@ -291,6 +308,8 @@ def test_one_parquet_file_with_other_columns_is_refused_row_by_row(tmp_path):
         ({"caption_columns": ("alt",)}, r"data.caption_columns \(alt\) .* columns jpg, text, cls, name"),
         ({"caption_columns": ("cls",)}, r"data.caption_columns: 'cls' holds int64"),
         ({"label_column": "name"}, r"data.label_column='name' holds string"),
+        ({"label_column": "clas"}, r"data.label_column='clas' is not in .* columns jpg, text, cls, name"),
+        ({"key_column": "idd"}, r"data.key_column='idd' is not in .* columns jpg, text, cls, name"),
     ],
 )
 def test_a_wrong_column_is_one_sentence_that_names_the_columns(tmp_path, settings, complaint):
@@ -298,6 +317,17 @@ def test_a_wrong_column_is_one_sentence_that_names_the_columns(tmp_path, setting
     uri = write_parquet(tmp_path / "0.parquet", columns)
     with pytest.raises(ValueError, match=complaint):
         list_shards(Data(uri=uri, **{"image_column": "jpg", **settings}))
+
+
+def test_key_and_label_columns_may_be_absent_unless_they_were_named(tmp_path):
+    uri = write_parquet(tmp_path / "0.parquet", {"image": [b"a"], "text": ["b"], "id": [7], "cls": [1]})
+    assert [(row.key, row.label) for row in read(Data(uri=uri))] == [("0-000000", None)]
+    assert [(row.key, row.label) for row in read(Data(uri=uri, key_column="id", label_column="cls"))] == [
+        ("7", 1)
+    ]
+    assert [(row.key, row.label) for row in read(Data(uri=uri, key_column="", label_column=""))] == [
+        ("0-000000", None)
+    ]
 
 
 # ---- annotation files and image folders
@@ -377,6 +407,39 @@ def test_an_unusable_annotation_file_is_one_sentence(tmp_path, document, complai
         list_shards(Data(uri=write_json(tmp_path / "c.json", document)))
 
 
+def test_validation_and_test_images_lie_in_folders_of_their_own(tmp_path):
+    write_images(tmp_path, "train2017/a.jpg", "val2017/b.jpg", "val2017/c.jpg", "annotations/d.jpg")
+    train, val, test = (
+        write_json(tmp_path / "annotations" / f"{name}.json", coco(f"{image}.jpg"))
+        for name, image in (("train", "a"), ("val", "b"), ("test", "d"))
+    )
+    data = Data(uri=train, image_root=str(tmp_path / "train2017"))
+    evaluation = Evaluation(val=val, val_image_root=str(tmp_path / "val2017"), test=test)
+    check_data(data, evaluation)
+    assert [[row.key for row in read(source)] for source in (data, *evaluation.sources(data))] == [
+        ["a"],
+        ["b"],
+        ["d"],
+    ]
+    with pytest.raises(UserError, match=r"^evaluation.val: none of .*; set evaluation.val_image_root$"):
+        check_data(data, replace(evaluation, val_image_root=None))
+    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_image_root=.*nowhere"):
+        check_data(data, replace(evaluation, test_image_root=str(tmp_path / "nowhere")))
+
+
+def test_splits_of_one_karpathy_file_share_its_image_folder(tmp_path):
+    splits = ("train", "val", "test")
+    write_images(tmp_path / "images", *(f"{split}.jpg" for split in splits))
+    images = [{"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": split}]} for split in splits]
+    uri = write_json(tmp_path / "dataset.json", {"images": images})
+    data = Data(uri=uri, image_root=str(tmp_path / "images"), split="train")
+    evaluation = Evaluation(val=uri, val_split="val", test=uri, test_split="test")
+    check_data(data, evaluation)
+    assert [[row.key for row in read(source)] for source in evaluation.sources(data)] == [["val"], ["test"]]
+    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_split='dev' is not in"):
+        check_data(data, replace(evaluation, test_split="dev"))
+
+
 def test_a_missing_image_root_is_named(tmp_path):
     uri = write_json(tmp_path / "c.json", coco("a.jpg"))
     with pytest.raises(ValueError, match=r"data.image_root=.*nowhere"):
@@ -395,6 +458,14 @@ def test_an_image_folder_is_labelled_by_sorted_class(tmp_path):
     ]
     assert [row.image for row in rows] == [jpeg(2), jpeg(1), None, jpeg(0)]
     assert len({row.key for row in rows}) == 4
+
+
+def test_images_that_differ_in_their_suffix_alone_get_keys_of_their_own(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "cat/1.png", "cat/1.jpg.png", "cat/2.jpg", "dog/1.jpg")
+    rows = read(Data(uri=str(tmp_path)))
+    assert [row.reject for row in rows] == [None] * 5
+    names = ("cat/1.jpg", "cat/1.jpg.png", "cat/1.png", "cat/2", "dog/1")
+    assert [row.key for row in rows] == [safe_name(name) for name in names]
 
 
 def test_a_folder_of_images_without_classes_is_one_sentence(tmp_path):
@@ -420,7 +491,8 @@ def test_shapes_are_the_pairs_of_the_generator_whatever_the_shard_size():
 
 
 @pytest.mark.parametrize(
-    "uri", ["shapes:", "shapes:many", "shapes:5?speed=1", "shapes:5?seed=x", "shapes:5?px=0"]
+    "uri",
+    ["shapes:", "shapes:many", "shapes:5?speed=1", "shapes:5?seed=x", "shapes:5?px=0", "shapes:5?seed=-1"],
 )
 def test_a_misspelt_shapes_uri_shows_the_right_form(uri):
     with pytest.raises(ValueError, match=r"shapes:ROWS\?seed"):
@@ -524,6 +596,67 @@ def test_a_tar_of_other_things_says_what_it_holds(tmp_path):
     assert fates(read(Data(uri=silent, caption_columns=("title",)))) == [("0", None)]
 
 
+WRONG = [("0.mp4", b"film"), ("0.json", b'{"title": "x"}')]
+DAMAGED = [*pair("0")[:1], ("0.json", b"{")]
+
+
+@pytest.mark.parametrize(
+    ("heads", "accepted"),
+    [
+        ([None, WRONG], False),
+        ([DAMAGED + WRONG], False),
+        ([None, DAMAGED, WRONG, pair("x")], True),
+        ([WRONG] * 3 + [pair("x")], True),
+        ([WRONG] * 4 + [pair("x")], False),
+        ([[]] * 9 + [pair("x")], True),
+        ([None] * 9 + [WRONG], False),
+        ([None] * 9, True),
+        ([DAMAGED], True),
+        ([[]] * 9, False),
+        ([[]] * 100, True),  # it stops looking; nothing is proven
+    ],
+)
+def test_damaged_and_empty_tars_prove_nothing_about_the_layout(tmp_path, heads, accepted):
+    for n, members in enumerate(heads):
+        if members is None:
+            (tmp_path / f"{n:03d}.tar").touch()
+        else:
+            write_tar(tmp_path / f"{n:03d}.tar", members)
+    data = Data(uri=str(tmp_path))
+    if accepted:
+        assert len(list_shards(data)) == len(heads)
+    else:
+        with pytest.raises(UserError, match=r"none of the first 1 samples|holds no rows"):
+            list_shards(data)
+
+
+def test_unreadable_and_empty_parquet_prove_nothing_about_the_columns(tmp_path):
+    good, wrong = {"image": [b"a"], "text": ["b"]}, {"image": [b"a"], "title": ["b"]}
+    for n in range(5):
+        (tmp_path / f"a{n}.parquet").write_bytes(b"PAR1 and no footer")
+        write_parquet(tmp_path / f"b{n}.parquet", {"title": pa.array([], "string")})
+    write_parquet(tmp_path / "c.parquet", wrong)
+    with pytest.raises(UserError, match=r"data.caption_columns .* columns image, title"):
+        list_shards(Data(uri=str(tmp_path)))
+    write_parquet(tmp_path / "d.parquet", good)
+    assert len(list_shards(Data(uri=str(tmp_path)))) == 12
+    assert len(list_shards(Data(uri=f"{tmp_path}/a*"))) == 5
+    with pytest.raises(UserError, match="holds no rows"):
+        list_shards(Data(uri=f"{tmp_path}/b*"))
+
+
+def test_labels_in_tars_that_are_no_integers_show_before_the_run(tmp_path):
+    record = b'{"caption": "a dog", "label": "dog", "class": 3}'
+    samples = [member for n in range(3) for member in ((f"{n}.jpg", jpeg()), (f"{n}.json", record))]
+    uri = write_tar(tmp_path / "0.tar", samples)
+    with pytest.raises(
+        UserError, match=r"data.label_column='label' holds 'dog' .*'caption', 'class', 'label'"
+    ):
+        list_shards(Data(uri=uri))
+    assert {row.label for row in read(Data(uri=uri, label_column="class"))} == {3}
+    assert {(row.label, row.reject) for row in read(Data(uri=uri, label_column=""))} == {(None, None)}
+
+
 @pytest.mark.parametrize("settings", [{"limit": 0}, {"rows_per_shard": 0}, {"split": "train"}])
 def test_settings_that_make_no_sense_are_named(settings):
     with pytest.raises(ValueError, match=f"data.{next(iter(settings))}="):
@@ -596,15 +729,6 @@ def test_safe_names_stay_in_their_folder_and_apart():
     )
     assert all(0 < len(name) <= 100 and name[0] != "-" for name in names)
     assert safe_name("1000268201_693b08cb0e") == "1000268201_693b08cb0e"
-
-
-def test_rejects_round_trip(tmp_path):
-    rejects = [("00000", "a", "blank caption"), ("00001", "", "truncated tar")]
-    for written in (rejects, []):
-        write_rejects(iter(written), str(tmp_path / "rejects.parquet"))
-        table = pq.read_table(tmp_path / "rejects.parquet")
-        assert table.schema == REJECT_SCHEMA
-        assert [tuple(row.values()) for row in table.to_pylist()] == written
 
 
 class FlakyFiles(http.server.SimpleHTTPRequestHandler):

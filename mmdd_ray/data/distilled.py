@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from PIL import Image
 
 from mmdd_ray import __version__
 from mmdd_ray.data.contact_sheet import contact_sheet, spread
-from mmdd_ray.data.schema import tar_samples
+from mmdd_ray.data.schema import tar_samples, write_tar_samples
 from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
@@ -39,6 +38,7 @@ CONTACT_SHEET = "contact_sheet.png"
 FORMAT_VERSION = 1
 CARD_EXAMPLES = 5
 MAX_ROWS_PER_SHARD = 10_000  # row numbers have 4 digits
+_SHARD_NAME = re.compile(r"\d+\.tar")  # a manifest leads to no file outside its folder
 
 # What a .json member holds besides Sample.extra.
 _FIELDS = ("key", "caption", "captions", "prompt", "seed", "source_key", "label", "width", "height")
@@ -80,7 +80,7 @@ def write_distilled(
     A set that is there already is replaced. ``settings`` must have credentials redacted (``run.resolved``);
     ``inputs`` fingerprints what the set was made from, ``models`` names the models that made it.
 
-    Raises ``ValueError`` when there are no samples, or two have the same key.
+    Raises ``UserError`` when there are no samples, or two have the same key.
     """
     if not samples:
         raise UserError("a distilled set needs at least one sample, but there are none")
@@ -123,23 +123,54 @@ def write_distilled(
 def read_distilled(source: Store | str) -> list[Sample]:
     """The samples of a distilled set, in order; ``source`` is its folder, a local path or a URI.
 
-    Raises ``ValueError`` when there is no set, it has a newer format, or a shard is missing or damaged.
+    Raises ``UserError`` when there is no set, it has a newer format, or a shard is missing or damaged.
     """
     store = source if isinstance(source, Store) else Store(source)
     where = redact(store.uri)
-    if not store.exists(MANIFEST):
-        raise UserError(f"{where} holds no distilled set: it has no {MANIFEST}")
-    manifest = store.read_json(MANIFEST)
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{where} has format version {manifest['format_version']}, but this mmdd-ray {__version__} reads "
-            f"up to {FORMAT_VERSION}; update mmdd-ray"
-        )
+    manifest = _read_manifest(store, where)
     if _checksum(manifest["shards"]) != manifest["checksum"]:
         raise UserError(
             f"{where}/{MANIFEST} was changed: its shards do not have the checksum of the set; write it again"
         )
     return [sample for shard in manifest["shards"] for sample in _read_shard(store, shard)]
+
+
+def _read_manifest(store: Store, where: str) -> dict[str, Any]:
+    """The manifest with the fields that reading needs, checked: anyone may have written it."""
+    if not store.exists(MANIFEST):
+        raise UserError(f"{where} holds no distilled set: it has no {MANIFEST}")
+    try:
+        manifest = store.read_json(MANIFEST)
+    except (ValueError, RecursionError):
+        manifest = None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{where} has format version {version}, but this mmdd-ray {__version__} reads "
+            f"up to {FORMAT_VERSION}; update mmdd-ray"
+        )
+    if not _describes_set(manifest):
+        raise UserError(f"{where} holds a {MANIFEST} that is no distilled set's; name the folder of a set")
+    method = manifest.get("method")
+    if not isinstance(method, str) or not method.strip():
+        raise UserError(f"{where}/{MANIFEST}: its method must be the name of one, not {method!r}")
+    return manifest
+
+
+def _describes_set(manifest: Any) -> bool:
+    """Whether a JSON document has what reading needs: a version, and names and checksums of shards."""
+    try:
+        return (
+            isinstance(manifest["format_version"], int)
+            and isinstance(manifest["checksum"], str)
+            and len(manifest["shards"]) > 0
+            and all(
+                _SHARD_NAME.fullmatch(shard["name"]) and isinstance(shard["sha256"], str)
+                for shard in manifest["shards"]
+            )
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def _checksum(shards: Sequence[Mapping[str, Any]]) -> str:
@@ -166,13 +197,8 @@ def _write_shard(samples: Sequence[Sample], store: Store, number: int) -> dict[s
     name = f"{number:05d}.tar"
     with store.create(name) as file:
         hashed = _Hashed(file)
-        with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as archive:  # type: ignore[call-overload]
-            for row, sample in enumerate(samples):
-                for suffix, content in _members(sample).items():
-                    # TarInfo starts with time 0 and no owner: nothing in it depends on machine or moment
-                    info = tarfile.TarInfo(f"{number:05d}{row:04d}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+        members = ((f"{number:05d}{row:04d}", _members(sample)) for row, sample in enumerate(samples))
+        write_tar_samples(hashed, members)  # type: ignore[arg-type]  # of a file, it needs write alone
     return {
         "name": name,
         "rows": len(samples),
@@ -214,10 +240,15 @@ def _read_shard(store: Store, shard: Mapping[str, Any]) -> list[Sample]:
         raise UserError(
             f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; copy the distilled set again"
         )
-    return [
-        _sample(member.record(), member.parts["png"])
-        for member in tar_samples(io.BytesIO(content), max_bytes=len(content))
-    ]
+    try:
+        return [
+            _sample(member.record(), member.parts["png"])
+            for member in tar_samples(io.BytesIO(content), max_bytes=len(content))
+        ]
+    except KeyError as error:
+        raise UserError(
+            f"{path} is no shard of a distilled set: it holds a sample without {error}"
+        ) from error
 
 
 def _sample(record: Mapping[str, Any], image: bytes) -> Sample:

@@ -4,7 +4,10 @@ import io
 import os
 import posixpath
 import struct
+import warnings
+from collections import Counter
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +35,11 @@ _DAMAGE = (
     Image.DecompressionBombError,
 )
 
+
+# Pillow keeps its limit in a global of the process; who changes it for a moment holds this lock.
+_PILLOW_LIMIT = Lock()
+# Up to twice the limit Pillow only warns. Those images are refused here, with a reason that is counted.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # EXIF tag 274: how the camera was held, and what turns its image upright.
 _ORIENTATION = 274
@@ -82,8 +90,15 @@ def encode_png(image_u8: NDArray[np.uint8]) -> bytes:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """The image with its header read and its declared size checked, but no pixel decoded."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:  # Pillow's own limit of 179 million pixels
+        with _PILLOW_LIMIT:
+            own_limit = Image.MAX_IMAGE_PIXELS
+            # Raised as well as lowered, but never off: inside files it also guards TIFF tiles and WebP canvases.
+            Image.MAX_IMAGE_PIXELS = max_pixels
+            try:
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+            finally:
+                Image.MAX_IMAGE_PIXELS = own_limit
+    except Image.DecompressionBombError as error:  # above twice the limit
         raise BadImage("too many pixels") from error
     except _DAMAGE as error:
         raise BadImage("not an image") from error
@@ -125,7 +140,7 @@ class Entry(NamedTuple):
 
 
 def json_entries(document: Any, data: Data) -> list[Entry]:
-    """Rows of a COCO captions or Karpathy JSON document, in its order; ValueError for any other layout."""
+    """Rows of a COCO captions or Karpathy JSON document, in its order; UserError for any other layout."""
     try:
         images = document["images"]
         if "annotations" in document:
@@ -196,13 +211,17 @@ def folder_entries(paths: Sequence[str]) -> list[Entry]:
     """Rows of an image folder from its files' relative paths, sorted.
 
     The first sub-folder is the class: its name, underscores as spaces, is the caption and its place among
-    the sorted names the label. A file outside any class has no caption and will be refused.
+    the sorted names the label. A file outside any class has no caption and will be refused. The key is the
+    path without suffix, or with it where files differ in nothing else.
     """
     classes = sorted({path.split("/")[0] for path in paths if "/" in path})
     label_of = {name: label for label, name in enumerate(classes)}
+    stems = {path: posixpath.splitext(path)[0] for path in paths}
+    taken = Counter([*stems.values(), *paths])  # 1.jpg.png must not take the key of a 1.jpg beside 1.gif
     entries = []
     for path in sorted(paths):
         label = label_of[path.split("/")[0]] if "/" in path else None
         captions = () if label is None else (classes[label].replace("_", " "),)
-        entries.append(Entry(posixpath.splitext(path)[0], path, captions, label))
+        key = stems[path] if taken[stems[path]] == 1 else path
+        entries.append(Entry(key, path, captions, label))
     return entries

@@ -4,14 +4,14 @@ Works on open files; knows neither storage nor Ray.
 """
 
 import hashlib
+import io
 import json
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self, TypeGuard
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -75,13 +75,6 @@ def pairs_table(rows: Sequence[Row]) -> pa.Table:
     """``rows`` as an Arrow table of ``PAIR_SCHEMA``."""
     columns = {name: [getattr(row, name) for row in rows] for name in PAIR_SCHEMA.names}
     return pa.table(columns, schema=PAIR_SCHEMA)
-
-
-def write_rejects(rejects: Iterable[tuple[str, str, str]], path: str) -> None:
-    """Writes ``(shard, key, reason)`` triples as Parquet to ``path``, local or remote."""
-    rows = [dict(zip(REJECT_SCHEMA.names, reject, strict=True)) for reject in rejects]
-    with fsspec.open(path, "wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA), file)
 
 
 def safe_name(text: str) -> str:
@@ -162,6 +155,11 @@ class RowMaker:
         return captions
 
 
+def _is_blank(found: object) -> bool:
+    texts = found if isinstance(found, list) else [found]
+    return not any(text.strip() if isinstance(text, str | bytes) else text is not None for text in texts)
+
+
 def _text(found: object) -> str:
     try:
         if isinstance(found, bytes):
@@ -175,11 +173,16 @@ def _text(found: object) -> str:
 
 
 def _label(found: object) -> int | None:
-    if found is None:
-        return None
-    if isinstance(found, bool) or not isinstance(found, int) or not -(2**63) <= found < 2**63:
+    if not is_label(found):
         raise _Reject("label is not an integer")
     return found
+
+
+def is_label(found: object) -> TypeGuard[int | None]:
+    """Whether ``found`` is a class, an integer of 64 bits, or None for no class."""
+    if found is None:
+        return True
+    return isinstance(found, int) and not isinstance(found, bool) and -(2**63) <= found < 2**63
 
 
 # ---- WebDataset tars
@@ -211,9 +214,15 @@ class TarSample:
         return record
 
     def captions(self, record: dict[str, Any], data: Data) -> object:
-        """Captions of the JSON record, or else the .txt member."""
-        found = captions_in(record, data)
-        return self.parts.get("txt") if found is None else found
+        """What the JSON record has under ``data.caption_columns``, then the .txt member: the first not blank.
+
+        If all are blank, the first there is; None if there is none.
+        """
+        candidates = [*(record.get(name) for name in data.caption_columns), self.parts.get("txt")]
+        found = [candidate for candidate in candidates if candidate is not None]
+        return next(
+            (candidate for candidate in found if not _is_blank(candidate)), found[0] if found else None
+        )
 
 
 # What tarfile raises inside for the two zero blocks at the end of a tar, and for an end without them.
@@ -291,9 +300,18 @@ def tar_rows(file: IO[bytes], maker: RowMaker) -> Iterator[Row]:
         )
 
 
-def captions_in(record: Mapping[str, Any], data: Data) -> object:
-    """What ``record`` has under the first of ``data.caption_columns`` that is there and not null, or None."""
-    return next((record[name] for name in data.caption_columns if record.get(name) is not None), None)
+def write_tar_samples(file: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+    """Writes a tar that ``tar_samples`` reads: of each sample its key, and the content of members by suffix.
+
+    The same samples give the same bytes.
+    """
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+        for key, members in samples:
+            for suffix, content in members.items():
+                # TarInfo starts with time 0 and no owner: nothing in it depends on machine or moment
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
 
 
 # ---- Parquet
@@ -315,7 +333,7 @@ def parquet_rows(file: IO[bytes], maker: RowMaker, only: Collection[int] | None)
         return
     try:
         layout = parquet_layout(parquet.schema_arrow, maker.data)
-    except ValueError:  # one odd file among good ones; a whole dataset of them was stopped by the probe
+    except UserError:  # one odd file among good ones; a whole dataset of them was stopped by the probe
         layout = None
     for group in range(parquet.num_row_groups):
         rows = range(maker.index, maker.index + parquet.metadata.row_group(group).num_rows)
@@ -352,7 +370,7 @@ def _row_group(parquet: pq.ParquetFile, group: int, layout: ParquetLayout, maker
 
 
 def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
-    """Finds the columns named in ``data``; ValueError, listing the columns there are, if one is wrong."""
+    """Finds the columns named in ``data``; UserError, listing the columns there are, if one is wrong."""
     there = f"the file has the columns {', '.join(schema.names) or '(none)'}"
     if data.image_column not in schema.names:
         raise UserError(f"data.image_column={data.image_column!r} is not in {data.uri}: {there}")
@@ -369,15 +387,25 @@ def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
         raise UserError(
             f"data.caption_columns: {captions!r} holds {schema.field(captions).type}, not text: {there}"
         )
-    label = data.label_column if data.label_column in schema.names else None
+    key, label = (_named(setting, schema, data, there) for setting in ("key_column", "label_column"))
     if label is not None and not pa.types.is_integer(schema.field(label).type):
         raise UserError(
             f"data.label_column={label!r} holds {schema.field(label).type}, not integers; "
             f"name another column, or '' for none: {there}"
         )
-    return ParquetLayout(
-        data.image_column, captions, data.key_column if data.key_column in schema.names else None, label
-    )
+    return ParquetLayout(data.image_column, captions, key, label)
+
+
+def _named(setting: str, schema: pa.Schema, data: Data, there: str) -> str | None:
+    """The column that ``setting`` names; it may be absent unless somebody asked for it by name."""
+    name = getattr(data, setting)
+    if name in schema.names:
+        return name
+    if name and name != getattr(Data, setting):
+        raise UserError(
+            f"data.{setting}={name!r} is not in {data.uri}; name another column, or '' for none: {there}"
+        )
+    return None
 
 
 def _is_image(kind: pa.DataType) -> bool:

@@ -1,72 +1,36 @@
-"""A dataset's URI -> its shards, and a shard -> its rows, one at a time. Plain Python on fsspec; no Ray.
-
-Storage is configured by the standard variables of each library, on every node that reads:
-
-- ``s3://``: the AWS variables and files, with ``AWS_ENDPOINT_URL`` for other stores and
-  ``FSSPEC_S3_ANON=true`` for public buckets;
-- ``gs://``: ``GOOGLE_APPLICATION_CREDENTIALS``, or ``FSSPEC_GCS_TOKEN=anon`` (extra ``mmdd-ray[gcs]``);
-- ``hf://``: ``HF_TOKEN``, ``HF_ENDPOINT``.
-
-Damaged data never raises: it comes out as a row with ``reject`` set. Storage that fails raises
-``TransportError``, so that the caller can try again.
-"""
+"""A dataset's URI -> its shards, and a look at them before the run. Plain Python on fsspec; no Ray."""
 
 import glob
-import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import chain, islice, pairwise
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal, NamedTuple
-from urllib.parse import parse_qsl
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.images import Entry, folder_entries, json_entries
+from mmdd_ray.data.readers import Shard, iter_shard, open_stored, shapes_spec
 from mmdd_ray.data.schema import (
     IMAGE_SUFFIXES,
-    Row,
-    RowMaker,
+    is_label,
     open_parquet,
     parquet_layout,
-    parquet_rows,
     safe_name,
-    tar_rows,
     tar_samples,
 )
-from mmdd_ray.errors import TransportError, UserError
+from mmdd_ray.errors import UserError
 
-TRANSPORT_ERROR = "storage failed while reading"  # Ray retries errors by a pattern in their text
-BUFFER_BYTES = 2**18  # tarfile asks for 10 KiB at a time
-READ_AHEAD_BYTES = 8 * 2**20  # s3fs would hold 50 MiB per open file; 8 MiB still amortises a 30 ms request
 PROBE_SHARDS, PROBE_ROWS = 4, 32
+PROBE_AT_MOST = 64  # shards that are opened to find PROBE_SHARDS with a say: some seconds on object storage
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of reading: one tar, one Parquet file, or a slice of a source that has no shards of its own."""
-
-    name: str
-    """Unique in its dataset and safe as a file name, so outputs can be named by it."""
-    kind: Literal["tar", "parquet", "files", "shapes"]
-    uri: str
-    """The tar or Parquet file, the folder of the image files, or the shapes: URI."""
-    size_bytes: int | None = None
-    """Size in storage, where it is known without opening anything."""
-    rows: int | None = None
-    """Rows to read. None: all of the file."""
-    start: int = 0
-    """First row of the slice, for shapes."""
-    entries: tuple[Entry, ...] = field(default=(), repr=False)
-    """The rows of the slice, for single image files."""
 
 
 def list_shards(data: Data) -> list[Shard]:
@@ -76,8 +40,8 @@ def list_shards(data: Data) -> list[Shard]:
     ``data.limit`` also as many tar rows as it takes to count to it.
 
     Raises:
-        ValueError: one sentence, for a URI that matches nothing or cannot be reached, an unknown format or
-            layout, a missing column, a missing image folder, or a dataset without rows.
+        UserError: for a URI that matches nothing or cannot be reached, an unknown format or layout, a missing
+            column, labels that are no integers, a missing image folder, or a dataset without rows.
     """
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
@@ -91,35 +55,17 @@ def check_data(data: Data, evaluation: Evaluation) -> None:
     """Looks at all three sources of a run.
 
     Raises:
-        ValueError: as ``list_shards``; for validation and test data it names the setting in ``evaluation``.
+        UserError: as ``list_shards``; for validation and test data it names the setting in ``evaluation``.
     """
     list_shards(data)
     for name, source in zip(("val", "test"), evaluation.sources(data), strict=True):
         try:
             list_shards(source)
-        except ValueError as error:
-            raise UserError(f"evaluation.{name}: {error}") from error
-
-
-def iter_shard(shard: Shard, data: Data, only: Collection[int] | None = None) -> Iterator[Row]:
-    """The rows of ``shard`` in their stored order; with ``only``, just those with these row numbers.
-
-    Holds one tar sample, image file or Parquet row group in memory. With ``only``, image files and row
-    groups that hold none of the rows are not read; duplicate keys are then judged among the rest.
-
-    Raises:
-        TransportError: when the storage fails.
-    """
-    last = max(only, default=-1) if only is not None else None
-    if shard.rows is not None:
-        last = min(shard.rows - 1, last) if last is not None else shard.rows - 1
-    for row in _READERS[shard.kind](shard, RowMaker(shard.name, data), only):
-        if last is not None and row.index > last:
-            return
-        if only is None or row.index in only:
-            yield row
-        if row.index == last:
-            return
+        except UserError as error:
+            sentence = str(error)
+            for own in ("split", "image_root"):  # the other settings of the source are those of data
+                sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
+            raise UserError(f"evaluation.{name}: {sentence}") from error
 
 
 # ---- listing
@@ -263,7 +209,7 @@ def _slices(entries: list[Entry], root: str, name: str, data: Data) -> list[Shar
 
 def _shapes_shards(data: Data) -> list[Shard]:
     _refuse_split(data)
-    rows, _ = _shapes_spec(data.uri)
+    rows, _ = shapes_spec(data.uri)
     starts = range(0, rows, data.rows_per_shard)
     return [
         Shard(
@@ -275,19 +221,6 @@ def _shapes_shards(data: Data) -> list[Shard]:
         )
         for number, start in enumerate(starts)
     ]
-
-
-def _shapes_spec(uri: str) -> tuple[int, dict[str, Any]]:
-    """``shapes:ROWS?seed=S&px=32&labelled=1`` -> rows, keyword arguments of ``shapes.pairs``."""
-    rows, _, query = uri.removeprefix("shapes:").partition("?")
-    try:
-        options = {"seed": 0, "px": 32, "labelled": 0} | {k: int(v) for k, v in parse_qsl(query, True, True)}
-        seed, px, labelled = options.pop("seed"), options.pop("px"), options.pop("labelled")
-        if options or px < 1 or labelled not in (0, 1):
-            raise ValueError
-        return int(rows), {"seed": seed, "image_px": px, "labelled": bool(labelled)}
-    except ValueError:
-        raise UserError(f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0") from None
 
 
 def _first_rows(shards: list[Shard], data: Data, limit: int) -> list[Shard]:
@@ -307,7 +240,7 @@ def _count(shard: Shard, data: Data, at_most: int) -> int:
     if shard.rows is not None:
         return shard.rows
     if shard.kind == "parquet":
-        with _open(shard.uri) as file:
+        with open_stored(shard.uri) as file:
             parquet = open_parquet(file)
             return 1 if parquet is None else parquet.metadata.num_rows  # 1: its one refused row
     return sum(1 for _ in islice(iter_shard(shard, data), at_most))
@@ -316,161 +249,114 @@ def _count(shard: Shard, data: Data, at_most: int) -> int:
 # ---- looking before the run
 
 
+class _Seen(NamedTuple):
+    """The head of a shard. Without ``fits`` and ``complaint`` it proves nothing: empty or damaged."""
+
+    rows: int
+    fits: bool = False
+    complaint: str | None = None
+
+
 def _probe(shards: list[Shard], data: Data) -> None:
-    """ValueError if the heads of the first shards show that the settings do not fit the data."""
-    complaint = f"data.uri={data.uri} holds no rows"
-    for shard in shards[:PROBE_SHARDS]:
+    """UserError if the heads of the first shards show that the settings do not fit the data.
+
+    One row that fits is enough. Damaged rows and empty shards prove nothing either way, so the search goes on
+    behind them, though not for ever.
+    """
+    complaints: list[str] = []
+    rows = 0
+    for shard in shards[:PROBE_AT_MOST]:
         with _reachable("data.uri", shard.uri):
-            rows, found = _PROBES[shard.kind](shard, data)
-        if rows and found is None:
+            seen = _PROBES[shard.kind](shard, data)
+        if seen.fits:
             return
-        complaint = found or complaint
-    raise UserError(complaint)
+        if seen.complaint is not None:
+            complaints.append(seen.complaint)
+        if len(complaints) == PROBE_SHARDS:
+            break
+        rows += seen.rows
+    if complaints:
+        raise UserError(complaints[0])
+    if not rows and len(shards) <= PROBE_AT_MOST:
+        raise UserError(f"data.uri={data.uri} holds no rows")
 
 
-def _probe_tar(shard: Shard, data: Data) -> tuple[int, str | None]:
-    """Rows seen, and what is wrong with all of them; damaged samples prove nothing either way."""
+def _probe_tar(shard: Shard, data: Data) -> _Seen:
     suffixes: set[str] = set()
     json_keys: set[str] = set()
-    rows = 0
-    with _open(shard.uri) as file:
-        for sample in islice(tar_samples(file, data.max_member_mib * 2**20), PROBE_ROWS):
+    labels: list[object] = []  # that are none, of samples that are pairs otherwise
+    rows = judged = 0
+    with open_stored(shard.uri) as file:
+        head = islice(tar_samples(file, data.max_member_mib * 2**20), PROBE_ROWS)
+        for sample, following in pairwise(chain(head, [None])):
+            assert sample is not None
             rows += 1
             record = sample.record()
-            if sample.reject or (sample.image is not None and sample.captions(record, data) is not None):
-                return rows, None
+            cut_off = following is not None and not following.key  # where the tar breaks, members may lack
+            if cut_off or sample.reject is not None:
+                continue
+            judged += 1
             suffixes |= sample.parts.keys()
             json_keys |= record.keys()
-    if not rows:
-        return 0, None
-    return rows, (
-        f"none of the first {rows} samples of {shard.uri} has both an image ({', '.join(IMAGE_SUFFIXES)}) "
-        f"and captions (txt, or json with {', '.join(data.caption_columns)}); "
+            if sample.image is not None and sample.captions(record, data) is not None:
+                label = record.get(data.label_column)
+                if is_label(label):
+                    return _Seen(rows, fits=True)
+                labels.append(label)
+    if not judged:
+        return _Seen(rows)
+    if labels:
+        return _Seen(
+            rows,
+            complaint=f"data.label_column={data.label_column!r} holds {labels[0]!r:.50} in {shard.uri}, "
+            f"not integers; name another key, or '' for none: found JSON keys {sorted(json_keys)}",
+        )
+    return _Seen(
+        rows,
+        complaint=f"none of the first {judged} samples of {shard.uri} has both an image "
+        f"({', '.join(IMAGE_SUFFIXES)}) and captions (txt, or json with {', '.join(data.caption_columns)}); "
         f"found members {', '.join('.' + suffix for suffix in sorted(suffixes))} "
-        f"and JSON keys {sorted(json_keys)}"
+        f"and JSON keys {sorted(json_keys)}",
     )
 
 
-def _probe_parquet(shard: Shard, data: Data) -> tuple[int, str | None]:
-    with _open(shard.uri) as file:
+def _probe_parquet(shard: Shard, data: Data) -> _Seen:
+    with open_stored(shard.uri) as file:
         parquet = open_parquet(file)
         if parquet is None:
-            return 1, None
+            return _Seen(1)  # its one refused row
+        rows = parquet.metadata.num_rows
         try:
             parquet_layout(parquet.schema_arrow, data)
-        except ValueError as error:
-            return 1, str(error)
-        return parquet.metadata.num_rows, None
+        except UserError as error:
+            return _Seen(rows, complaint=str(error) if rows else None)
+        return _Seen(rows, fits=rows > 0)
 
 
-def _probe_files(shard: Shard, data: Data) -> tuple[int, str | None]:
-    if not any(entry.captions for entry in shard.entries):
-        return 1, (
-            f"none of the first {len(shard.entries)} images of {data.uri} has a caption; "
-            "in an image folder every image must lie in the sub-folder of its class"
+def _probe_files(shard: Shard, data: Data) -> _Seen:
+    rows = len(shard.entries)
+    judged = [entry for entry in shard.entries if entry.reject is None]
+    if not judged:
+        return _Seen(rows)
+    if not any(entry.captions for entry in judged):
+        return _Seen(
+            rows,
+            complaint=f"none of the first {len(judged)} images of {data.uri} has a caption; "
+            "in an image folder every image must lie in the sub-folder of its class",
         )
     fs, root = url_to_fs(shard.uri)
-    paths = [f"{root}/{entry.path}" for entry in shard.entries[:PROBE_ROWS] if entry.path is not None]
+    paths = [f"{root}/{entry.path}" for entry in judged[:PROBE_ROWS] if entry.path is not None]
     if paths and not any(map(fs.exists, paths)):
-        return 1, f"none of the first {len(paths)} images exists, e.g. {paths[0]}; set data.image_root"
-    return len(shard.entries), None
+        return _Seen(
+            rows,
+            complaint=f"none of the first {len(paths)} images exists, e.g. {paths[0]}; set data.image_root",
+        )
+    return _Seen(rows, fits=True)
 
 
-_PROBES: dict[str, Callable[[Shard, Data], tuple[int, str | None]]] = {
+_PROBES: dict[str, Callable[[Shard, Data], _Seen]] = {
     "tar": _probe_tar,
     "parquet": _probe_parquet,
     "files": _probe_files,
-    "shapes": lambda shard, data: (1, None),
-}
-
-
-# ---- reading
-
-
-class _Storage(io.RawIOBase):
-    """A stored file whose failures are ``TransportError``, except that it is not there."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        with self._guard():
-            fs, path = url_to_fs(uri)
-            self._file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:  # each storage library raises its own, and they share no base class
-            raise TransportError(f"{TRANSPORT_ERROR} {self._uri}: {type(error).__name__}: {error}") from error
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def readinto(self, buffer: Any) -> int:
-        with self._guard():
-            found = self._file.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with self._guard():
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def _open(uri: str) -> BinaryIO:
-    return io.BufferedReader(_Storage(uri), BUFFER_BYTES)
-
-
-def _read_tar(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    with _open(shard.uri) as file:
-        yield from tar_rows(file, maker)
-
-
-def _read_parquet(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    with _open(shard.uri) as file:
-        yield from parquet_rows(file, maker, only)
-
-
-def _read_files(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    for entry in shard.entries:
-        if only is not None and maker.index not in only:
-            maker.skip(1)
-            continue
-        image = None
-        if entry.path is not None:
-            try:
-                with _open(f"{shard.uri}/{entry.path}") as file:
-                    image = file.read(maker.max_bytes + 1)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                pass  # refused as "missing image"
-        yield maker.make(entry.key, image, entry.captions, entry.label, entry.reject)
-
-
-def _read_shapes(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    from mmdd_ray.data.shapes import pairs  # draws with NumPy and Pillow: only who asks for it pays
-
-    _, options = _shapes_spec(shard.uri)
-    assert shard.rows is not None
-    for pair in pairs(shard.start, shard.start + shard.rows, **options):
-        yield maker.make(pair["key"], pair["image"], pair["captions"], pair["label"])
-
-
-_READERS: dict[str, Callable[[Shard, RowMaker, Collection[int] | None], Iterator[Row]]] = {
-    "tar": _read_tar,
-    "parquet": _read_parquet,
-    "files": _read_files,
-    "shapes": _read_shapes,
+    "shapes": lambda shard, data: _Seen(1, fits=True),
 }

@@ -10,8 +10,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.readers import TRANSPORT_ERROR, Shard, iter_shard
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
-from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, iter_shard, list_shards
+from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
 
 BLOCK_BYTES = 16 * 2**20  # 300 images of 50 kB; Ray's own 128 MiB would keep consumers waiting
@@ -28,7 +29,7 @@ def read_pairs(data: Data) -> ray.data.Dataset:
     each row still comes out once.
 
     Raises:
-        ValueError: as ``list_shards``, before anything is scheduled.
+        UserError: as ``list_shards``, before anything is scheduled.
     """
     return _read([(shard, None) for shard in list_shards(data)], data)
 
@@ -37,7 +38,7 @@ def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
     """The rows at the given ``(shard, index)`` addresses, in that order; reads only the shards they are in.
 
     Raises:
-        ValueError: for an address that the dataset does not have.
+        UserError: for an address that the dataset does not have.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for name, index in addresses:

@@ -29,6 +29,7 @@ from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.sources import READ_CPUS, read_pairs
 from mmdd_ray.diffusion.training import Batch, Objective, Training
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
@@ -206,13 +207,22 @@ def _progress_line(steps: int) -> Iterator[Queue]:
 
 
 def _train(config: dict[str, _Job]) -> dict[str, Any]:
-    """The life of a worker. Rank 0 writes the generator and returns the records of all steps.
+    """The life of a worker.
+
+    A GPU that is too small for one worker's share fails that worker alone. It has to raise, since the others would
+    wait for it for ever.
+    """
+    with out_of_memory("finetune.batch_pairs (finetune.accumulate makes up for it)"):
+        return _work(config["job"])
+
+
+def _work(job: _Job) -> dict[str, Any]:
+    """Trains; rank 0 writes the generator and returns the records of all steps.
 
     A mistake of the user is returned, not raised: Ray Train would start the workers again, to fail again.
     """
     import ray.train
 
-    job = config["job"]
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train shows INFO of all libraries

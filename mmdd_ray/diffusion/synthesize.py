@@ -14,6 +14,7 @@ from mmdd_ray.batches import BatchActor, Rows, read_batches, work_off
 from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Synthesis
 from mmdd_ray.data.images import encode_png
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 
@@ -107,9 +108,10 @@ class Painter(BatchActor):
     def work(self, number: int, rows: Rows) -> pa.Table:
         """The `Drawing`s of `rows`, drawn: a table with the columns of `DRAWN_SCHEMA`."""
         prompts = [row["prompt"] for row in rows]
-        images = self.draw(prompts, [row["seed"] for row in rows])
-        image_BD = self.clip.encode_images(images).cpu().numpy()
-        text_BD = self.clip.encode_texts(prompts).cpu().numpy()
+        with out_of_memory("synthesis.batch_images"):
+            images = self.draw(prompts, [row["seed"] for row in rows])
+            image_BD = self.clip.encode_images(images).cpu().numpy()
+            text_BD = self.clip.encode_texts(prompts).cpu().numpy()
         drawn = [
             {**row, "image": encode_png(image), "image_feature": image_D, "text_feature": text_D}
             for row, image, image_D, text_D in zip(rows, images, image_BD, text_BD, strict=True)

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.config import Edge
-from mmdd_ray.edge.check import images_kept
 from mmdd_ray.edge.selection import moment_distance, select
 from mmdd_ray.features.moments import Moments
 
@@ -43,7 +42,7 @@ def choose_drawn(drawn: pa.Table, target: Moments, settings: Edge) -> dict[str, 
     """
     image_MD = np.stack(drawn["image_feature"].to_numpy())
     text_MD = np.stack(drawn["text_feature"].to_numpy())
-    count, weight = images_kept(settings), settings.synthesis.mean_weight
+    count, weight = settings.images, settings.synthesis.mean_weight
     first = np.arange(count)
     kept = first
     if len(drawn) > count:

@@ -9,14 +9,15 @@ from mmdd_ray.config import Edge
 from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
-from mmdd_ray.edge.check import check
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
 from mmdd_ray.features.precompute import feature_stage
-from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.features.store import MOMENTS, FeatureStore
+from mmdd_ray.redact import redact
 from mmdd_ray.run import RunDir, Stage, StageResult, resolved
 
 JOB = "edge_cc3m"
@@ -26,24 +27,43 @@ LOSS_COLUMNS = ("step", "contrastive", "diversity", "noise", "total")
 def distill(settings: Edge, preset: str) -> dict[str, Any]:
     """Runs whatever is left to do of an EDGE run, and returns its report.
 
+    Call `mmdd_ray.check.check` first, which finds most mistakes before Ray starts.
+
     Raises:
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
     """
-    check(settings)
-    with RunDir.open(settings.run.dir, JOB, preset, settings) as run, connected(settings.run) as devices:
+    with (
+        RunDir.open(settings.run.dir, JOB, preset, settings) as run,
+        connected(settings.run, run.store) as devices,
+    ):
         run.devices = devices.as_json()
-        features = FeatureStore(feature_stage(run, settings).store)
+        precomputed = feature_stage(run, settings)
+        features = FeatureStore(precomputed.store)
+        _check_size(features, settings)
         tuned = run.stage("finetune", lambda stage: finetune(stage, features, settings))
         drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
         chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
         captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
         if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
             run.store.remove("export")  # the set was deleted: write it again
-        run.stage(
-            "export", lambda stage: _export(run, stage, samples(drawn, chosen, captioned, settings), settings)
-        )
+        kept = samples(drawn, chosen, captioned, settings)
+        run.stage("export", lambda stage: _export(run, stage, kept, precomputed, settings))
         evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
         return _report(run, tuned, chosen, evaluated)
+
+
+def _check_size(features: FeatureStore, settings: Edge) -> None:
+    """Finds before the fine-tuning that there are too few real pairs for what comes after it."""
+    images = len(features.addresses)
+    needs = {"synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0}
+    if settings.finetune.steps:
+        needs["finetune.batch_pairs"] = settings.finetune.batch_pairs
+    for setting, needed in needs.items():
+        if needed > images:
+            raise UserError(
+                f"{setting}={needed:,}, but {redact(settings.data.uri)} has {images:,} usable pairs; "
+                f"lower {setting} or add data"
+            )
 
 
 def finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
@@ -108,14 +128,15 @@ def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
     return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
 
 
-def _export(run: RunDir, stage: Stage, chosen: list[Sample], settings: Edge) -> StageResult:
+def _export(run: RunDir, stage: Stage, kept: list[Sample], precomputed: Stage, settings: Edge) -> StageResult:
+    checksums = {output["path"]: output["checksum"] for output in precomputed.manifest["outputs"]}
     manifest = distilled.write_distilled(
-        chosen,
+        kept,
         run.store.child(distilled.FOLDER),
         method="EDGE",
         settings=resolved(settings),
         seed=settings.run.seed,
-        inputs={"uri": settings.data.uri},
+        inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
         models={
             "clip": settings.features.clip,
             "generator": settings.finetune.generator,
@@ -124,7 +145,7 @@ def _export(run: RunDir, stage: Stage, chosen: list[Sample], settings: Edge) -> 
     )
     stage.store.write_json("distilled.json", {"checksum": manifest["checksum"], "shards": manifest["shards"]})
     return StageResult(
-        rows_in=len(chosen),
+        rows_in=len(kept),
         rows_out=manifest["pairs"],
         extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
     )
@@ -132,7 +153,7 @@ def _export(run: RunDir, stage: Stage, chosen: list[Sample], settings: Edge) -> 
 
 def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
     exported = distilled.read_distilled(run.store.child(distilled.FOLDER))
-    return compare_with_baselines(stage, "edge", exported, features, settings)
+    return compare_with_baselines(stage, "edge", exported, features, settings, run.store)
 
 
 def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import numpy as np
 from mmdd_ray.config import Edge
 from mmdd_ray.coresets import k_means, random_subset
 from mmdd_ray.diffusion.synthesize import Drawing, sample_seeds
-from mmdd_ray.edge.check import images_kept
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
 
@@ -17,7 +16,7 @@ def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
         ValueError: There are fewer captions than candidates.
     """
     synthesis, seed = settings.synthesis, settings.run.seed
-    count = images_kept(settings) * synthesis.candidates_per_image
+    count = settings.images * synthesis.candidates_per_image
     blocks, captions = features.captions()
     if count > len(captions):
         raise UserError(

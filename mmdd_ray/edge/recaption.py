@@ -8,6 +8,7 @@ from PIL import Image
 from mmdd_ray.batches import BatchActor, Rows, read_batches, work_off
 from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Captions
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 
@@ -50,13 +51,14 @@ class Recaptioner(BatchActor):
 
     def work(self, number: int, rows: Rows) -> pa.Table:
         """Captions for the `image` of each row: a table with the columns of `CAPTIONS_SCHEMA`."""
-        captions = self.captioner.write(
-            [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows],
-            self.settings.per_image - 1,
-            instructions=self.settings.instructions,
-            max_new_tokens=self.settings.max_new_tokens,
-            seed=self.seed + number,
-        )
+        with out_of_memory("captions.batch_images"):
+            captions = self.captioner.write(
+                [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows],
+                self.settings.per_image - 1,
+                instructions=self.settings.instructions,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=(self.seed, number),
+            )
         return pa.table(
             {"index": [row["index"] for row in rows], "captions": captions}, schema=CAPTIONS_SCHEMA
         )

@@ -19,6 +19,7 @@ from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
 
@@ -26,6 +27,7 @@ FOLDER = "students"
 VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
 RETRIES = 5  # of a student whose worker or node was lost
 CURVE_POINTS = 100  # of a reported loss curve
+MEMORY_SETTING = "students.batch_pairs"  # to lower where a GPU is too small
 
 Result = dict[str, Any]
 
@@ -125,10 +127,12 @@ class _Bench:
         self._store = stage.store
         resources = cluster.actor_resources(gpus_per_student)
         self._device = "cuda" if resources["num_gpus"] else "cpu"
-        # The GPUs stand here and not in the decorator: with them there, Ray would end the worker after every
-        # task, and the next student would wait ten seconds for imports.
-        self._train = _train_and_search.options(max_retries=RETRIES, **resources)
-        self._encode = _encode.options(max_retries=RETRIES, **resources)
+        # Declared with their GPUs, and not by .options(): then Ray ends a worker after each task on a GPU. torch
+        # keeps the first GPU that a process has seen, so students in workers that are used again would pile up on
+        # one GPU of a node. Ten seconds of imports are little beside a student that is worth a GPU; on CPUs workers
+        # are used again.
+        self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_search)
+        self._encode = ray.remote(max_retries=RETRIES, **resources)(_encode)
 
     def sizes(self, name: str) -> dict[str, int]:
         return self._sets[name].sizes
@@ -183,7 +187,6 @@ class _Bench:
         return [self._sets[student.set].fingerprint, self._held_out[student.held_out].fingerprint]
 
 
-@ray.remote
 def _train_and_search(
     pairs: PairSet,
     text_PT: np.ndarray | None,
@@ -197,10 +200,11 @@ def _train_and_search(
     from mmdd_ray.evaluate.train import evaluate_student, train_student
 
     started = monotonic()
-    student, losses = train_student(
-        pairs, settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=text_PT
-    )
-    metrics = evaluate_student(student, held_out, text_PT=held_out_text_PT)
+    with out_of_memory(MEMORY_SETTING):
+        student, losses = train_student(
+            pairs, settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=text_PT
+        )
+        metrics = evaluate_student(student, held_out, text_PT=held_out_text_PT)
     return {
         "metrics": metrics,
         "loss_curve": _curve(losses),
@@ -208,11 +212,11 @@ def _train_and_search(
     }
 
 
-@ray.remote
 def _encode(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
     from mmdd_ray.evaluate.train import frozen_text_features
 
-    return frozen_text_features(pairs, settings, device)
+    with out_of_memory(MEMORY_SETTING):
+        return frozen_text_features(pairs, settings, device)
 
 
 def _curve(losses: np.ndarray) -> list[float | None]:

@@ -2,17 +2,21 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Evaluate
 from mmdd_ray.data.distilled import MANIFEST, read_distilled
-from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.data.schema import safe_name
+from mmdd_ray.evaluate.report import BASELINES, CHANCE, build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.run import RunDir
+from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
+
+SET = "set.json"
 
 
 def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
@@ -22,17 +26,42 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
         ValueError: The set is damaged, or the settings or the data are wrong.
     """
     samples = read_distilled(settings.set)
-    name = str(Store(settings.set).read_json(MANIFEST)["method"]).lower()
+    manifest = Store(settings.set).read_json(MANIFEST)
     with (
         RunDir.open(settings.run.dir, "evaluate", preset, settings) as run,
-        connected(settings.run) as devices,
+        connected(settings.run, run.store) as devices,
     ):
         run.devices = devices.as_json()
         features = FeatureStore(feature_stage(run, settings).store)
+        name = set_stage(run, manifest).store.read_json(SET)["name"]
         evaluated = run.stage(
-            "evaluate", lambda stage: compare_with_baselines(stage, name, samples, features, settings)
+            "evaluate",
+            lambda stage: compare_with_baselines(stage, name, samples, features, settings, run.store),
         )
         command = shlex.join(["python", *sys.argv])
         report = build_report(run.store, evaluated.store.read_json(EVALUATION), command=command)
         write_report(report, run.store)
         return report
+
+
+def set_stage(run: RunDir, manifest: Mapping[str, Any]) -> Stage:
+    """The stage `set` of a run, whose `set.json` identifies the distilled set with that manifest.
+
+    It is computed again when another set stands in the same place, and so is every stage after it.
+    """
+    found = {"name": set_name(manifest["method"]), "checksum": manifest["checksum"]}
+    held = run.store.child("set")
+    if held.exists(SET) and held.read_json(SET) != found:
+        run.store.remove("set")
+
+    def body(stage: Stage) -> StageResult:
+        stage.store.write_json(SET, found)
+        return StageResult(rows_in=manifest["pairs"], rows_out=manifest["pairs"])
+
+    return run.stage("set", body)
+
+
+def set_name(method: object) -> str:
+    """The method of a manifest, which may be anybody's text, as a name for files and tables."""
+    name = safe_name(str(method).lower())
+    return "distilled" if name in (*BASELINES, CHANCE) else name

@@ -2,22 +2,17 @@
 
 # N images, P captions of them
 
-import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
-from mmdd_ray.data.images import BadImage, decode_image, encode_png
+from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.schema import Row
 from mmdd_ray.errors import UserError
-from mmdd_ray.store import Store
-
-Reject = tuple[str, str, str]
-"""Shard, key and reason of a row that is no usable pair."""
+from mmdd_ray.features.rejects import REASONS_SHOWN, Reject
 
 
 @dataclass(frozen=True)
@@ -49,20 +44,27 @@ class PairSet:
         Raises:
             ValueError: if no row is usable.
         """
-        images, captions, rejects = [], [], []
+        # Filled in place: a list that is stacked at the end would need twice the memory. Where rows are left out,
+        # the pages behind the last image are never touched.
+        images = np.empty((len(rows), image_px, image_px, 3), dtype=np.uint8)
+        captions: list[list[str]] = []
+        rejects: list[Reject] = []
         for row in rows:
             if row.image is None:
                 rejects.append((row.shard, row.key, row.reject or "missing image"))
                 continue
             try:
-                images.append(decode_image(row.image, max_pixels=max_pixels, image_px=image_px))
+                image = decode_image(row.image, max_pixels=max_pixels, image_px=image_px)
             except BadImage as reason:
                 rejects.append((row.shard, row.key, str(reason)))
                 continue
+            images[len(captions)] = image
             captions.append(row.captions)
-        if not images:
-            raise UserError(f"none of the {len(rows)} rows can be used as a pair")
-        return cls(np.stack(images), captions), rejects
+        if not captions:
+            reasons = Counter(reason for *_, reason in rejects)
+            told = [f"{count:,} {reason}" for reason, count in reasons.most_common(REASONS_SHOWN)]
+            raise UserError("; ".join([f"none of the {len(rows)} rows can be used as a pair", *told]))
+        return cls(images[: len(captions)], captions), rejects
 
     @property
     def n_images(self) -> int:
@@ -93,16 +95,3 @@ class PairSet:
         found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
         found.update(repr((self.images.shape, self.captions)).encode())
         return found.hexdigest()
-
-    def save(self, store: Store, name: str) -> None:
-        """Writes one Parquet file of PNGs and captions, itself a source that ``data.uri`` can name."""
-        store.write_parquet(
-            name, pa.table({"image": list(map(encode_png, self.images)), "captions": self.captions})
-        )
-
-    @classmethod
-    def load(cls, store: Store, name: str) -> "PairSet":
-        """Reads what ``save`` wrote; raises ``FileNotFoundError``."""
-        table = store.read_parquet(name)
-        images = [np.asarray(Image.open(io.BytesIO(png))) for png in table["image"].to_pylist()]
-        return cls(np.stack(images), table["captions"].to_pylist())

@@ -60,11 +60,14 @@ def build_report(
         command: what the user typed to start the run.
 
     Recalls are in percent: ``recall.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS``.
+    ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
+    that was ``resumed`` are those of its last attempt.
     """
     held = run.read_json(SETTINGS)
     distilled = run.read_json(f"{FOLDER}/{MANIFEST}") if run.exists(f"{FOLDER}/{MANIFEST}") else None
     stages = _stage_manifests(run)
     sets = evaluation["sets"] if evaluation else {}
+    real_images = stages["features"]["rows_out"] if "features" in stages else None
     return {
         "job": held["job"],
         "preset": held["preset"],
@@ -75,10 +78,11 @@ def build_report(
             name: {key: value for key, value in one.items() if key != "metrics"}
             for name, one in _ordered(sets)
         },
+        "real_images": real_images,
         "distilled": distilled
         and {key: distilled[key] for key in ("images", "pairs", "captions_per_image", "bytes", "checksum")},
         "stages": {
-            name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds")}
+            name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds", "resumed")}
             for name, manifest in stages.items()
         },
         "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
@@ -159,6 +163,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"spread_of": _mean_std, "duration": _duration, "bytes": _bytes, "label": _label}
+    environment.filters["set_label"] = lambda name: _set_label(name, report)
     distilled = run.child(FOLDER)
     return environment.get_template("report.html.jinja").render(
         report=report,
@@ -166,6 +171,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         tiles=_tiles(report),
         metrics=METRICS,
         best=_best(report["recall"]),
+        full_is_part=_full_is_part(report),
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))
@@ -185,7 +191,8 @@ def headline(report: Mapping[str, Any]) -> str:
             " ", "\u00a0"
         )  # never broken over lines
         if name == FULL:
-            clauses.append(f"the full data ({pairs} pairs) {score}")
+            full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
+            clauses.append(f"{full} ({pairs} pairs) {score}")
         elif name == "random":
             clauses.append(f"{pairs} random real pairs {score}")
         elif name not in (*BASELINES, CHANCE):
@@ -209,7 +216,8 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         if mean.get("random"):
             tiles.append((f"{mean[ours] / mean['random']:.2f} ×", "the recall of random pairs"))
         if mean.get(FULL):
-            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", "of the full-data recall"))
+            full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
+            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the recall of {full}"))
     if distilled := report["distilled"]:
         tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
     return [*tiles, (_duration(report["seconds"]), "in all stages")]
@@ -220,11 +228,12 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     recall = {name: metrics["mean_recall"] for name, metrics in report["recall"].items()}
     if scored := {name: score for name, score in recall.items() if name != CHANCE}:
         means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
-        found["recall"] = charts.bars([_label(name) for name in scored], means, stds, recall[CHANCE]["mean"])
+        labels = [_set_label(name, report) for name in scored]
+        found["recall"] = charts.bars(labels, means, stds, recall[CHANCE]["mean"])
     terms = {name: values for name, values in report["losses"].items() if name != "step"}
     if terms:
         found["losses"] = charts.panels(report["losses"]["step"], terms)
-    if curves := {_label(name): one["loss_curve"] for name, one in report["sets"].items()}:
+    if curves := {_set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
         found["students"] = charts.lines(curves, "training done, %", "InfoNCE loss")
     return found
 
@@ -251,12 +260,16 @@ def summary_table(report: Mapping[str, Any]) -> str:
             cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
             blocks.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
         blocks.append("")
+    if _full_is_part(report):
+        blocks.append(f"{FULL:<13}{_set_label(FULL, report)}, drawn at random")
     if distilled:
         blocks.append(
             f"{'set':<13}{distilled['images']:,} images, {distilled['pairs']:,} pairs, "
             f"sha256 {distilled['checksum'][:16]}…"
         )
-    blocks.append(f"{'time':<13}{_duration(report['seconds'])}")
+    resumed = [name for name, stage in report["stages"].items() if stage["resumed"]]
+    footnote = f" (only the last attempt of {', '.join(resumed)})" if resumed else ""
+    blocks.append(f"{'time':<13}{_duration(report['seconds'])}{footnote}")
     blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
     return "\n".join(blocks)
 
@@ -272,6 +285,19 @@ def _metric(name: str) -> str:
 
 def _label(name: str) -> str:
     return LABELS.get(name, name)
+
+
+def _set_label(name: str, report: Mapping[str, Any]) -> str:
+    """Like ``_label``, but all the data is called so only if it is all of them."""
+    if name == FULL and _full_is_part(report):
+        return f"{report['sets'][FULL]['images']:,} of {report['real_images']:,} real images"
+    return _label(name)
+
+
+def _full_is_part(report: Mapping[str, Any]) -> bool:
+    """Whether "full" is a random part of the data, because evaluation.full_pairs is below their number."""
+    sets, real_images = report["sets"], report["real_images"]
+    return FULL in sets and real_images is not None and sets[FULL]["images"] < real_images
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from mmdd_ray.data.schema import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.compare import compare
-from mmdd_ray.evaluate.pairs import PairSet, Reject
+from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.features.rejects import Reject, RejectList, Tally
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
 
 EVALUATION = "evaluation.json"
 
@@ -27,16 +30,41 @@ def synthetic_set(samples: Sequence[Sample], image_px: int) -> PairSet:
     return PairSet.from_rows(rows, image_px=image_px, max_pixels=2**31)[0]
 
 
-def read_pair_set(data: Data, image_px: int) -> tuple[PairSet, list[Reject]]:
+def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple[PairSet, list[Reject]]:
     """All usable pairs of `data` with all of their captions, in the order of the shards, and the refused rows.
 
+    Args:
+        setting: The one that names the source, for messages.
+
     Raises:
-        ValueError: There are no usable pairs.
+        UserError: There are no usable pairs.
     """
     rows = sorted(
         (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
     )
-    return PairSet.from_rows(rows, image_px=image_px, max_pixels=data.max_image_pixels)
+    try:
+        return PairSet.from_rows(rows, image_px=image_px, max_pixels=data.max_image_pixels)
+    except UserError as error:
+        raise UserError(f"{setting}={data.uri}: {error}") from error
+
+
+def held_out_sets(settings: Edge | Evaluate, listed: RejectList) -> tuple[PairSet, PairSet]:
+    """Validation and test pairs; `listed` takes the refused rows, with val/ or test/ before their shards.
+
+    Raises:
+        UserError: More than `data.max_reject_ratio` of the rows of one of them were refused, or no pair is left.
+    """
+    sources = settings.evaluation.sources(settings.data)
+    return _held_out("val", sources[0], settings, listed), _held_out("test", sources[1], settings, listed)
+
+
+def _held_out(part: str, source: Data, settings: Edge | Evaluate, listed: RejectList) -> PairSet:
+    setting = f"evaluation.{part}"
+    pairs, rejects = read_pair_set(source, settings.students.image_px, setting)
+    rows_in = pairs.n_images + len(rejects)
+    tally = Tally(setting, source.max_reject_ratio, listed, total_rows=rows_in)
+    tally.add(rows_in, [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
+    return pairs
 
 
 def baseline_sets(
@@ -45,29 +73,46 @@ def baseline_sets(
     """The sets of `evaluation.baselines`: `pairs` real images with one caption each, and "full" with all.
 
     Raises:
-        ValueError: There are fewer real pairs than `pairs`.
+        UserError: There are fewer real pairs than `pairs`, or the data have changed since features were made.
     """
     addresses = features.addresses
     if pairs > len(addresses):
         raise UserError(
-            f"synthesis.pairs={pairs}, but {data.uri} has {len(addresses):,} usable pairs to compare with; "
-            "lower synthesis.pairs"
+            f"the distilled set has {pairs:,} pairs, but data.uri={data.uri} has only {len(addresses):,} usable "
+            "ones to compare with; name more data, or distil fewer pairs (synthesis.pairs)"
         )
+    chosen = _choose_rows(features, evaluation, pairs, seed)
+    wanted = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
+    # once for all sets: the rows of a baseline lie in almost every shard
+    rows = dict(zip(wanted, fetch_pairs(data, [addresses[row] for row in wanted]), strict=True))
+    sets: dict[str, PairSet] = {}
+    for name, indices in chosen.items():
+        found = [rows[index] for index in indices.tolist()]
+        if name != "full":  # a pair is an image with one caption: the first
+            found = [replace(row, captions=row.captions[:1]) for row in found]
+        sets[name], lost = PairSet.from_rows(found, image_px=image_px, max_pixels=data.max_image_pixels)
+        if lost:
+            raise UserError(
+                f"data.uri={data.uri} has changed since its features were made: {len(lost):,} of the "
+                f"{len(found):,} pairs of the set {name} are refused now (the first, {lost[0][1]} in the shard "
+                f"{lost[0][0]}: {lost[0][2]}); restore the data, or set run.dir to a new folder"
+            )
+    return sets
+
+
+def _choose_rows(
+    features: FeatureStore, evaluation: Evaluation, pairs: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Sorted rows of each baseline. The features they are chosen by are held in here only."""
+    n_rows = len(features.addresses)
     blocks = features.joint_features() if {"herding", "k-center"} & set(evaluation.baselines) else []
-    rows = {
-        "random": lambda: random_subset(len(addresses), pairs, seed),
+    choose = {
+        "random": lambda: random_subset(n_rows, pairs, seed),
         "herding": lambda: herding(blocks, pairs, seed),
         "k-center": lambda: k_center(blocks, pairs, seed),
-        "full": lambda: random_subset(len(addresses), min(len(addresses), evaluation.full_pairs), seed),
+        "full": lambda: random_subset(n_rows, min(n_rows, evaluation.full_pairs), seed),
     }
-    sets: dict[str, PairSet] = {}
-    for name in evaluation.baselines:
-        chosen = np.sort(rows[name]())
-        found = fetch_pairs(data, [addresses[row] for row in chosen])
-        if name != "full":  # a pair is an image with one caption: the first
-            found = [Row(r.shard, r.index, r.key, r.image, r.captions[:1], r.label, None) for r in found]
-        sets[name], _ = PairSet.from_rows(found, image_px=image_px, max_pixels=data.max_image_pixels)
-    return sets
+    return {name: np.sort(choose[name]()) for name in evaluation.baselines}
 
 
 def compare_with_baselines(
@@ -76,22 +121,26 @@ def compare_with_baselines(
     samples: Sequence[Sample],
     features: FeatureStore,
     settings: Edge | Evaluate,
+    run_store: Store,
 ) -> StageResult:
     """Compares a distilled set with the baselines; writes `compare`'s result as evaluation.json.
 
     Args:
         name: Of the distilled set, in the report.
         features: Of the real data, from which coresets are chosen.
+        run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
     px, seed = settings.students.image_px, settings.run.seed
-    val, test = (read_pair_set(source, px) for source in settings.evaluation.sources(settings.data))
+    listed = RejectList(stage.store, run_store)
+    val, test = held_out_sets(settings, listed)
+    listed.save()
     synthetic = synthetic_set(samples, px)
     real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed)
     sets = {name: synthetic, **real}
-    result = compare(sets, val[0], test[0], settings.students, settings.evaluation, seed, stage)
+    result = compare(sets, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, result)
     return StageResult(
-        rows_in=sum(pairs.n_pairs for pairs in (*sets.values(), val[0], test[0])),
+        rows_in=sum(pairs.n_pairs for pairs in (*sets.values(), val, test)),
         rows_out=len(sets) * settings.evaluation.seeds,
-        rejects=Counter(reason for _, _, reason in (*val[1], *test[1])),
+        rejects=Counter(reason for *_, reason in listed.rows),
     )

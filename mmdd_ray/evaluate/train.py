@@ -75,7 +75,9 @@ def train_student(
     rng = np.random.default_rng(seed)
     losses = []
     gpus = [] if device == "cpu" else [device]
-    with torch.random.fork_rng(gpus), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    # enabled, because torch's own default of this call switches cuDNN off
+    cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
+    with torch.random.fork_rng(gpus), cudnn:
         torch.manual_seed(seed)  # for dropout
         _centre(student, pairs, text_of, rng)
         for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):

@@ -1,7 +1,8 @@
 """Chunks of decoded pairs: what travels from the reading tasks to the encoder actors, and back.
 
 A chunk is cut by row number within its shard, and it is one row of a Ray dataset, which Ray neither splits nor
-merges. So its output file is the same whatever the number of tasks and actors, and a finished one is skipped.
+merges. So its output file is the same whatever the number of tasks and actors. A resumed run skips whole shards; a
+shard that was not committed is read from its start, and its chunks are written again.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import pyarrow as pa
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
+from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import Row
-from mmdd_ray.data.shards import Shard, iter_shard
 
 
 @dataclass

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.features.chunks import read_ipc
-from mmdd_ray.features.store import chunk_file, feature_table, table_moments
+from mmdd_ray.features.store import chunk_file, feature_table
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.store import Store
 
 
 class ClipEncoder:
-    """Encodes one chunk a call and writes its features; gives back counts, rejects and moments.
+    """Encodes one chunk a call and writes its features; gives back counts and rejects.
 
     File name and content depend on the chunk alone, so a call that Ray repeats after a crash changes nothing.
     """
@@ -22,24 +23,19 @@ class ClipEncoder:
         from mmdd_ray.models.clip import load_clip
 
         self.clip = load_clip(clip, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self.name = clip
         self.store = store
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` has one row, made by `Chunk.to_row`."""
         chunk: dict[str, Any] = batch.to_pylist()[0]
         pairs, side = read_ipc(chunk.pop("pairs")), chunk.pop("image_px")
-        moments = b""
         if len(pairs):
             images = np.stack([np.frombuffer(image, np.uint8) for image in pairs["image"].to_pylist()])
             images = images.reshape(-1, side, side, 3)
             captions = [caption for captions in pairs["captions"].to_pylist() for caption in captions]
-            table = feature_table(
-                pairs.drop_columns("image"),
-                chunk["shard"],
-                self.clip.encode_images(images).cpu().numpy(),
-                self.clip.encode_texts(captions).cpu().numpy(),
-            )
+            with out_of_memory("features.chunk_pairs"):
+                image_ND = self.clip.encode_images(images).cpu().numpy()
+                text_PD = self.clip.encode_texts(captions).cpu().numpy()
+            table = feature_table(pairs.drop_columns("image"), chunk["shard"], image_ND, text_PD)
             self.store.write_parquet(chunk_file(chunk["shard"], chunk["number"]), table)
-            moments = table_moments(table).to_bytes(self.name, "float16")
-        return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs), "moments": moments}])
+        return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs)}])

@@ -1,36 +1,39 @@
 """The feature stage: shards -> CLIP features in Parquet, exact moments, and a list of everything refused.
 
 Reading and decoding are Ray Data tasks, one stream per shard; encoding is an actor pool behind them. A shard is
-committed when all its chunks are written, so a run that was killed reads only the others again.
+committed when all its chunks are written, so a run that was killed reads only the others again. The driver sees
+counts and refused rows alone: features and moments stay with the workers and in storage.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
 from mmdd_ray.config import Data, Edge, Evaluate, Features, Precompute
-from mmdd_ray.data.schema import REJECT_SCHEMA
-from mmdd_ray.data.shards import TRANSPORT_ERROR, Shard, list_shards
+from mmdd_ray.data.readers import TRANSPORT_ERROR, Shard
+from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.encoder import ClipEncoder
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, table_moments
+from mmdd_ray.features.rejects import Reject, RejectList, Tally
+from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, chunk_file, table_moments
 from mmdd_ray.progress import progress
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
-REJECTS = "rejects.parquet"
+SHARDS = "shards"
 READ_CPUS = 0.5  # a reading task decodes, too, but waits for storage and for the encoders
-# A source is judged by its rejects from here on, and at its end; a handful of rows says nothing.
-ROWS_TO_JUDGE = 1000
+MAX_COMMITS = 8  # at once; each holds one chunk of features and 12 MB of moments at 512 + 512 features
+COMMIT_RETRIES = 5  # where a node is lost
 
 
 def precompute_run(settings: Precompute, preset: str) -> str:
@@ -42,7 +45,7 @@ def precompute_run(settings: Precompute, preset: str) -> str:
     list_shards(settings.data)
     with (
         RunDir.open(settings.run.dir, "precompute", preset, settings) as run,
-        connected(settings.run) as devices,
+        connected(settings.run, run.store) as devices,
     ):
         run.devices = devices.as_json()
         stage = feature_stage(run, settings)
@@ -67,45 +70,28 @@ def precompute(stage: Stage, run_store: Store, data: Data, features: Features) -
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
     """
     shards = list_shards(data)
-    committed = {name for shard in shards if stage.store.exists(name := _shard_file(shard.name))}
-    todo = [shard for shard in shards if _shard_file(shard.name) not in committed]
-    with progress("features", total=_total_rows(shards), unit="pairs") as bar:
-        tally = _Tally(data.max_reject_ratio)
+    total_rows = _total_rows(shards)
+    committed = set(stage.store.files(SHARDS))
+    listed = RejectList(stage.store, run_store)
+    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows)
+    with progress("features", total=total_rows, unit="pairs") as bar:
         for shard in shards:
-            if shard not in todo:
-                record = stage.store.read_json(_shard_file(shard.name))
-                tally.add(record["rows_in"], len(record["rejects"]))
-                bar.update(record["rows_in"])
-        for rows_in, rejected in _encode(todo, data, features, stage.store):
-            tally.add(rows_in, rejected)
+            if (name := _shard_file(shard.name)) in committed:
+                rows_in, rejects = _counted(shard.name, stage.store.read_json(name))
+                bar.update(rows_in)
+                tally.add(rows_in, rejects)
+        todo = [shard for shard in shards if _shard_file(shard.name) not in committed]
+        for rows_in, rejects in _encode(todo, data, features, stage.store):
             bar.update(rows_in)
+            tally.add(rows_in, rejects)
         tally.judge()
     return _commit(stage.store, run_store, shards, data, features)
 
 
-class _Tally:
-    """Counts rows, and stops a source that is mostly broken."""
-
-    def __init__(self, max_ratio: float) -> None:
-        self.max_ratio = max_ratio
-        self.rows_in = self.rejected = 0
-
-    def add(self, rows_in: int, rejected: int) -> None:
-        self.rows_in += rows_in
-        self.rejected += rejected
-        if self.rows_in >= ROWS_TO_JUDGE:
-            self.judge()
-
-    def judge(self) -> None:
-        if self.rejected > self.max_ratio * self.rows_in:
-            raise UserError(
-                f"{self.rejected:,} of the first {self.rows_in:,} rows were refused, more than "
-                f"data.max_reject_ratio={self.max_ratio:g} allows; look at the data or raise that setting"
-            )
-
-
-def _encode(shards: list[Shard], data: Data, features: Features, store: Store) -> Iterator[tuple[int, int]]:
-    """Encodes `shards`, commits each when it is whole, and yields (rows, rejected rows) of each chunk."""
+def _encode(
+    shards: list[Shard], data: Data, features: Features, store: Store
+) -> Iterator[tuple[int, list[Reject]]]:
+    """Encodes `shards`, commits each when it is whole, and yields the rows and the refused rows of each chunk."""
     if not shards:
         return
     read = partial(_read_shard, shards=shards, data=data, features=features)
@@ -121,14 +107,20 @@ def _encode(shards: list[Shard], data: Data, features: Features, store: Store) -
         **actor_pool(features.min_actors, features.max_actors, features.gpus_per_actor),
     )
     open_shards: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    commits: list[ray.ObjectRef] = []
     for chunk in encoded.iter_rows():
+        chunk["rejects"] = read_ipc(chunk["rejects"])["reject"].to_pylist()
         chunks = open_shards[chunk["shard"]]
         chunks[chunk["number"]] = chunk
-        yield chunk["rows_in"], len(read_ipc(chunk["rejects"]))
+        yield _counted(chunk["shard"], chunk)
         last = next((number for number, seen in chunks.items() if seen["is_last"]), None)
         if last is not None and len(chunks) == last + 1:
-            _commit_shard(store, [chunks[number] for number in range(last + 1)])
+            if len(commits) == MAX_COMMITS:
+                done, commits = ray.wait(commits)
+                ray.get(done)
+            commits.append(_commit_shard.remote(store, [chunks[number] for number in range(last + 1)]))
             del open_shards[chunk["shard"]]
+    ray.get(commits)
 
 
 def _read_shard(
@@ -139,18 +131,22 @@ def _read_shard(
     return (chunk.to_row() for chunk in chunks)
 
 
+# Without a CPU of their own: commits that wait for one, while the readers that hold them all wait for the driver,
+# which waits for commits, would wait for ever. Spread, so that not all of them run beside the driver.
+@ray.remote(num_cpus=0, max_retries=COMMIT_RETRIES, scheduling_strategy="SPREAD")
 def _commit_shard(store: Store, chunks: list[dict[str, Any]]) -> None:
-    """Writes the sum of the chunks' moments, then the record that says the shard is done."""
+    """Writes the sum of the moments of the stored chunks, then the record that says the shard is done."""
     shard = chunks[0]["shard"]
-    parts = [Moments.from_bytes(chunk["moments"]) for chunk in chunks if chunk["moments"]]
-    if parts:
-        total = sum(parts[1:], start=parts[0])
+    files = [chunk_file(shard, chunk["number"]) for chunk in chunks if chunk["rows_out"]]
+    if files:
+        total = table_moments(store.read_parquet(files[0]))
+        for file in files[1:]:
+            total += table_moments(store.read_parquet(file))
         store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
-    rejects = [reject for chunk in chunks for reject in read_ipc(chunk["rejects"])["reject"].to_pylist()]
     record = {
         "rows_in": sum(chunk["rows_in"] for chunk in chunks),
         "rows_out": sum(chunk["rows_out"] for chunk in chunks),
-        "rejects": rejects,
+        "rejects": [reject for chunk in chunks for reject in chunk["rejects"]],
     }
     store.write_json(_shard_file(shard), record)
 
@@ -159,31 +155,39 @@ def _commit(
     store: Store, run_store: Store, shards: list[Shard], data: Data, features: Features
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
-    records = {shard.name: store.read_json(_shard_file(shard.name)) for shard in shards}
-    rejects = [(name, key, reason) for name, r in records.items() for key, reason in r["rejects"]]
-    rows_in = sum(record["rows_in"] for record in records.values())
+    listed = RejectList(store, run_store)
+    tally = Tally("data.uri", data.max_reject_ratio, listed, _total_rows(shards))
     moments: Moments | None = None
-    for name, record in records.items():
+    for shard in shards:
+        record = store.read_json(_shard_file(shard.name))
+        tally.add(*_counted(shard.name, record))
         if record["rows_out"]:
-            part = Moments.from_bytes(store.read_bytes(_shard_moments(name)))
+            part = Moments.from_bytes(store.read_bytes(_shard_moments(shard.name)))
             moments = part if moments is None else moments + part
     if moments is None:
-        raise UserError(f"data.uri={data.uri} has no usable pair: all {rows_in:,} rows were refused")
+        listed.save()
+        raise UserError(
+            f"data.uri={data.uri} has no usable pair: all {tally.rows_in:,} rows were refused; "
+            f"look at {listed.path}"
+        )
     duplicates = _drop_duplicates(store)
-    rejects += [(shard, key, "duplicate key") for shard, key in zip(*_names(duplicates), strict=True)]
+    tally.add(0, [(shard, key, "duplicate key") for shard, key in zip(*_names(duplicates), strict=True)])
+    tally.judge()
     if len(duplicates):
         moments -= table_moments(duplicates)
-    rows_out = rows_in - len(rejects)
     store.write_bytes(MOMENTS, moments.to_bytes(features.clip, "float16"))
-    columns = [pa.array(column, pa.string()) for column in zip(*rejects, strict=True)] if rejects else None
-    table = pa.table(columns, schema=REJECT_SCHEMA) if columns else REJECT_SCHEMA.empty_table()
-    run_store.write_parquet(REJECTS, table)
+    listed.save()
     return StageResult(
-        rows_in=rows_in,
-        rows_out=rows_out,
-        rejects=Counter(reason for _, _, reason in rejects),
+        rows_in=tally.rows_in,
+        rows_out=tally.rows_in - tally.reasons.total(),
+        rejects=tally.reasons,
         extra={"pairs": moments.count, "shards": len(shards), "clip": features.clip},
     )
+
+
+def _counted(shard: str, counts: dict[str, Any]) -> tuple[int, list[Reject]]:
+    """Rows and refused rows of a chunk or of a shard's record."""
+    return counts["rows_in"], [(shard, key, reason) for key, reason in counts["rejects"]]
 
 
 def _drop_duplicates(store: Store) -> pa.Table:
@@ -223,11 +227,11 @@ def _names(table: pa.Table) -> tuple[list[str], list[str]]:
 
 
 def _shard_file(shard: str) -> str:
-    return f"shards/{shard}.json"
+    return f"{SHARDS}/{shard}.json"
 
 
 def _shard_moments(shard: str) -> str:
-    return f"shards/{shard}.safetensors"
+    return f"{SHARDS}/{shard}.safetensors"
 
 
 def _total_rows(shards: list[Shard]) -> int | None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -42,18 +43,21 @@ class Captioner:
         *,
         instructions: Sequence[str],
         max_new_tokens: int,
-        seed: int,
+        seed: int | tuple[int, ...],
     ) -> list[list[str]]:
         """`captions` texts for each of `images`.
 
-        The first one of each instruction is the likeliest (greedy), later ones are drawn at random by `seed`.
+        The first one of each instruction is the likeliest (greedy), later ones are drawn at random. Each of them
+        has a stream of its own, from `seed` (the numbers of a tuple together, e.g. of the run and the batch) and
+        its number.
         """
         written: list[list[str]] = [[] for _ in images]
         asked = itertools.cycle(instructions if self.chats else ("",))
         for number in range(captions):
             inputs = self._inputs(images, next(asked))
             first_of_its_kind = number < (len(instructions) if self.chats else 1)
-            torch.manual_seed(seed + number)
+            stream = np.random.SeedSequence(seed, spawn_key=(number,))
+            torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
             tokens = self.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=not first_of_its_kind
             )
@@ -84,7 +88,7 @@ class Captioner:
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                padding=True,
-                processor_kwargs={"padding_side": "left"},
+                # left, so that every question ends where its answer begins
+                processor_kwargs={"padding": True, "padding_side": "left"},
             )
         return dict(inputs.to(self.device, dtype=self.dtype))

@@ -1,0 +1,76 @@
+"""What a run needs to be possible at all, looked at before anything expensive; imports neither torch nor Ray."""
+
+from dataclasses import asdict
+
+from mmdd_ray.config import Edge, Evaluate, Precompute
+from mmdd_ray.data.shards import check_data, list_shards
+from mmdd_ray.errors import UserError
+from mmdd_ray.models import zoo
+
+
+def check(settings: Edge | Precompute | Evaluate) -> None:
+    """Finds what would otherwise fail only hours later: settings, models and sources that cannot be.
+
+    Raises:
+        UserError: One sentence that names the setting to change.
+    """
+    _check_ranges(settings)
+    if isinstance(settings, Edge):
+        _check_shares(settings)
+    zoo.check(_models(settings))
+    if isinstance(settings, Precompute):
+        list_shards(settings.data)
+    else:
+        check_data(settings.data, settings.evaluation)
+
+
+def _check_ranges(settings: Edge | Precompute | Evaluate) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(type(settings)).validate_python(asdict(settings))
+    except ValidationError as error:
+        complaints = [
+            f"{'.'.join(map(str, found['loc']))}={found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            for found in error.errors()
+        ]
+        raise UserError("; ".join(complaints)) from error
+
+
+def _check_shares(settings: Edge) -> None:
+    tuning = settings.finetune
+    if settings.synthesis.pairs % settings.captions.per_image or settings.images < 1:
+        raise UserError(
+            f"synthesis.pairs={settings.synthesis.pairs} is not a multiple of "
+            f"captions.per_image={settings.captions.per_image}; change one of them"
+        )
+    if tuning.batch_pairs % tuning.workers:
+        raise UserError(
+            f"finetune.batch_pairs={tuning.batch_pairs} cannot be shared by finetune.workers="
+            f"{tuning.workers}; make it a multiple"
+        )
+    for name, pool in (
+        ("features", settings.features),
+        ("synthesis", settings.synthesis),
+        ("captions", settings.captions),
+    ):
+        if pool.min_actors > pool.max_actors:
+            raise UserError(
+                f"{name}.min_actors={pool.min_actors} is above {name}.max_actors={pool.max_actors}"
+            )
+
+
+def _models(settings: Edge | Precompute | Evaluate) -> dict[str, str]:
+    """Names of the models that will be loaded, by setting."""
+    models = {"features.clip": settings.features.clip}
+    if isinstance(settings, Edge):
+        models |= {
+            "finetune.generator": settings.finetune.generator,
+            "captions.model": settings.captions.model,
+        }
+    if not isinstance(settings, Precompute):
+        models |= {
+            "students.image_model": settings.students.image_model,
+            "students.text_model": settings.students.text_model,
+        }
+    return models

@@ -1,0 +1,158 @@
+"""Captioners with a chat template: what they are asked, what is kept of the answer, and whose random numbers."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmdd_ray.models.captioner import Captioner
+
+WORDS = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<unk>",
+    "user",
+    "assistant",
+    "what",
+    "is",
+    "this",
+    "describe",
+    "it",
+)
+TEMPLATE = (
+    "{% for message in messages %}user {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+QUESTIONS = ("what is this", "describe")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA of random weights: two layers each, 32 wide, four image tokens, a vocabulary of twelve words."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("llava")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(
+                **size, image_size=16, patch_size=8, projection_dim=32
+            ),
+            text_config=transformers.LlamaConfig(
+                **size, vocab_size=len(WORDS), pad_token_id=0, bos_token_id=1, eos_token_id=2
+            ),
+            image_token_index=WORDS.index("<image>"),
+            image_token_id=WORDS.index("<image>"),
+            image_seq_length=4,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> Captioner:
+    return Captioner(str(folder), torch.device("cpu"))
+
+
+@pytest.fixture
+def generated(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[dict[str, Any], torch.Tensor]]:
+    """Inputs and output of each call of the model."""
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+    generate = captioner.model.generate
+
+    def watched(**inputs: Any) -> torch.Tensor:
+        calls.append((inputs, generate(**inputs)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(captioner.model, "generate", watched)
+    return calls
+
+
+def pictures(n: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, size=(20, 24, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def write(
+    captioner: Captioner, captions: int, seed: int | tuple[int, ...] = 0, n: int = 2
+) -> list[list[str]]:
+    return captioner.write(pictures(n), captions, instructions=QUESTIONS, max_new_tokens=6, seed=seed)
+
+
+def test_a_chat_model_is_asked_each_instruction_in_turn_and_only_its_answer_is_kept(
+    captioner: Captioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
+) -> None:
+    assert captioner.chats
+    written = write(captioner, 3)
+    for number, (inputs, tokens) in enumerate(generated):
+        asked = captioner.processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        assert asked == [f"user {QUESTIONS[number % 2]} assistant"] * 2
+        assert inputs["pixel_values"].shape == (2, 3, 16, 16)
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
+        kept = captioner.processor.batch_decode(answers, skip_special_tokens=True)
+        assert [texts[number] for texts in written] == [" ".join(text.split()) for text in kept]
+    # the first answer to each question is the likeliest, the second one is drawn
+    assert [inputs["do_sample"] for inputs, _ in generated] == [False, False, True]
+
+
+def test_questions_are_padded_on_the_left_without_a_warning(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[dict[str, Any]] = []
+    processor = type(captioner.processor)
+    call = processor.__call__
+
+    def watched(self: Any, **arguments: Any) -> Any:
+        seen.append(arguments)
+        return call(self, **arguments)
+
+    monkeypatch.setattr(processor, "__call__", watched)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    write(captioner, 1)
+    assert [(arguments["padding"], arguments["padding_side"]) for arguments in seen] == [(True, "left")]
+    assert "processor_kwargs" not in caplog.text
+
+
+def test_drawn_captions_have_streams_of_their_own(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[int] = []
+    manual_seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: (streams.append(seed), manual_seed(seed))[1])
+    for seed in (
+        (0, 0),
+        (0, 1),
+        (1, 0),
+    ):  # with sums of seed, batch and number, these three would share theirs
+        write(captioner, 4, seed, n=1)
+    assert len(set(streams)) == 3 * 4
+
+    one, same, other = (write(captioner, 4, seed) for seed in ((0, 0), (0, 0), (0, 1)))
+    assert one == same
+    assert [own[:2] for own in one] == [own[:2] for own in other]  # greedy
+    assert [own[2:] for own in one] != [own[2:] for own in other]
