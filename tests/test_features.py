@@ -155,7 +155,8 @@ def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: 
 
 
 def tally(folder: Path, total_rows: int | None) -> Tally:
-    return Tally("data.uri", 0.1, RejectList(Store(str(folder)), None), total_rows)
+    run = Store(str(folder))
+    return Tally("data.uri", 0.1, RejectList(run.child("features"), run), total_rows)
 
 
 def refused(count: int) -> list[tuple[str, str, str]]:

@@ -166,7 +166,9 @@ def test_validation_data_without_any_pair_name_their_setting(read_here: Evaluate
     for path in (tmp_path / "images" / "a class").iterdir():
         path.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"^evaluation\.val=.*none of the 8 rows.*8 not an image"):
-        sets.held_out_sets(read_here, RejectList(Store(str(tmp_path / "stage")), None))
+        sets.held_out_sets(
+            read_here, RejectList(Store(str(tmp_path / "run" / "evaluate")), Store(str(tmp_path / "run")))
+        )
 
 
 # ---- evaluation of a set that somebody else made

@@ -26,24 +26,20 @@ class RejectList:
     Saving replaces the stage's rows, so a resumed stage lists nothing twice.
     """
 
-    def __init__(self, stage: Store, run: Store | None) -> None:
-        """Without a `run` there is the stage's file alone."""
+    def __init__(self, stage: Store, run: Store) -> None:
         self.rows: list[Reject] = []
         self._stage, self._run = stage, run
 
     @property
     def path(self) -> str:
         """Of the file that a user looks at."""
-        return redact((self._run or self._stage).path(REJECTS))
+        return redact(self._run.path(REJECTS))
 
     def save(self) -> None:
         rows = [dict(zip(REJECT_SCHEMA.names, row, strict=True)) for row in self.rows]
         self._stage.write_parquet(REJECTS, pa.Table.from_pylist(rows, REJECT_SCHEMA))
-        if self._run is not None:
-            files = [
-                name for folder in self._run.entries() if self._run.exists(name := f"{folder}/{REJECTS}")
-            ]
-            self._run.write_parquet(REJECTS, pa.concat_tables(map(self._run.read_parquet, files)))
+        files = [name for folder in self._run.entries() if self._run.exists(name := f"{folder}/{REJECTS}")]
+        self._run.write_parquet(REJECTS, pa.concat_tables(map(self._run.read_parquet, files)))
 
 
 class Tally:
