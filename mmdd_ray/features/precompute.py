@@ -75,12 +75,15 @@ def precompute(stage: Stage, run_store: Store, data: Data, features: Features) -
     listed = RejectList(stage.store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows)
     with progress("features", total=total_rows, unit="pairs") as bar:
-        for shard in shards:
-            if (name := _shard_file(shard.name)) in committed:
-                rows_in, rejects = _counted(shard.name, stage.store.read_json(name))
-                bar.update(rows_in)
-                tally.add(rows_in, rejects)
         todo = [shard for shard in shards if _shard_file(shard.name) not in committed]
+        held = [
+            _counted(shard.name, stage.store.read_json(name))
+            for shard in shards
+            if (name := _shard_file(shard.name)) in committed
+        ]
+        bar.update(sum(rows_in for rows_in, _ in held))  # at once: the rate counts what comes after the first
+        for rows_in, rejects in held:
+            tally.add(rows_in, rejects)
         for rows_in, rejects in _encode(todo, data, features, stage.store):
             bar.update(rows_in)
             tally.add(rows_in, rejects)
