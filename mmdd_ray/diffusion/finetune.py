@@ -134,10 +134,21 @@ def _fit(
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without the actor that frees placement groups of a lost controller.
+
+        They are freed with the job, which ends then. The actor takes 4 s to start, and where several local Rays
+        run, it prints a traceback because it does not know which one is its own.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train V2 alone
+            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
     scaling = _scaling(settings)
     options = ray.data.ExecutionOptions(preserve_order=True)  # so that each run sees the same batches
     with _progress_line(settings.steps) as records:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _train,  # type: ignore[arg-type]  # Ray's annotations are those of Ray Train V1
             train_loop_config={"job": _Job(settings, objective, seed, store, records)},
             scaling_config=scaling,
