@@ -11,6 +11,7 @@ import mmdd_ray.models
 LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.check"]
 ARITHMETIC = [
     "mmdd_ray.coresets",
+    "mmdd_ray.covmatch.objective",
     "mmdd_ray.diffusion.training",
     "mmdd_ray.edge.choose",
     "mmdd_ray.edge.losses",

@@ -1,6 +1,6 @@
 """EDGE on real photographs: Flickr8k at 64 x 64, from a generator that was fine-tuned on them.
 
-    python benchmarks/flickr8k.py --photos FOLDER
+    python benchmarks/edge_flickr8k.py --photos FOLDER
 
 FOLDER holds flickr8k-train-{000..005}.tar and flickr8k-val-000.tar, WebDataset shards. The last training shard chooses
 learning rates, the dev split tests. tiny-sd and tiny-clip have only ever seen procedural scenes, so the whole U-Net is
@@ -30,7 +30,7 @@ class Flickr8k:
 
     photos: Path
     """Folder of the shards."""
-    run_dir: Path = Path("runs/flickr8k")
+    run_dir: Path = Path("runs/edge-flickr8k")
     """Run directory."""
     steps: int = 2000
     """Fine-tuning steps."""
