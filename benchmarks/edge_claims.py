@@ -75,6 +75,10 @@ ARMS = (
     Arm("untuned-100x1", tuned=False),
     Arm("edge-unguided", guidance=1.0, students=False),
     Arm("untuned-unguided", guidance=1.0, students=False, tuned=False),
+    Arm("edge-guidance-1.5", guidance=1.5, students=False),
+    Arm("untuned-guidance-1.5", guidance=1.5, students=False, tuned=False),
+    Arm("edge-guidance-2", guidance=2.0, students=False),
+    Arm("untuned-guidance-2", guidance=2.0, students=False, tuned=False),
 )
 
 
