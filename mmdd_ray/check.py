@@ -38,17 +38,12 @@ def _check_ranges(settings: Edge | Precompute | Evaluate) -> None:
 
 
 def _check_shares(settings: Edge) -> None:
-    tuning = settings.finetune
     if settings.synthesis.pairs % settings.captions.per_image or settings.images < 1:
         raise UserError(
             f"synthesis.pairs={settings.synthesis.pairs} is not a multiple of "
             f"captions.per_image={settings.captions.per_image}; change one of them"
         )
-    if tuning.batch_pairs % tuning.workers:
-        raise UserError(
-            f"finetune.batch_pairs={tuning.batch_pairs} cannot be shared by finetune.workers="
-            f"{tuning.workers}; make it a multiple"
-        )
+    _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
     for name, pool in (
         ("features", settings.features),
         ("synthesis", settings.synthesis),

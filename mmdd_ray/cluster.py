@@ -215,13 +215,13 @@ def pool_size(actors: int | None, gpus_per_actor: float) -> int:
     return fit if actors is None else min(actors, fit)
 
 
-def actor_pool(min_actors: int, max_actors: int, gpus_per_actor: float) -> ActorPool:
+def actor_pool(settings: config.Features | config.Synthesis | config.Captions) -> ActorPool:
     """Arguments of ``map_batches`` for a pool of as many of the wanted actors as fit beside the readers."""
     from ray.data import ActorPoolStrategy
 
-    most = pool_size(max_actors, gpus_per_actor)
-    compute = ActorPoolStrategy(min_size=min(min_actors, most), max_size=most)
-    return {"compute": compute, **actor_resources(gpus_per_actor)}
+    most = pool_size(settings.max_actors, settings.gpus_per_actor)
+    compute = ActorPoolStrategy(min_size=min(settings.min_actors, most), max_size=most)
+    return {"compute": compute, **actor_resources(settings.gpus_per_actor)}
 
 
 def _cpu_share(cpus: float, actors: float) -> float:

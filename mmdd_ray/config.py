@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from mmdd_ray.errors import UserError
+
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -137,6 +139,16 @@ class Finetune:
     """Data-parallel workers."""
     gpus_per_worker: Weight = operational(1.0)
     """GPUs of each worker; ignored on clusters without GPUs."""
+
+    @property
+    def pairs_per_worker(self) -> int:
+        """A worker's share of a batch; raises ``UserError`` when the batch cannot be shared evenly."""
+        if self.batch_pairs % self.workers:
+            raise UserError(
+                f"finetune.batch_pairs={self.batch_pairs} cannot be shared by finetune.workers="
+                f"{self.workers}; make it a multiple"
+            )
+        return self.batch_pairs // self.workers
 
 
 @dataclass(frozen=True, kw_only=True)

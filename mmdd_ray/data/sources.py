@@ -59,14 +59,19 @@ def _read(wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) ->
     dataset = ray.data.read_datasource(
         _Shards(wanted, data), num_cpus=READ_CPUS, override_num_blocks=len(wanted)
     )
+    retry_storage(dataset)
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    return dataset
+
+
+def retry_storage(dataset: ray.data.Dataset) -> None:
+    """Has Ray run tasks again that failed with a ``TransportError``."""
     context = dataset.context  # of this dataset and what is derived from it, not of the whole process
     if isinstance(context.retried_map_errors, list):
         context.retried_map_errors = [*context.retried_map_errors, TRANSPORT_ERROR]
     elif not context.retried_map_errors:
         context.retried_map_errors = [TRANSPORT_ERROR]
-    context.target_max_block_size = BLOCK_BYTES
     context.max_map_retries = max(context.max_map_retries, TRANSPORT_RETRIES)
-    return dataset
 
 
 class _Shards(Datasource):

@@ -171,11 +171,7 @@ def _fit(
 def _scaling(settings: Finetune) -> Any:
     from ray.train import ScalingConfig
 
-    if settings.batch_pairs % settings.workers:
-        raise UserError(
-            f"finetune.batch_pairs={settings.batch_pairs} cannot be shared by finetune.workers="
-            f"{settings.workers}; make it a multiple"
-        )
+    _ = settings.pairs_per_worker  # raises where the batch cannot be shared
     if settings.workers > (fit := pool_size(None, settings.gpus_per_worker)):
         raise UserError(
             f"finetune.workers={settings.workers}, but this cluster has room for {fit} beside the readers; "
@@ -317,7 +313,7 @@ def _batches(job: _Job, epoch: int) -> Iterator[Batch]:
     """This worker's share of an epoch: shuffled by seed and epoch, with the next caption of each pair."""
     import ray.train
 
-    batch_pairs = job.settings.batch_pairs // job.settings.workers
+    batch_pairs = job.settings.pairs_per_worker
     shuffle_seed = int(np.random.SeedSequence((job.seed, epoch)).generate_state(1)[0])
     for batch in ray.train.get_dataset_shard(PAIRS).iter_batches(
         batch_size=batch_pairs,

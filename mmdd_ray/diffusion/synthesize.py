@@ -69,7 +69,7 @@ def draw(
         batch_rows=synthesis.batch_images,
         unit="images",
         store=stage.store,
-        pool=actor_pool(synthesis.min_actors, synthesis.max_actors, synthesis.gpus_per_actor),
+        pool=actor_pool(synthesis),
         generator=generator,
         synthesis=synthesis,
         image_px=image_px,

@@ -46,8 +46,12 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
         captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
         if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
             run.store.remove("export")  # the set was deleted: write it again
-        kept = samples(drawn, chosen, captioned, settings)
-        run.stage("export", lambda stage: _export(run, stage, kept, precomputed, settings))
+        run.stage(
+            "export",
+            lambda stage: _export(
+                run, stage, samples(drawn, chosen, captioned, settings), precomputed, settings
+            ),
+        )
         evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
         return _report(run, tuned, chosen, evaluated)
 
@@ -55,9 +59,10 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
 def _check_size(features: FeatureStore, settings: Edge) -> None:
     """Finds before the fine-tuning that there are too few real pairs for what comes after it."""
     images = len(features.addresses)
-    needs = {"synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0}
-    if settings.finetune.steps:
-        needs["finetune.batch_pairs"] = settings.finetune.batch_pairs
+    needs = {
+        "synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0,
+        "finetune.batch_pairs": settings.finetune.batch_pairs,
+    }
     for setting, needed in needs.items():
         if needed > images:
             raise UserError(

@@ -3,7 +3,6 @@
 from mmdd_ray.config import Edge
 from mmdd_ray.diffusion.finetune import finetune, training_pairs
 from mmdd_ray.edge.objective import EdgeObjective
-from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import Stage, StageResult
 
@@ -12,13 +11,8 @@ def finetune_generator(stage: Stage, features: FeatureStore, settings: Edge) -> 
     """Fine-tunes the generator; writes what ``diffusion.finetune.finetune`` writes.
 
     Raises:
-        ValueError: there are fewer pairs than in a batch, or as ``diffusion.finetune.finetune``.
+        UserError: as ``diffusion.finetune.finetune``.
     """
     tuning, seed = settings.finetune, settings.run.seed
-    if (count := len(features.addresses)) < tuning.batch_pairs:
-        raise UserError(
-            f"finetune.batch_pairs={tuning.batch_pairs}, but {settings.data.uri} has {count:,} usable pairs; "
-            "lower finetune.batch_pairs or add data"
-        )
     pairs = training_pairs(settings.data, image_px=tuning.image_px, seed=seed, excluded=features.duplicates())
     return finetune(pairs, tuning, EdgeObjective(tuning, settings.features.clip), seed=seed, stage=stage)

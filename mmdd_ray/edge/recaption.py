@@ -24,7 +24,7 @@ def recaption(stage: Stage, images: dict[int, bytes], settings: Captions, *, see
         batch_rows=settings.batch_images,
         unit="images",
         store=stage.store,
-        pool=actor_pool(settings.min_actors, settings.max_actors, settings.gpus_per_actor),
+        pool=actor_pool(settings),
         settings=settings,
         seed=seed,
     )

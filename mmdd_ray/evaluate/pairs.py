@@ -12,7 +12,7 @@ import numpy as np
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.schema import Row
 from mmdd_ray.errors import UserError
-from mmdd_ray.features.rejects import REASONS_SHOWN, Reject
+from mmdd_ray.features.rejects import Reject, most_frequent
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class PairSet:
             captions.append(row.captions)
         if not captions:
             reasons = Counter(reason for *_, reason in rejects)
-            told = [f"{count:,} {reason}" for reason, count in reasons.most_common(REASONS_SHOWN)]
-            raise UserError("; ".join([f"none of the {len(rows)} rows can be used as a pair", *told]))
+            told = f"; {most_frequent(reasons)}" if reasons else ""
+            raise UserError(f"none of the {len(rows)} rows can be used as a pair{told}")
         return cls(images[: len(captions)], captions), rejects
 
     @property

@@ -18,8 +18,9 @@ from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
 from mmdd_ray.config import Data, Edge, Evaluate, Features, Precompute
-from mmdd_ray.data.readers import TRANSPORT_ERROR, Shard
+from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.data.sources import retry_storage
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.encoder import ClipEncoder
@@ -39,10 +40,11 @@ COMMIT_RETRIES = 5  # where a node is lost
 def precompute_run(settings: Precompute, preset: str) -> str:
     """A run with this stage alone; returns a summary of what it found.
 
+    Call `mmdd_ray.check.check` first, which finds most mistakes before Ray starts.
+
     Raises:
         ValueError: The settings or the data are wrong.
     """
-    list_shards(settings.data)
     with (
         RunDir.open(settings.run.dir, "precompute", preset, settings) as run,
         connected(settings.run, run.store) as devices,
@@ -100,14 +102,13 @@ def _encode(
     read = partial(_read_shard, shards=shards, data=data, features=features)
     numbers = [{"shard": number} for number in range(len(shards))]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(shards))
-    context = dataset.context
-    context.retried_map_errors, context.max_map_retries = [TRANSPORT_ERROR], 4
+    retry_storage(dataset)
     encoded = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
         ClipEncoder,
         fn_constructor_kwargs={"clip": features.clip, "store": store},
         batch_size=1,
         batch_format="pyarrow",
-        **actor_pool(features.min_actors, features.max_actors, features.gpus_per_actor),
+        **actor_pool(features),
     )
     open_shards: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     commits: list[ray.ObjectRef] = []

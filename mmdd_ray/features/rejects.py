@@ -20,6 +20,11 @@ Reject = tuple[str, str, str]
 """Shard, key and reason of a row that is no usable pair."""
 
 
+def most_frequent(reasons: Counter[str]) -> str:
+    """The commonest reasons with their counts, for a message."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(REASONS_SHOWN))
+
+
 class RejectList:
     """The refused rows of one stage, on file in its folder; the run's own file is that of all its stages.
 
@@ -82,9 +87,8 @@ class Tally:
         rejected = self.reasons.total()
         if rejected > self._max_ratio * rows:
             self._listed.save()
-            reasons = [f"{count:,} {reason}" for reason, count in self.reasons.most_common(REASONS_SHOWN)]
             raise UserError(
                 f"{self._source}: {rejected:,} of the first {self.rows_in:,} rows were refused "
-                f"({', '.join(reasons)}), more than data.max_reject_ratio={self._max_ratio:g} allows; "
+                f"({most_frequent(self.reasons)}), more than data.max_reject_ratio={self._max_ratio:g} allows; "
                 f"look at {self._listed.path}, and mend the data or raise that setting"
             )
