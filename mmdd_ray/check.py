@@ -2,13 +2,13 @@
 
 from dataclasses import asdict
 
-from mmdd_ray.config import Edge, Evaluate, Precompute
+from mmdd_ray.config import Covmatch, Edge, Evaluate, Match, Precompute
 from mmdd_ray.data.shards import check_data, list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
 
-def check(settings: Edge | Precompute | Evaluate) -> None:
+def check(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
     """Finds what would otherwise fail only hours later: settings, models and sources that cannot be.
 
     Raises:
@@ -17,6 +17,8 @@ def check(settings: Edge | Precompute | Evaluate) -> None:
     _check_ranges(settings)
     if isinstance(settings, Edge):
         _check_shares(settings)
+    if isinstance(settings, Covmatch):
+        _check_match(settings.match)
     zoo.check(_models(settings))
     if isinstance(settings, Precompute):
         list_shards(settings.data)
@@ -24,7 +26,7 @@ def check(settings: Edge | Precompute | Evaluate) -> None:
         check_data(settings.data, settings.evaluation)
 
 
-def _check_ranges(settings: Edge | Precompute | Evaluate) -> None:
+def _check_ranges(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -55,13 +57,27 @@ def _check_shares(settings: Edge) -> None:
             )
 
 
-def _models(settings: Edge | Precompute | Evaluate) -> dict[str, str]:
+def _check_match(match: Match) -> None:
+    _ = match.real_pairs_per_worker  # raises where the batch cannot be shared
+    if match.workers > min(match.pairs, match.synthetic_batch):
+        raise UserError(
+            f"match.workers={match.workers} is above match.pairs={match.pairs} or match.synthetic_batch="
+            f"{match.synthetic_batch}, which they share; lower match.workers"
+        )
+
+
+def _models(settings: Edge | Covmatch | Precompute | Evaluate) -> dict[str, str]:
     """Names of the models that will be loaded, by setting."""
     models = {"features.clip": settings.features.clip}
     if isinstance(settings, Edge):
         models |= {
             "finetune.generator": settings.finetune.generator,
             "captions.model": settings.captions.model,
+        }
+    if isinstance(settings, Covmatch):
+        models |= {
+            "match.image_model": settings.match.image_model,
+            "match.text_model": settings.match.text_model,
         }
     if not isinstance(settings, Precompute):
         models |= {

@@ -13,11 +13,21 @@ from mmdd_ray.errors import UserError
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Rate = Annotated[float, Ge(0), Lt(1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def operational(default: Any) -> Any:
     """A field that says how to run, not what comes out: it may change when a run is resumed."""
     return field(default=default, metadata={"affects_result": False})
+
+
+def _share(setting: str, batch: int, workers_setting: str, workers: int) -> int:
+    if batch % workers:
+        raise UserError(
+            f"{setting}={batch} cannot be shared by {workers_setting}={workers}; make it a multiple"
+        )
+    return batch // workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +137,11 @@ class Finetune:
     """Optimiser; the authors use SGD."""
     learning_rate: Positive = 1e-3
     """Learning rate."""
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    momentum: Rate = 0.9
     """Momentum of SGD."""
     max_grad_norm: Weight = 1.0
     """Gradients are scaled down to this norm; 0 switches it off."""
-    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    ema_decay: Rate = 0.99
     """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
     checkpoint_steps: Count = operational(50)
     """Steps between checkpoints, from which an interrupted run goes on."""
@@ -143,12 +153,7 @@ class Finetune:
     @property
     def pairs_per_worker(self) -> int:
         """A worker's share of a batch; raises ``UserError`` when the batch cannot be shared evenly."""
-        if self.batch_pairs % self.workers:
-            raise UserError(
-                f"finetune.batch_pairs={self.batch_pairs} cannot be shared by finetune.workers="
-                f"{self.workers}; make it a multiple"
-            )
-        return self.batch_pairs // self.workers
+        return _share("finetune.batch_pairs", self.batch_pairs, "finetune.workers", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +226,98 @@ class Students:
     """Pairs in a step; a smaller set is trained on whole."""
     learning_rates: Annotated[tuple[Positive, ...], MinLen(1)] = (0.03, 0.1)
     """Grid from which each set's learning rate is chosen on validation data."""
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    momentum: Rate = 0.9
     """Momentum of SGD."""
     weight_decay: Weight = 5e-4
     """Weight decay."""
     temperature: Positive = 0.07
     """Temperature of InfoNCE."""
+    precision: Precision = "auto"
+    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and float32 on CPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583)."""
+
+    pairs: Annotated[int, Ge(2)] = 100
+    """Image-caption pairs of the distilled set."""
+    init: Literal["random", "herding", "k-center"] = "random"
+    """Real pairs to start from."""
+    learn: Literal["both", "pixels", "texts"] = "both"
+    """What is learnt; the rest stays as the real pairs have it."""
+    iterations: Annotated[int, Ge(0)] = 200
+    """Updates of the pairs; 0 keeps the real pairs."""
+    real_batch: Annotated[int, Ge(2)] = 128
+    """Real pairs of an iteration, over all workers: to match, and to update the encoders on."""
+    synthetic_batch: Annotated[int, Ge(2)] = 256
+    """Synthetic pairs of an iteration, over all workers; all of them where they are fewer."""
+    micro_batch: Count = operational(128)
+    """Pairs whose graph a worker holds at once. Lower it where a GPU runs out of memory: the gradient is the same."""
+    rho: Positive = 1.0
+    """Factor of the real cross-covariance; published: 2 at 100 pairs, 1 at 200 and 500."""
+    mean_weight: Weight = 0.1
+    """Lambda, weight of the means; 0 leaves them out. Published: 0.1, and 0.5 to 0.6 at 500 pairs."""
+    means: Literal["embeddings", "features"] = "embeddings"
+    """Whether means are compared after the heads, as published, or before."""
+    relative: bool = False
+    """Divides the covariance term by the squared norm of the real cross-covariance, so that lambda means the same
+    whatever the scale of the features."""
+    real_moments: Literal["batches", "whole"] = "batches"
+    """Real moments under the initial encoders from the batch, or from one pass over the whole data; then the sampling
+    error of the batches is recorded. Encoders that were updated are always matched on batches."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the pairs; published: SGD."""
+    pixel_rate: Positive = 1.0
+    """Learning rate of the pixels, which are normalised."""
+    token_rate: Positive = 1.0
+    """Learning rate of the token embeddings."""
+    momentum: Rate = 0.5
+    """Momentum of SGD."""
+    keep_range: bool = True
+    """Keeps pixels in the range of an image after every update; otherwise they are cut in the end."""
+    image_model: str = "tiny-nf"
+    """Image encoder to match under; students may have another. Names as for students.image_model."""
+    text_model: str = "tiny-bert"
+    """Text encoder to match under, whose token embeddings are learnt. Students with another text encoder are trained
+    on the captions that the texts began as."""
+    image_px: Count = 32
+    """Side of the images."""
+    max_tokens: Annotated[int, Ge(3)] = 48
+    """Length of the texts; a starting caption must fit."""
+    embed_dim: Count = 256
+    """Width of the heads; published: 2304."""
+    frozen_text: bool = False
+    """Leaves the text encoder as it was pretrained, as earlier work does."""
+    encoder_updates: bool = True
+    """One InfoNCE step of the encoders on the real batch in every iteration."""
+    encoder_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser of those steps; SGD has momentum 0.9."""
+    encoder_rate: Positive = 0.01
+    """Learning rate of the encoders."""
+    head_rate: Positive = 0.1
+    """Learning rate of the heads."""
+    temperature: Positive = 0.07
+    """Temperature of InfoNCE."""
+    restart_iterations: Count = 50
+    """Iterations after which the encoders are pretrained ones again, with new heads."""
+    precision: Precision = "auto"
+    """Of matrix products and convolutions; "auto" is bfloat16 on GPUs and float32 on CPUs."""
+    cache_mib: Annotated[int, Ge(0)] = 256
+    """Real images are held decoded in Ray's object store where they take no more than this, in MiB; otherwise they are
+    streamed from storage and decoded again in every epoch."""
+    checkpoint_iterations: Count = operational(50)
+    """Iterations between checkpoints, from which an interrupted run goes on; small ones at multiples of
+    restart_iterations, as the encoders need not be saved there."""
+    workers: Count = 1
+    """Data-parallel workers."""
+    gpus_per_worker: Weight = operational(1.0)
+    """GPUs of each worker; ignored on clusters without GPUs."""
+
+    @property
+    def real_pairs_per_worker(self) -> int:
+        """A worker's share of a real batch; raises ``UserError`` when it cannot be shared evenly."""
+        return _share("match.real_batch", self.real_batch, "match.workers", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +384,18 @@ class Edge:
     def images(self) -> int:
         """Images of the distilled set; each stands for ``captions.per_image`` pairs."""
         return self.synthesis.pairs // self.captions.per_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covmatch:
+    """Everything a CovMatch run depends on."""
+
+    run: Run = field(default_factory=Run)
+    data: Data
+    features: Features = field(default_factory=Features)
+    match: Match = field(default_factory=Match)
+    students: Students = field(default_factory=Students)
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,17 @@
 """Presets: functions that return settings, so that one can start from another and change a field."""
 
+from dataclasses import replace
+
 from mmdd_ray.config import (
     Captions,
+    Covmatch,
     Data,
     Edge,
     Evaluate,
     Evaluation,
     Features,
     Finetune,
+    Match,
     Precompute,
     Students,
     Synthesis,
@@ -61,6 +65,69 @@ def edge_cc3m() -> Edge:
             max_pairs=5000,
             seeds=5,
         ),
+    )
+
+
+def covmatch_local() -> Covmatch:
+    """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
+    edge = edge_local()
+    return Covmatch(
+        data=edge.data,
+        match=Match(),
+        students=Students(protocol="both-encoders", learning_rates=(0.1, 0.2)),
+        evaluation=edge.evaluation,
+    )
+
+
+def covmatch_flickr30k() -> Covmatch:
+    """A GPU cluster: Flickr30K in Karpathy's split, NFNet-L0 and BERT, 100 pairs as published."""
+    annotations = "s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json"
+    return Covmatch(
+        data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
+        features=edge_cc3m().features,
+        match=Match(
+            pairs=100,
+            iterations=10_000,
+            rho=2.0,
+            image_model="nfnet_l0",
+            text_model="google-bert/bert-base-uncased",
+            image_px=224,
+            max_tokens=64,
+            embed_dim=2304,
+            micro_batch=64,
+            cache_mib=8192,
+            checkpoint_iterations=500,
+        ),
+        students=replace(
+            edge_cc3m().students, protocol="both-encoders", steps=100, learning_rates=(0.03, 0.1, 0.3)
+        ),
+        evaluation=Evaluation(
+            val=annotations, test=annotations, val_split="val", test_split="test", max_pairs=1000, seeds=5
+        ),
+    )
+
+
+def covmatch_coco() -> Covmatch:
+    """A GPU cluster: COCO in Karpathy's split, 500 pairs as published."""
+    flickr = covmatch_flickr30k()
+    annotations = "s3://YOUR-BUCKET/coco/dataset_coco.json"
+    return replace(
+        flickr,
+        data=replace(flickr.data, uri=annotations, image_root="s3://YOUR-BUCKET/coco/images"),
+        match=replace(flickr.match, pairs=500, iterations=20_000, rho=1.0, mean_weight=0.6, cache_mib=32_768),
+        students=replace(flickr.students, steps=400),
+        evaluation=replace(flickr.evaluation, val=annotations, test=annotations, max_pairs=5000),
+    )
+
+
+def covmatch_cc3m() -> Covmatch:
+    """A GPU cluster: CC3M as img2dataset writes it, 500 pairs, real batches streamed to eight workers."""
+    edge, coco = edge_cc3m(), covmatch_coco()
+    return replace(
+        coco,
+        data=edge.data,
+        match=replace(coco.match, real_batch=1024, workers=8, cache_mib=0),
+        evaluation=edge.evaluation,
     )
 
 

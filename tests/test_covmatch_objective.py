@@ -12,7 +12,7 @@ from mmdd_ray.covmatch.objective import (
     Heads,
     Matching,
     PairMoments,
-    backward_in_micro_batches,
+    backward_covmatch,
     covmatch_loss,
     feature_gradients,
     pair_moments,
@@ -34,7 +34,12 @@ def heads(dtype: torch.dtype = torch.float64) -> Heads:
     return Heads(*draw)
 
 
-MATCHINGS = [Matching(2.0, 0.1, heads()), Matching(1.0, 0.6, None), Matching(1.0, 0.0, None)]
+MATCHINGS = [
+    Matching(2.0, 0.1, heads()),
+    Matching(1.0, 0.6, None),
+    Matching(1.0, 0.0, None),
+    Matching(2.0, 0.1, heads(), relative=True),
+]
 
 
 def numpy_loss(real: tuple[Tensor, Tensor], synthetic: tuple[Tensor, Tensor], matching: Matching) -> float:
@@ -43,6 +48,8 @@ def numpy_loss(real: tuple[Tensor, Tensor], synthetic: tuple[Tensor, Tensor], ma
         return np.cov(v.T, l.T)[: v.shape[1], v.shape[1] :]
 
     total = np.square(matching.rho * cross(real) - cross(synthetic)).sum()
+    if matching.relative:
+        total /= np.square(cross(real)).sum()
     for side in range(2):
         gap = real[side].double().numpy().mean(axis=0) - synthetic[side].double().numpy().mean(axis=0)
         if matching.heads is not None:
@@ -120,7 +127,7 @@ def test_the_cached_gradient_is_the_direct_one(micro_batch):
     direct, cached = Encoders(8), Encoders(8)
     loss = differentiable_loss(*direct(slice(0, 8)), REAL, MATCHING)
     loss.backward()
-    terms = backward_in_micro_batches(cached, 8, REAL, MATCHING, micro_batch=micro_batch)
+    terms = backward_covmatch(cached, 8, REAL, MATCHING, micro_batch=micro_batch)
     assert terms["total"].item() == pytest.approx(loss.item(), rel=1e-5)
     for expected, found in zip(direct.parameters(), cached.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
@@ -136,9 +143,10 @@ def test_dropout_is_the_same_in_both_passes_and_random_numbers_go_on():
         seen.setdefault(rows.start, []).append(image.detach())
         return image, text
 
-    backward_in_micro_batches(encode, 6, REAL, MATCHING, micro_batch=2)
-    for first, second in seen.values():
-        assert torch.equal(first, second)
+    backward_covmatch(encode, 6, REAL, MATCHING, micro_batch=2)
+    for first, *again in seen.values():
+        assert all(torch.equal(first, other) for other in again)
+    assert [len(seen[start]) for start in (0, 2, 4)] == [2, 2, 1]  # the last graph is kept
     assert not torch.equal(encoders(slice(0, 2))[0], seen[0][0])
 
 
@@ -146,7 +154,7 @@ def test_what_is_not_learnt_gets_no_gradient():
     encoders = Encoders(6)
     for part in (encoders.tokens, *encoders.text.parameters()):
         part.requires_grad_(False)
-    backward_in_micro_batches(encoders, 6, REAL, MATCHING, micro_batch=4)
+    backward_covmatch(encoders, 6, REAL, MATCHING, micro_batch=4)
     assert encoders.tokens.grad is None
     assert encoders.pixels.grad is not None
     assert encoders.pixels.grad.abs().sum() > 0
@@ -178,7 +186,7 @@ def peak_graph_bytes(rows: int, micro_batch: int) -> int:
         return encoders.image(leaves[0][number]), encoders.text(leaves[1][number])
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        backward_in_micro_batches(encode, rows, REAL, MATCHING, micro_batch=micro_batch)
+        backward_covmatch(encode, rows, REAL, MATCHING, micro_batch=micro_batch)
     return peak
 
 
@@ -194,7 +202,7 @@ def one_rank(rank: int, folder: Path, real: tuple[Tensor, Tensor], rows: list[li
     moments = pair_moments(*(side[rank::2] for side in real))
     everything = Encoders(9)
     own = rows[rank]
-    terms = backward_in_micro_batches(
+    terms = backward_covmatch(
         lambda part: everything_rows(everything, own[part]), len(own), moments, MATCHING, micro_batch=2
     )
     torch.save((terms, [p.grad for p in everything.parameters()]), folder / f"{rank}.pt")
@@ -208,7 +216,7 @@ def everything_rows(encoders: Encoders, rows: list[int]) -> tuple[Tensor, Tensor
 def test_two_ranks_with_unequal_shares_give_the_gradient_of_one(tmp_path):
     real = features(31, seed=8, dtype=torch.float32)
     one = Encoders(9)
-    terms = backward_in_micro_batches(one, 9, pair_moments(*real), MATCHING, micro_batch=4)
+    terms = backward_covmatch(one, 9, pair_moments(*real), MATCHING, micro_batch=4)
     shares = [[0, 3, 5, 8], [1, 2, 4, 6, 7]]
     torch.multiprocessing.spawn(one_rank, args=(tmp_path, real, shares), nprocs=2)
     (first, first_gradients), (second, second_gradients) = (

@@ -20,13 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.diffusion.finetune import LOSSES, _batches, finetune, training_pairs
-from mmdd_ray.diffusion.training import Batch, Training
+from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.diffusion.finetune import LOSSES, finetune
+from mmdd_ray.diffusion.training import Training
 from mmdd_ray.edge.losses import contrastive_loss, diversity_loss
 from mmdd_ray.edge.objective import EdgeLoss, EdgeObjective
+from mmdd_ray.epochs import Batch
 from mmdd_ray.models import zoo
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
+from mmdd_ray.workers import pair_batches
 
 # diffusers and open_clip are imported where they are used: the processes of a test import this file again.
 SETTINGS = Finetune(steps=6, batch_pairs=8, ema_decay=0.9)
@@ -274,11 +277,9 @@ class FakeShard:
 def test_each_epoch_is_shuffled_anew_and_shows_the_next_caption(monkeypatch):
     shard = FakeShard()
     monkeypatch.setattr("ray.train.get_dataset_shard", lambda name: shard)
-    settings = replace(SETTINGS, batch_pairs=12, workers=2)
-    job: Any = SimpleNamespace(settings=settings, seed=0)
     shown, shuffles = [], []
     for epoch in (0, 1, 2, 1):
-        ((_, captions),) = _batches(job, epoch)
+        ((_, captions),) = pair_batches(6, seed=0, epoch=epoch)
         shown.append(captions)
         shuffles.append(shard.asked["local_shuffle_seed"])
     assert shown[0] == ["0a", "1b", "2c", "3a", "4b", "5c"]
@@ -286,7 +287,7 @@ def test_each_epoch_is_shuffled_anew_and_shows_the_next_caption(monkeypatch):
     assert shown[1] == shown[3]
     assert shuffles[1] == shuffles[3]
     assert len(set(shuffles)) == 3
-    assert shard.asked["batch_size"] == 6  # this worker's half
+    assert shard.asked["batch_size"] == 6
     assert shard.asked["drop_last"]
 
 
@@ -416,8 +417,8 @@ def test_two_workers_go_on_from_their_checkpoint(ray_cluster, tmp_path, monkeypa
     """EDGE's loss in DDP on Ray Train, which starts both workers again after one of them broke."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     half = {"num_cpus": 0.5, "num_gpus": 0}
-    monkeypatch.setattr("mmdd_ray.diffusion.finetune.pool_size", lambda actors, gpus: 2)
-    monkeypatch.setattr("mmdd_ray.diffusion.finetune.actor_resources", lambda gpus: half)
+    monkeypatch.setattr("mmdd_ray.workers.pool_size", lambda actors, gpus: 2)
+    monkeypatch.setattr("mmdd_ray.workers.actor_resources", lambda gpus: half)
     settings = replace(SETTINGS, steps=4, space="latent", checkpoint_steps=2, workers=2)
     data = Data(uri="shapes:24?seed=1", rows_per_shard=6)
     stage = stage_in(tmp_path / "stage")

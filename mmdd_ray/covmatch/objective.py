@@ -10,6 +10,7 @@ features before the heads. A_m is the head G_m (the published choice: means of e
 
 The loss sees S through its features alone, and has closed-form gradients with respect to them, so the encoders are run
 twice: without a graph for all features, and in micro-batches with a graph for the gradients to flow back through.
+``backward_in_micro_batches`` does that for any loss whose gradients with respect to features are at hand.
 
 Data-parallel convention: ranks hold disjoint rows of T and of S, of any sizes. Only counts, sums and C_vl are summed
 over the ranks. The loss and the moments are then the same on all ranks, and the feature gradients of a rank are those
@@ -27,7 +28,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 Encode = Callable[[slice], tuple[Tensor, Tensor]]
-"""Features (B, V) and (B, L) of some rows of the synthetic set, by its encoders."""
+"""Features (B, V) and (B, L) of some of a rank's rows, by their encoders."""
+Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Gradients of a loss with respect to all features (rows, V) and (rows, L) of a rank, of the same shapes."""
 
 
 class PairMoments(NamedTuple):
@@ -56,6 +59,8 @@ class Matching(NamedTuple):
     """λ; published: 0.1, and 0.5 to 0.6 at 500 pairs."""
     heads: Heads | None = None
     """Heads through which the means are compared; None compares the features' own means."""
+    relative: bool = False
+    """Divides the covariance term by ‖C_vl(T)‖²_F, so that λ means the same whatever the scale of the features."""
 
 
 @torch.no_grad()
@@ -82,9 +87,10 @@ def pair_moments(image_BV: Tensor, text_BL: Tensor) -> PairMoments:
 
 
 def covmatch_loss(synthetic: PairMoments, real: PairMoments, matching: Matching) -> dict[str, Tensor]:
-    """Scalar terms ``covariance`` and ``mean`` (unweighted), and ``total`` = covariance + λ · mean."""
+    """Scalar terms ``covariance`` and ``mean`` (without λ), and ``total`` = covariance + λ · mean."""
     heads = matching.heads
     covariance = (matching.rho * real.cross_VL - synthetic.cross_VL).square().sum()
+    covariance = covariance * _covariance_weight(real, matching)
     gap_V, gap_L = real.mean_V - synthetic.mean_V, real.mean_L - synthetic.mean_L
     if heads is not None:
         gap_V, gap_L = _precise(heads.image_DV) @ gap_V, _precise(heads.text_DL) @ gap_L
@@ -101,7 +107,7 @@ def feature_gradients(
     ∂L/∂h_v,i = 2/(N−1) (C_vl(S) − ρ C_vl(T)) (h_l,i − μ_l(S)) + 2λ/N A_vᵀA_v (μ_v(S) − μ_v(T)), and the transpose for
     h_l. The means inside C_vl(S) add nothing: what they multiply sums to zero.
     """
-    residual_VL = synthetic.cross_VL - matching.rho * real.cross_VL
+    residual_VL = _covariance_weight(real, matching) * (synthetic.cross_VL - matching.rho * real.cross_VL)
     scale, mean_scale = 2 / (synthetic.n_pairs - 1), 2 * matching.mean_weight / synthetic.n_pairs
     gap_V, gap_L = synthetic.mean_V - real.mean_V, synthetic.mean_L - real.mean_L
     if matching.heads is not None:
@@ -113,37 +119,70 @@ def feature_gradients(
     return grad_BV, grad_BL
 
 
-def backward_in_micro_batches(
+def backward_covmatch(
     encode: Encode, rows: int, real: PairMoments, matching: Matching, *, micro_batch: int
 ) -> dict[str, Tensor]:
     """Adds the gradient of L to everything that `encode` depends on; gives the terms of the loss.
 
-    The exact gradient of the whole set, in the memory of `micro_batch` rows: only their graph exists at any time.
-    `encode` is called twice for each micro-batch, with the same random numbers, so that dropout is the same.
-
     Args:
         rows: Synthetic pairs of this rank.
     """
-    slices = [slice(start, min(start + micro_batch, rows)) for start in range(0, rows, micro_batch)]
+    terms: dict[str, Tensor] = {}
+
+    def gradients(image_BV: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+        synthetic = pair_moments(image_BV, text_BL)
+        terms.update(covmatch_loss(synthetic, real, matching))
+        return feature_gradients(image_BV, text_BL, synthetic, real, matching)
+
+    backward_in_micro_batches(encode, rows, gradients, micro_batch=micro_batch)
+    return terms
+
+
+def backward_in_micro_batches(encode: Encode, rows: int, gradients: Gradients, *, micro_batch: int) -> None:
+    """Adds the gradient of a loss to everything that `encode` depends on, in the memory of `micro_batch` rows.
+
+    The exact gradient of all rows together, though only the graph of one micro-batch exists at any time (gradient
+    caching; Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983).
+    Every micro-batch but the last, whose graph is kept, is encoded twice, with the same random numbers, so that dropout
+    is the same.
+
+    Args:
+        gradients: Called once, with the features of all rows.
+    """
+    slices = micro_batches(rows, micro_batch)
     states, features = [], []
     with torch.no_grad():
-        for part in slices:
+        for part in slices[:-1]:
             states.append(_random_state())
             features.append(encode(part))
-    image_BV, text_BL = (torch.cat(parts) for parts in zip(*features, strict=True))
-    synthetic = pair_moments(image_BV, text_BL)
-    grad_BV, grad_BL = feature_gradients(image_BV, text_BL, synthetic, real, matching)
-    for part, state in zip(slices, states, strict=True):
+    last = encode(slices[-1])
+    features.append((last[0].detach(), last[1].detach()))
+    found = gradients(*(torch.cat(parts) for parts in zip(*features, strict=True)))
+    _backward(last, found, slices[-1])
+    del last
+    for part, state in zip(slices[:-1], states, strict=True):
         with _replayed(state):
-            image, text = encode(part)
-        learnt = [
-            (feature, gradient[part].to(feature.dtype))
-            for feature, gradient in ((image, grad_BV), (text, grad_BL))
-            if feature.requires_grad  # not so where pixels or texts alone are learnt
-        ]
-        if learnt:
-            torch.autograd.backward([feature for feature, _ in learnt], [gradient for _, gradient in learnt])
-    return covmatch_loss(synthetic, real, matching)
+            again = encode(part)
+        _backward(again, found, part)
+
+
+def micro_batches(rows: int, size: int) -> list[slice]:
+    """All rows in order, `size` at a time; one empty slice where there are none."""
+    return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+
+
+def _backward(features: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], rows: slice) -> None:
+    learnt = [
+        (feature, gradient[rows].to(feature.dtype))
+        for feature, gradient in zip(features, gradients, strict=True)
+        if feature.requires_grad  # not so where pixels or texts alone are learnt
+    ]
+    if learnt:
+        torch.autograd.backward([feature for feature, _ in learnt], [gradient for _, gradient in learnt])
+
+
+def _covariance_weight(real: PairMoments, matching: Matching) -> Tensor | float:
+    return 1 / real.cross_VL.square().sum() if matching.relative else 1.0
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
     00000.tar …          members 000000000.json, .png, .txt: shard (5 digits) and row in it (4 digits)
     README.md            Hugging Face dataset card
     contact_sheet.png    some of the images with their captions
+    learnt_pairs.safetensors   where pixels and texts were learnt: what a student trains on. The shards show it
     manifest.json        written last: a folder with a manifest holds a whole set
 
 The same samples give the same shards, byte for byte, on any machine. ``.txt`` holds the first caption, the
@@ -26,6 +27,7 @@ from PIL import Image
 
 from mmdd_ray import __version__
 from mmdd_ray.data.contact_sheet import contact_sheet, spread
+from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.schema import tar_samples, write_tar_samples
 from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
@@ -35,6 +37,8 @@ FOLDER = "distilled"  # of a run directory
 MANIFEST = "manifest.json"
 CARD = "README.md"
 CONTACT_SHEET = "contact_sheet.png"
+LEARNT = "learnt_pairs.safetensors"
+NEAREST = "nearest_words"  # of Sample.extra
 FORMAT_VERSION = 1
 CARD_EXAMPLES = 5
 MAX_ROWS_PER_SHARD = 10_000  # row numbers have 4 digits
@@ -63,6 +67,11 @@ class Sample:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further figures as JSON, e.g. a selection score; the same names and types in every sample of a set."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What people are shown: the captions, and the words nearest to a text that was learnt."""
+        return (*self.captions, *([self.extra[NEAREST]] if NEAREST in self.extra else []))
+
 
 def write_distilled(
     samples: Sequence[Sample],
@@ -73,9 +82,12 @@ def write_distilled(
     seed: int,
     inputs: Mapping[str, Any],
     models: Mapping[str, str] | None = None,
+    learnt: LearntPairs | None = None,
     rows_per_shard: int = 1000,
 ) -> dict[str, Any]:
     """Writes the set into the folder ``store`` in the order of ``samples``; gives its manifest.
+
+    ``learnt`` are the pairs that the samples show, where they are more than their images and captions.
 
     A set that is there already is replaced. ``settings`` must have credentials redacted (``run.resolved``);
     ``inputs`` fingerprints what the set was made from, ``models`` names the models that made it.
@@ -97,6 +109,14 @@ def write_distilled(
     for stale in {name for name in store.entries() if name.endswith(".tar")} - {s["name"] for s in shards}:
         store.remove(stale)
 
+    files = list(shards)
+    if learnt is not None:
+        content = learnt.to_bytes()
+        store.write_bytes(LEARNT, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        files.append({"name": LEARNT, "bytes": len(content), "sha256": sha256})
+    else:
+        store.remove(LEARNT)
     per_image = [len(sample.captions) for sample in samples]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -104,9 +124,10 @@ def write_distilled(
         "images": len(samples),
         "pairs": sum(per_image),
         "captions_per_image": {"min": min(per_image), "max": max(per_image)},
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "checksum": _checksum(shards),
+        "bytes": sum(file["bytes"] for file in files),
+        "checksum": _checksum(files),
         "shards": shards,
+        "learnt": files[-1] if learnt is not None else None,
         "seed": seed,
         "models": dict(models or {}),
         "inputs": dict(inputs),
@@ -114,7 +135,7 @@ def write_distilled(
         "package_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store.write_bytes(CONTACT_SHEET, contact_sheet([(sample.image, sample.captions) for sample in samples]))
+    store.write_bytes(CONTACT_SHEET, contact_sheet([(sample.image, sample.texts) for sample in samples]))
     store.write_bytes(CARD, dataset_card(manifest, samples).encode())
     store.write_json(MANIFEST, manifest)
     return manifest
@@ -126,17 +147,22 @@ def read_distilled(source: Store | str) -> list[Sample]:
     Raises ``UserError`` when there is no set, it has a newer format, or a shard is missing or damaged.
     """
     store = source if isinstance(source, Store) else Store(source)
-    where = redact(store.uri)
-    manifest = _read_manifest(store, where)
-    if _checksum(manifest["shards"]) != manifest["checksum"]:
-        raise UserError(
-            f"{where}/{MANIFEST} was changed: its shards do not have the checksum of the set; write it again"
-        )
-    return [sample for shard in manifest["shards"] for sample in _read_shard(store, shard)]
+    return [sample for shard in _read_manifest(store)["shards"] for sample in _read_shard(store, shard)]
 
 
-def _read_manifest(store: Store, where: str) -> dict[str, Any]:
+def read_learnt(source: Store | str) -> LearntPairs | None:
+    """The learnt pairs of a distilled set, or None where it has images and captions alone.
+
+    Raises ``UserError`` as ``read_distilled``.
+    """
+    store = source if isinstance(source, Store) else Store(source)
+    file = _read_manifest(store).get("learnt")
+    return LearntPairs.from_bytes(_read_file(store, file)) if file else None
+
+
+def _read_manifest(store: Store) -> dict[str, Any]:
     """The manifest with the fields that reading needs, checked: anyone may have written it."""
+    where = redact(store.uri)
     if not store.exists(MANIFEST):
         raise UserError(f"{where} holds no distilled set: it has no {MANIFEST}")
     try:
@@ -154,6 +180,11 @@ def _read_manifest(store: Store, where: str) -> dict[str, Any]:
     method = manifest.get("method")
     if not isinstance(method, str) or not method.strip():
         raise UserError(f"{where}/{MANIFEST}: its method must be the name of one, not {method!r}")
+    files = [*manifest["shards"], *([manifest["learnt"]] if manifest.get("learnt") else [])]
+    if _checksum(files) != manifest["checksum"]:
+        raise UserError(
+            f"{where}/{MANIFEST} was changed: its files do not have the checksum of the set; write it again"
+        )
     return manifest
 
 
@@ -168,14 +199,19 @@ def _describes_set(manifest: Any) -> bool:
                 _SHARD_NAME.fullmatch(shard["name"]) and isinstance(shard["sha256"], str)
                 for shard in manifest["shards"]
             )
+            and (not (learnt := manifest.get("learnt")) or _describes_learnt(learnt))
         )
     except (KeyError, TypeError):
         return False
 
 
-def _checksum(shards: Sequence[Mapping[str, Any]]) -> str:
-    """What ``sha256sum *.tar | sha256sum`` prints."""
-    lines = [f"{shard['sha256']}  {shard['name']}\n" for shard in shards]
+def _describes_learnt(file: Any) -> bool:
+    return file["name"] == LEARNT and isinstance(file["sha256"], str)
+
+
+def _checksum(files: Sequence[Mapping[str, Any]]) -> str:
+    """What ``sha256sum *.tar *.safetensors | sha256sum`` prints."""
+    lines = [f"{file['sha256']}  {file['name']}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -231,15 +267,7 @@ def _members(sample: Sample) -> dict[str, bytes]:
 
 
 def _read_shard(store: Store, shard: Mapping[str, Any]) -> list[Sample]:
-    path = redact(store.path(shard["name"]))
-    try:
-        content = store.read_bytes(shard["name"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; copy the distilled set again") from None
-    if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-        raise UserError(
-            f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; copy the distilled set again"
-        )
+    path, content = redact(store.path(shard["name"])), _read_file(store, shard)
     try:
         return [
             _sample(member.record(), member.parts["png"])
@@ -249,6 +277,19 @@ def _read_shard(store: Store, shard: Mapping[str, Any]) -> list[Sample]:
         raise UserError(
             f"{path} is no shard of a distilled set: it holds a sample without {error}"
         ) from error
+
+
+def _read_file(store: Store, file: Mapping[str, Any]) -> bytes:
+    path = redact(store.path(file["name"]))
+    try:
+        content = store.read_bytes(file["name"])
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy the distilled set again") from None
+    if hashlib.sha256(content).hexdigest() != file["sha256"]:
+        raise UserError(
+            f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; copy the distilled set again"
+        )
+    return content
 
 
 def _sample(record: Mapping[str, Any], image: bytes) -> Sample:

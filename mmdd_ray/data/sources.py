@@ -1,15 +1,19 @@
 """A dataset's URI -> a Ray dataset of pairs: one read task per shard, damaged rows included."""
 
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.readers import TRANSPORT_ERROR, Shard, iter_shard
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
 from mmdd_ray.data.shards import list_shards
@@ -52,6 +56,44 @@ def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
         if (name, index) not in found:
             raise UserError(f"data.uri={data.uri} has no row {index} in a shard {name!r}; has it changed?")
     return [found[address] for address in addresses]
+
+
+def training_pairs(
+    data: Data, *, image_px: int, seed: int, excluded: Collection[tuple[str, int]] = ()
+) -> ray.data.Dataset:
+    """The usable pairs of ``data``, decoded, for a training.
+
+    Leaves out rejected rows, undecodable images and the ``(shard, index)`` in ``excluded``; the feature stage
+    has counted and listed them. Columns: ``image``, uint8 (image_px, image_px, 3); ``captions``; ``first``, a
+    random number that says with which caption the pair starts.
+
+    Raises:
+        ValueError: as ``read_pairs``.
+    """
+    left_out = frozenset(excluded)
+
+    # A function in a function travels by value, so that the readers need not import this module and torch.
+    def decode(rows: pa.Table) -> dict[str, Any]:
+        images, captions, first = [], [], []
+        for row in rows.to_pylist():
+            address = (row["shard"], row["index"])
+            if row["reject"] is not None or address in left_out:
+                continue
+            try:
+                pixels = decode_image(row["image"], max_pixels=data.max_image_pixels, image_px=image_px)
+            except BadImage:
+                continue
+            images.append(pixels)
+            captions.append(row["captions"])
+            first.append(zlib.crc32(f"{seed}/{address}".encode()))
+        return {
+            "image": np.stack(images) if images else np.empty((0, image_px, image_px, 3), np.uint8),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+            "first": np.array(first, np.int64),
+        }
+
+    # With the readers' share of a CPU, Ray Data makes reading and decoding one task.
+    return read_pairs(data).map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS)
 
 
 def _read(wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) -> ray.data.Dataset:

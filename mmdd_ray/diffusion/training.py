@@ -5,7 +5,7 @@ Knows no method: what is minimised is an ``Objective``. Knows no Ray either: ``d
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdd_ray.config import Finetune
+from mmdd_ray.epochs import Batch, Epochs, OpenEpoch
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.precision import autocast
 
 if TYPE_CHECKING:  # imports diffusers, 8 s
     from mmdd_ray.models.generator import Pipeline
-
-Batch = tuple[NDArray[np.uint8], list[str]]
-"""Images (B, H, W, 3) and one caption each."""
 
 
 class Objective(Protocol):
@@ -57,35 +55,21 @@ class Training:
         self.average = _average(self.parameters.values(), settings.ema_decay)
         self.losses: list[dict[str, float]] = []
         """A record of every step: its number (from 1), terms, gradient norm, learning rate and seconds."""
-        self.epoch, self.batch = 0, 0
-        """Where the next batch stands in the data."""
+        self.position = Epochs()
 
-    def run(self, open_epoch: Callable[[int], Iterable[Batch]]) -> Iterator[dict[str, float]]:
+    def run(self, open_epoch: OpenEpoch) -> Iterator[dict[str, float]]:
         """Takes the steps that are left; yields the record of each when ``state`` includes it.
-
-        ``open_epoch`` gives the batches of an epoch, the same ones in the same order at every call.
 
         Raises:
             ValueError: the loss or its gradient is no finite number, or an epoch has no batch.
         """
-        stream = self._batches(open_epoch)
+        stream = self.position.batches(
+            open_epoch,
+            too_few=f"the data has fewer usable pairs than finetune.batch_pairs={self.settings.batch_pairs}; "
+            "lower finetune.batch_pairs, or set finetune.steps=0 to keep the generator as it is",
+        )
         while len(self.losses) < self.settings.steps:
             yield self._step(islice(stream, self.settings.accumulate))
-
-    def _batches(self, open_epoch: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
-        """Endless batches from the current position on, which moves with them."""
-        while True:
-            number = 0
-            for number, batch in enumerate(open_epoch(self.epoch), start=1):
-                if number > self.batch:
-                    self.batch = number
-                    yield batch
-            if number == 0:
-                raise UserError(
-                    f"the data has fewer usable pairs than finetune.batch_pairs={self.settings.batch_pairs}; "
-                    "lower finetune.batch_pairs, or set finetune.steps=0 to keep the generator as it is"
-                )
-            self.epoch, self.batch = self.epoch + 1, 0
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         started, share = time.monotonic(), 1 / self.settings.accumulate
@@ -93,7 +77,7 @@ class Training:
         terms: dict[str, Tensor] = {}
         for number, (images, captions) in enumerate(batches, start=1):
             with self._synchronised(last=number == self.settings.accumulate):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                with autocast(self.device):
                     found = self.loss(images, captions, self._noise(step, number))
                 (found["total"] * share).backward()
             terms = {name: terms.get(name, 0) + share * term.detach() for name, term in found.items()}
@@ -136,8 +120,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "losses": self.losses,
-            "epoch": self.epoch,
-            "batch": self.batch,
+            "epoch": self.position.epoch,
+            "batch": self.position.batch,
         }
 
     @torch.no_grad()
@@ -149,7 +133,8 @@ class Training:
         if self.average:
             self.average.load_state_dict(state["average"])
             self.average.to(self.device)
-        self.losses, self.epoch, self.batch = list(state["losses"]), state["epoch"], state["batch"]
+        self.losses = list(state["losses"])
+        self.position = Epochs(state["epoch"], state["batch"])
 
     def finish(self) -> None:
         """Puts the averaged weights, if there are any, in place of the last ones."""

@@ -14,7 +14,7 @@ from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.report import build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
+from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, distilled_set
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.redact import redact
@@ -157,7 +157,7 @@ def _export(run: RunDir, stage: Stage, kept: list[Sample], precomputed: Stage, s
 
 
 def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
-    exported = distilled.read_distilled(run.store.child(distilled.FOLDER))
+    exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
     return compare_with_baselines(stage, "edge", exported, features, settings, run.store)
 
 

@@ -1,7 +1,8 @@
 """EDGE's fine-tuning of the generator (Zhao et al., NeurIPS 2025, arXiv 2509.15472, section 3), on Ray Train."""
 
 from mmdd_ray.config import Edge
-from mmdd_ray.diffusion.finetune import finetune, training_pairs
+from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.diffusion.finetune import finetune
 from mmdd_ray.edge.objective import EdgeObjective
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import Stage, StageResult

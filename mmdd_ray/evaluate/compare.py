@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
@@ -47,7 +48,7 @@ class Student:
 
 
 def compare(
-    sets: Mapping[str, "PairSet | ray.ObjectRef"],
+    sets: Mapping[str, "PairSet | LearntPairs | ray.ObjectRef"],
     val: PairSet,
     test: PairSet,
     students: Students,
@@ -100,9 +101,9 @@ def compare(
 class _Placed:
     """A set in the object store, and what the driver needs to know about it."""
 
-    def __init__(self, given: "PairSet | ray.ObjectRef") -> None:
-        self.pairs = given if isinstance(given, ray.ObjectRef) else ray.put(given)
-        pairs: PairSet = ray.get(self.pairs)
+    def __init__(self, given: "PairSet | LearntPairs | ray.ObjectRef") -> None:
+        self.pairs: ray.ObjectRef = given if isinstance(given, ray.ObjectRef) else ray.put(given)
+        pairs: PairSet | LearntPairs = ray.get(self.pairs)
         self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
         self.fingerprint = pairs.fingerprint()
         self.text: ray.ObjectRef | None = None  # features of its captions, once a student needs them
@@ -113,7 +114,7 @@ class _Bench:
 
     def __init__(
         self,
-        sets: Mapping[str, "PairSet | ray.ObjectRef"],
+        sets: Mapping[str, "PairSet | LearntPairs | ray.ObjectRef"],
         held_out: Mapping[str, PairSet],
         settings: Students,
         gpus_per_student: float,
@@ -188,7 +189,7 @@ class _Bench:
 
 
 def _train_and_search(
-    pairs: PairSet,
+    pairs: PairSet | LearntPairs,
     text_PT: np.ndarray | None,
     held_out: PairSet,
     held_out_text_PT: np.ndarray | None,
@@ -212,7 +213,7 @@ def _train_and_search(
     }
 
 
-def _encode(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
+def _encode(pairs: PairSet | LearntPairs, settings: Students, device: str) -> np.ndarray:
     from mmdd_ray.evaluate.train import frozen_text_features
 
     with out_of_memory(MEMORY_SETTING):

@@ -7,10 +7,10 @@ from typing import Any
 
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Evaluate
-from mmdd_ray.data.distilled import MANIFEST, read_distilled
+from mmdd_ray.data.distilled import MANIFEST
 from mmdd_ray.data.schema import safe_name
 from mmdd_ray.evaluate.report import BASELINES, CHANCE, build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines
+from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, distilled_set
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
@@ -25,8 +25,9 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
     Raises:
         ValueError: The set is damaged, or the settings or the data are wrong.
     """
-    samples = read_distilled(settings.set)
-    manifest = Store(settings.set).read_json(MANIFEST)
+    store = Store(settings.set)
+    pairs = distilled_set(store, settings.students.image_px)
+    manifest = store.read_json(MANIFEST)
     with (
         RunDir.open(settings.run.dir, "evaluate", preset, settings) as run,
         connected(settings.run, run.store) as devices,
@@ -36,7 +37,7 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
         name = set_stage(run, manifest).store.read_json(SET)["name"]
         evaluated = run.stage(
             "evaluate",
-            lambda stage: compare_with_baselines(stage, name, samples, features, settings, run.store),
+            lambda stage: compare_with_baselines(stage, name, pairs, features, settings, run.store),
         )
         command = shlex.join(["python", *sys.argv])
         report = build_report(run.store, evaluated.store.read_json(EVALUATION), command=command)

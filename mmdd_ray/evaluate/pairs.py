@@ -71,6 +71,11 @@ class PairSet:
         return len(self.images)
 
     @property
+    def image_px(self) -> int:
+        """Side of the images."""
+        return self.images.shape[1]
+
+    @property
     def n_pairs(self) -> int:
         """An image with c captions counts as c pairs."""
         return sum(map(len, self.captions))

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmdd_ray.config import Data, Edge, Evaluate, Evaluation
+from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Evaluation
 from mmdd_ray.coresets import herding, k_center, random_subset
-from mmdd_ray.data.distilled import Sample
+from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt
+from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
 from mmdd_ray.errors import UserError
@@ -22,8 +23,22 @@ from mmdd_ray.store import Store
 EVALUATION = "evaluation.json"
 
 
+def distilled_set(store: Store, image_px: int) -> PairSet | LearntPairs:
+    """What students are trained on: the learnt pairs of the set, or else its images with all of their captions.
+
+    Images of another size than the students' are resized, which learnt pixels cannot be.
+
+    Raises:
+        UserError: The set is missing or damaged.
+    """
+    learnt = read_learnt(store)
+    if learnt is not None and learnt.image_px == image_px:
+        return learnt
+    return synthetic_set(read_distilled(store), image_px)
+
+
 def synthetic_set(samples: Sequence[Sample], image_px: int) -> PairSet:
-    """A distilled set with all of its captions."""
+    """Images of a distilled set with all of their captions."""
     rows = [
         Row("distilled", i, s.key, s.image, list(s.captions), s.label, None) for i, s in enumerate(samples)
     ]
@@ -48,7 +63,7 @@ def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple
         raise UserError(f"{setting}={data.uri}: {error}") from error
 
 
-def held_out_sets(settings: Edge | Evaluate, listed: RejectList) -> tuple[PairSet, PairSet]:
+def held_out_sets(settings: Edge | Covmatch | Evaluate, listed: RejectList) -> tuple[PairSet, PairSet]:
     """Validation and test pairs; `listed` takes the refused rows, with val/ or test/ before their shards.
 
     Raises:
@@ -58,7 +73,7 @@ def held_out_sets(settings: Edge | Evaluate, listed: RejectList) -> tuple[PairSe
     return _held_out("val", sources[0], settings, listed), _held_out("test", sources[1], settings, listed)
 
 
-def _held_out(part: str, source: Data, settings: Edge | Evaluate, listed: RejectList) -> PairSet:
+def _held_out(part: str, source: Data, settings: Edge | Covmatch | Evaluate, listed: RejectList) -> PairSet:
     setting = f"evaluation.{part}"
     pairs, rejects = read_pair_set(source, settings.students.image_px, setting)
     rows_in = pairs.n_images + len(rejects)
@@ -79,54 +94,79 @@ def baseline_sets(
     if pairs > len(addresses):
         raise UserError(
             f"the distilled set has {pairs:,} pairs, but data.uri={data.uri} has only {len(addresses):,} usable "
-            "ones to compare with; name more data, or distil fewer pairs (synthesis.pairs)"
+            "ones to compare with; name more data, or distil fewer pairs"
         )
-    chosen = _choose_rows(features, evaluation, pairs, seed)
+    # joint features are held in here only, and once for both that need them
+    blocks = features.joint_features() if {"herding", "k-center"} & set(evaluation.baselines) else []
+    chosen = {
+        name: _choose_rows(name, blocks, len(addresses), pairs, evaluation.full_pairs, seed)
+        for name in evaluation.baselines
+    }
+    del blocks
     wanted = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
     # once for all sets: the rows of a baseline lie in almost every shard
     rows = dict(zip(wanted, fetch_pairs(data, [addresses[row] for row in wanted]), strict=True))
-    sets: dict[str, PairSet] = {}
-    for name, indices in chosen.items():
-        found = [rows[index] for index in indices.tolist()]
-        if name != "full":  # a pair is an image with one caption: the first
-            found = [replace(row, captions=row.captions[:1]) for row in found]
-        sets[name], lost = PairSet.from_rows(found, image_px=image_px, max_pixels=data.max_image_pixels)
-        if lost:
-            raise UserError(
-                f"data.uri={data.uri} has changed since its features were made: {len(lost):,} of the "
-                f"{len(found):,} pairs of the set {name} are refused now (the first, {lost[0][1]} in the shard "
-                f"{lost[0][0]}: {lost[0][2]}); restore the data, or set run.dir to a new folder"
-            )
-    return sets
+    return {
+        name: _decoded([rows[index] for index in indices.tolist()], name, data, image_px)
+        for name, indices in chosen.items()
+    }
+
+
+def coreset(
+    features: FeatureStore, name: str, data: Data, pairs: int, image_px: int, seed: int
+) -> tuple[PairSet, list[str]]:
+    """The baseline of that name, "random", "herding" or "k-center", and the keys of its rows.
+
+    Raises:
+        UserError: The data have changed since features were made.
+    """
+    addresses = features.addresses
+    blocks = [] if name == "random" else features.joint_features()
+    indices = _choose_rows(name, blocks, len(addresses), pairs, pairs, seed)
+    rows = fetch_pairs(data, [addresses[row] for row in indices.tolist()])
+    return _decoded(rows, name, data, image_px), [row.key for row in rows]
 
 
 def _choose_rows(
-    features: FeatureStore, evaluation: Evaluation, pairs: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Sorted rows of each baseline. The features they are chosen by are held in here only."""
-    n_rows = len(features.addresses)
-    blocks = features.joint_features() if {"herding", "k-center"} & set(evaluation.baselines) else []
-    choose = {
-        "random": lambda: random_subset(n_rows, pairs, seed),
-        "herding": lambda: herding(blocks, pairs, seed),
-        "k-center": lambda: k_center(blocks, pairs, seed),
-        "full": lambda: random_subset(n_rows, min(n_rows, evaluation.full_pairs), seed),
-    }
-    return {name: np.sort(choose[name]()) for name in evaluation.baselines}
+    name: str, blocks: Sequence[np.ndarray], n_rows: int, pairs: int, full_pairs: int, seed: int
+) -> np.ndarray:
+    """Sorted rows of a baseline; `blocks` are features of all rows, which "random" and "full" do without."""
+    if name == "herding":
+        chosen = herding(blocks, pairs, seed)
+    elif name == "k-center":
+        chosen = k_center(blocks, pairs, seed)
+    else:
+        chosen = random_subset(n_rows, min(n_rows, full_pairs) if name == "full" else pairs, seed)
+    return np.sort(chosen)
+
+
+def _decoded(rows: list[Row], name: str, data: Data, image_px: int) -> PairSet:
+    """The set of these rows: with all captions if it is "full"; otherwise a pair is an image with its first one."""
+    if name != "full":
+        rows = [replace(row, captions=row.captions[:1]) for row in rows]
+    found, lost = PairSet.from_rows(rows, image_px=image_px, max_pixels=data.max_image_pixels)
+    if lost:
+        raise UserError(
+            f"data.uri={data.uri} has changed since its features were made: {len(lost):,} of the "
+            f"{len(rows):,} pairs of the set {name} are refused now (the first, {lost[0][1]} in the shard "
+            f"{lost[0][0]}: {lost[0][2]}); restore the data, or set run.dir to a new folder"
+        )
+    return found
 
 
 def compare_with_baselines(
     stage: Stage,
     name: str,
-    samples: Sequence[Sample],
+    synthetic: PairSet | LearntPairs,
     features: FeatureStore,
-    settings: Edge | Evaluate,
+    settings: Edge | Covmatch | Evaluate,
     run_store: Store,
 ) -> StageResult:
     """Compares a distilled set with the baselines; writes `compare`'s result as evaluation.json.
 
     Args:
         name: Of the distilled set, in the report.
+        synthetic: The distilled set.
         features: Of the real data, from which coresets are chosen.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
@@ -134,9 +174,8 @@ def compare_with_baselines(
     listed = RejectList(stage.store, run_store)
     val, test = held_out_sets(settings, listed)
     listed.save()
-    synthetic = synthetic_set(samples, px)
     real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed)
-    sets = {name: synthetic, **real}
+    sets: dict[str, PairSet | LearntPairs] = {name: synthetic, **real}
     result = compare(sets, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, result)
     return StageResult(

@@ -5,19 +5,27 @@ Every set gets the same budget: the same optimiser steps, batches and augmentati
 
 # N images, P captions of them, B images of a step, V and T feature widths, D embedding width
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdd_ray.config import Students
+from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
-from mmdd_ray.models.students import DualEncoder, TextEncoder, load_student, load_text_encoder
+from mmdd_ray.models.precision import autocast
+from mmdd_ray.models.students import (
+    DualEncoder,
+    TextEncoder,
+    Tokens,
+    info_nce,
+    load_student,
+    load_text_encoder,
+)
 
 ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
 DECAY = 0.1  # of the learning rate, at half of the steps
@@ -25,19 +33,23 @@ SHIFT_FRACTION = 16  # images are shifted by up to 1/16 of their side
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
 
 
-def frozen_text_features(pairs: PairSet, settings: Students, device: str) -> np.ndarray:
-    """Features (P, T) float32 of all captions by the pretrained text encoder.
+Pairs = PairSet | LearntPairs
+"""What a student is trained on."""
+
+
+def frozen_text_features(pairs: Pairs, settings: Students, device: str) -> np.ndarray:
+    """Features (P, T) float32 of all texts by the pretrained text encoder.
 
     Under "frozen-text" they are the same for every student, so whoever trains many computes them once.
 
     Raises:
         ValueError: the text encoder cannot be loaded.
     """
-    return _encode_captions(load_text_encoder(settings, device), pairs.flat_captions)
+    return _encode_texts(load_text_encoder(settings, device), pairs)
 
 
 def train_student(
-    pairs: PairSet,
+    pairs: Pairs,
     settings: Students,
     *,
     learning_rate: float,
@@ -50,8 +62,10 @@ def train_student(
     Features are centred first (``DualEncoder.centre``). SGD with momentum; the learning rate falls to a tenth
     at half of the steps. "frozen-text" (LoRS, ICML 2024, and its followers) trains the image encoder and both
     heads at ``learning_rate``. "both-encoders" (CovMatch, arXiv 2510.18583) trains the text encoder too;
-    there ``learning_rate`` is that of the heads, and both encoders get a tenth of it. On a GPU the products
-    run in bfloat16.
+    there ``learning_rate`` is that of the heads, and both encoders get a tenth of it.
+
+    Learnt pairs are trained on as they are: their pixels enter the image encoder, and their offsets are added to the
+    word embeddings of a text encoder of the same vocabulary; any other one gets the captions that the texts began as.
 
     A learning rate that is too high gives losses that are not finite, and a student that finds nothing.
 
@@ -64,11 +78,12 @@ def train_student(
     Raises:
         ValueError: the images are not of ``settings.image_px``, or an encoder cannot be loaded.
     """
-    if pairs.images.shape[1] != settings.image_px:
+    if pairs.image_px != settings.image_px:
         raise UserError(
-            f"the pairs have images of {pairs.images.shape[1]} px, but students.image_px={settings.image_px}"
+            f"the pairs have images of {pairs.image_px} px, but students.image_px={settings.image_px}"
         )
     student = load_student(settings, seed, device)
+    images_NHWC, features_of = _image_source(student, pairs)
     text_of = _text_source(student, pairs, settings, text_PT)
     optimizer = _optimizer(student, settings, learning_rate)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [(settings.steps + 1) // 2], gamma=DECAY)
@@ -79,11 +94,15 @@ def train_student(
     cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
     with torch.random.fork_rng(gpus), cudnn:
         torch.manual_seed(seed)  # for dropout
-        _centre(student, pairs, text_of, rng)
+        with torch.no_grad():  # centred on the features of a random sample
+            ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
+            feature_BV = features_of(images_NHWC[image_B].to(device))
+            student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
         for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
-            pixels_BHWC = shifted(torch.from_numpy(pairs.images[image_B]).to(device), rng)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(gpus)):
-                image_BD = student.embed_image(student.image(pixels_BHWC))
+            shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
+            image_BHWC = shifted(images_NHWC[image_B].to(device), shift_2B)
+            with autocast(device, settings.precision):
+                image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
             loss = info_nce(image_BD, text_BD, settings.temperature)
             optimizer.zero_grad()
@@ -108,7 +127,7 @@ def evaluate_student(
     student.eval()
     device = student.image_head.weight.device
     if text_PT is None:
-        text_PT = _encode_captions(student.text, test.flat_captions)
+        text_PT = _encode_texts(student.text, test)
     chunks = [
         student.embed_image(student.image(torch.tensor(test.images[rows], device=device)))
         for rows in _chunks(test.n_images)
@@ -120,30 +139,28 @@ def evaluate_student(
     return retrieval_metrics(image_ND, text_PD, test.owner_P, device=str(device))
 
 
-def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of finding each image's caption and each caption's image in the batch; scalar."""
-    logits_BB = image_BD @ text_BD.T / temperature
-    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
+def draw_shifts(n: int, image_px: int, rng: np.random.Generator) -> np.ndarray:
+    """How far to move each of n images down and right, (2, n) pixels: up to 1/16 of their side, either way."""
+    reach = image_px // SHIFT_FRACTION
+    return rng.integers(-reach, reach + 1, size=(2, n))
 
 
-def shifted(image_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Each image moved by up to 1/16 of its side in both directions; its edge fills the gap.
+def shifted(image_BHWC: Tensor, shift_2B: np.ndarray) -> Tensor:
+    """Each image moved; its edge fills the gap.
 
     That is all the augmentation there is: captions say left and right and name colours, so mirroring or
     recolouring an image would make them false.
     """
-    n, side = image_BHWC.shape[:2]
-    reach = side // SHIFT_FRACTION
-    offset_2B1 = rng.integers(-reach, reach + 1, size=(2, n, 1))
+    side = image_BHWC.shape[1]
     # indices beyond the edge are clipped to it, which is edge padding without a padded copy
-    y_BH, x_BW = torch.from_numpy((np.arange(side) + offset_2B1).clip(0, side - 1)).to(image_BHWC.device)
-    row_B = torch.arange(n, device=image_BHWC.device)
+    clipped = (np.arange(side) + shift_2B[:, :, None]).clip(0, side - 1)
+    y_BH, x_BW = torch.from_numpy(clipped).to(image_BHWC.device)
+    row_B = torch.arange(len(image_BHWC), device=image_BHWC.device)
     return image_BHWC[row_B[:, None, None], y_BH[:, :, None], x_BW[:, None, :]]
 
 
 def batches(
-    pairs: PairSet, batch_pairs: int, steps: int, rng: np.random.Generator
+    pairs: Pairs, batch_pairs: int, steps: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image rows and caption rows of each step: distinct images, and one caption of each at random.
 
@@ -161,30 +178,39 @@ def batches(
         yield image_B, first_caption_N[image_B] + rng.integers(n_captions_N[image_B])
 
 
+def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """All images (N, H, W, 3), and what gives the features of some of them."""
+    if isinstance(pairs, PairSet):
+        return torch.from_numpy(pairs.images), student.image
+    pixels_NHWC = torch.from_numpy(pairs.pixels).permute(0, 2, 3, 1)
+    mean, std = torch.tensor(pairs.mean), torch.tensor(pairs.std)
+    own_mean, own_std = (values.flatten().cpu() for values in (student.image.mean, student.image.std))
+    if torch.equal(mean, own_mean) and torch.equal(std, own_std):
+        return pixels_NHWC, lambda image_BHWC: student.image.encode(image_BHWC.permute(0, 3, 1, 2))
+    return pixels_NHWC * std + mean, student.image  # another encoder's normalisation
+
+
+def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
+    """All P texts as this encoder takes them."""
+    if isinstance(pairs, LearntPairs) and pairs.vocabulary == encoder.vocabulary_digest():
+        arrays = (pairs.ids, pairs.mask, pairs.offsets)
+        return Tokens(*(torch.from_numpy(values).to(encoder.vocabulary.device) for values in arrays))
+    return encoder.tokenize(pairs.flat_captions)
+
+
 def _text_source(
-    student: DualEncoder, pairs: PairSet, settings: Students, text_PT: np.ndarray | None
+    student: DualEncoder, pairs: Pairs, settings: Students, text_PT: np.ndarray | None
 ) -> Callable[[Tensor], Tensor]:
     """What gives the text features of caption rows; sets the text encoder to train or to stand still."""
     student.train()
     if settings.protocol == "both-encoders":
-        tokens = student.text.tokenize(pairs.flat_captions)
+        tokens = _tokens(student.text, pairs)
         return lambda caption_B: student.text(tokens.rows(caption_B))
     student.text.eval().requires_grad_(False)
     if text_PT is None:
-        text_PT = _encode_captions(student.text, pairs.flat_captions)
+        text_PT = _encode_texts(student.text, pairs)
     feature_PT = torch.tensor(text_PT, device=student.text_head.weight.device)
     return lambda caption_B: feature_PT[caption_B]
-
-
-@torch.no_grad()
-def _centre(
-    student: DualEncoder, pairs: PairSet, text_of: Callable[[Tensor], Tensor], rng: np.random.Generator
-) -> None:
-    """Centres the features on those of a random sample of the pairs."""
-    device = student.image_head.weight.device
-    ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
-    feature_BV = student.image(torch.from_numpy(pairs.images[image_B]).to(device))
-    student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
 
 
 def _optimizer(student: DualEncoder, settings: Students, learning_rate: float) -> torch.optim.Optimizer:
@@ -201,8 +227,12 @@ def _optimizer(student: DualEncoder, settings: Students, learning_rate: float) -
 
 
 @torch.inference_mode()
-def _encode_captions(encoder: TextEncoder, captions: Sequence[str]) -> np.ndarray:
-    """Features (P, T) float32, in the order of the captions."""
+def _encode_texts(encoder: TextEncoder, pairs: Pairs) -> np.ndarray:
+    """Features (P, T) float32, in the order of the texts."""
+    if isinstance(pairs, LearntPairs):
+        tokens = _tokens(encoder, pairs)
+        return torch.cat([encoder(tokens.rows(rows)) for rows in _chunks(pairs.n_pairs)]).cpu().numpy()
+    captions = pairs.flat_captions
     by_length = np.argsort([len(caption) for caption in captions], kind="stable")  # then chunks hold few pads
     feature_PT = np.empty((len(captions), encoder.width), dtype=np.float32)
     for rows in _chunks(len(captions)):

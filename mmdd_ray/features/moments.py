@@ -6,17 +6,18 @@ one-pass answer to rounding; memory is O(d²) whatever the number of rows.
 
 # B rows of a batch, N images, P image-caption pairs, V image-feature width d_v, L text-feature width d_l
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from safetensors.numpy import load, save
+
+from mmdd_ray.tensors import pack, unpack
 
 # Rows of one float32 matrix product. Rounding grows with the length of the sum; 1,024 terms keep a scatter
 # matrix within 1e-7 of float64 while the product still runs at full BLAS speed. Longer sums continue in
 # float64.
 _PRODUCT_ROWS = 1024
+_ARRAYS = ("mean_v", "mean_l", "vv", "ll", "vl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +162,8 @@ class Moments:
 
     def to_bytes(self, encoder: str, feature_dtype: str) -> bytes:
         """The moments as safetensors; count, encoder's name and features' dtype stand in the metadata."""
-        # One JSON entry instead of three: safetensors writes metadata keys in random order, and equal moments
-        # should be equal files.
         facts = {"count": self.count, "encoder": encoder, "feature_dtype": feature_dtype}
-        tensors = {name: getattr(self, name) for name in ("mean_v", "mean_l", "vv", "ll", "vl")}
-        return save(tensors, metadata={"moments": json.dumps(facts)})
+        return pack("moments", {name: getattr(self, name) for name in _ARRAYS}, facts)
 
     @classmethod
     def from_bytes(cls, data: bytes, encoder: str | None = None) -> "Moments":
@@ -175,17 +173,13 @@ class Moments:
             ValueError: if the file holds no moments, or ``encoder`` is given and the moments are of another
             one.
         """
-        tensors = load(data)  # validates the header, which is a little-endian u64 length and then JSON
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        if "moments" not in header.get("__metadata__", {}):
-            raise ValueError("this safetensors file holds no moments; point to a moments.safetensors file")
-        facts = json.loads(header["__metadata__"]["moments"])
+        arrays, facts = unpack("moments", data)
         if encoder is not None and facts["encoder"] != encoder:
             raise ValueError(
                 f"the moments are of encoder {facts['encoder']!r}, not {encoder!r}; "
                 f"recompute the features or set that encoder"
             )
-        return cls(facts["count"], **tensors)
+        return cls(facts["count"], **arrays)
 
     def _check_widths(self, other: "Moments") -> None:
         if self.vl.shape != other.vl.shape:

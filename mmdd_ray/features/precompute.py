@@ -17,13 +17,13 @@ import ray.data
 from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
-from mmdd_ray.config import Data, Edge, Evaluate, Features, Precompute
+from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import retry_storage
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
-from mmdd_ray.features.encoder import ClipEncoder
+from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.rejects import Reject, RejectList, Tally
 from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, chunk_file, table_moments
@@ -60,17 +60,28 @@ def precompute_run(settings: Precompute, preset: str) -> str:
     )
 
 
-def feature_stage(run: RunDir, settings: Precompute | Edge | Evaluate) -> Stage:
+def feature_stage(run: RunDir, settings: Precompute | Edge | Covmatch | Evaluate) -> Stage:
     """The stage `features` of a run, whose folder a `FeatureStore` reads."""
     return run.stage("features", lambda stage: precompute(stage, run.store, settings.data, settings.features))
 
 
-def precompute(stage: Stage, run_store: Store, data: Data, features: Features) -> StageResult:
+def precompute(
+    stage: Stage,
+    run_store: Store | None,
+    data: Data,
+    features: Features,
+    source: EncoderSource | None = None,
+) -> StageResult:
     """Encodes every pair of `data`; writes the feature store, its moments and the run's rejects.parquet.
+
+    Args:
+        run_store: The run directory; None where another stage has listed what is refused.
+        source: Default: the CLIP model of `features`.
 
     Raises:
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
     """
+    source = source or ClipSource(features.clip)
     shards = list_shards(data)
     total_rows = _total_rows(shards)
     committed = set(stage.store.files(SHARDS))
@@ -86,15 +97,15 @@ def precompute(stage: Stage, run_store: Store, data: Data, features: Features) -
         bar.update(sum(rows_in for rows_in, _ in held))  # at once: the rate counts what comes after the first
         for rows_in, rejects in held:
             tally.add(rows_in, rejects)
-        for rows_in, rejects in _encode(todo, data, features, stage.store):
+        for rows_in, rejects in _encode(todo, data, features, source, stage.store):
             bar.update(rows_in)
             tally.add(rows_in, rejects)
         tally.judge()
-    return _commit(stage.store, run_store, shards, data, features)
+    return _commit(stage.store, run_store, shards, data, source)
 
 
 def _encode(
-    shards: list[Shard], data: Data, features: Features, store: Store
+    shards: list[Shard], data: Data, features: Features, source: EncoderSource, store: Store
 ) -> Iterator[tuple[int, list[Reject]]]:
     """Encodes `shards`, commits each when it is whole, and yields the rows and the refused rows of each chunk."""
     if not shards:
@@ -104,8 +115,8 @@ def _encode(
     dataset = ray.data.from_items(numbers, override_num_blocks=len(shards))
     retry_storage(dataset)
     encoded = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
-        ClipEncoder,
-        fn_constructor_kwargs={"clip": features.clip, "store": store},
+        FeatureEncoder,
+        fn_constructor_kwargs={"source": source, "store": store},
         batch_size=1,
         batch_format="pyarrow",
         **actor_pool(features),
@@ -156,7 +167,7 @@ def _commit_shard(store: Store, chunks: list[dict[str, Any]]) -> None:
 
 
 def _commit(
-    store: Store, run_store: Store, shards: list[Shard], data: Data, features: Features
+    store: Store, run_store: Store | None, shards: list[Shard], data: Data, source: EncoderSource
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
@@ -179,13 +190,13 @@ def _commit(
     tally.judge()
     if len(duplicates):
         moments -= table_moments(duplicates)
-    store.write_bytes(MOMENTS, moments.to_bytes(features.clip, "float16"))
+    store.write_bytes(MOMENTS, moments.to_bytes(source.name, "float16"))
     listed.save()
     return StageResult(
         rows_in=tally.rows_in,
         rows_out=tally.rows_in - tally.reasons.total(),
         rejects=tally.reasons,
-        extra={"pairs": moments.count, "shards": len(shards), "clip": features.clip},
+        extra={"pairs": moments.count, "shards": len(shards), "encoder": source.name},
     )
 
 

@@ -28,19 +28,22 @@ def most_frequent(reasons: Counter[str]) -> str:
 class RejectList:
     """The refused rows of one stage, on file in its folder; the run's own file is that of all its stages.
 
-    Saving replaces the stage's rows, so a resumed stage lists nothing twice.
+    Saving replaces the stage's rows, so a resumed stage lists nothing twice. Without a run nothing is saved: another
+    stage has read the same source and listed its rows.
     """
 
-    def __init__(self, stage: Store, run: Store) -> None:
+    def __init__(self, stage: Store, run: Store | None) -> None:
         self.rows: list[Reject] = []
         self._stage, self._run = stage, run
 
     @property
     def path(self) -> str:
         """Of the file that a user looks at."""
-        return redact(self._run.path(REJECTS))
+        return redact((self._run or self._stage).path(REJECTS))
 
     def save(self) -> None:
+        if self._run is None:
+            return
         rows = [dict(zip(REJECT_SCHEMA.names, row, strict=True)) for row in self.rows]
         self._stage.write_parquet(REJECTS, pa.Table.from_pylist(rows, REJECT_SCHEMA))
         files = [name for folder in self._run.entries() if self._run.exists(name := f"{folder}/{REJECTS}")]

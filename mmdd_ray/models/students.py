@@ -3,9 +3,11 @@
 A student is what a set of pairs is measured by: it is trained on the set, then searched with real pairs.
 """
 
-# B images or captions in a batch, L tokens, V and T feature widths, D width of the shared space
+# B images or captions in a batch, L tokens, V and T feature widths (T of word embeddings, too), D width of the shared
+# space
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +17,24 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from mmdd_ray.config import Students
+from mmdd_ray.config import Match, Students
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve
 
 
 class Tokens(NamedTuple):
-    """Captions as a text encoder takes them, padded on the right; both int64."""
+    """Texts as a text encoder takes them, padded on the right; ids and mask are int64."""
 
     ids_BL: Tensor
     mask_BL: Tensor
+    """1 for tokens, 0 for padding."""
+    offsets_BLT: Tensor | None = None
+    """What was learnt: it is added to the word embeddings."""
 
-    def rows(self, rows_B: Tensor) -> "Tokens":
-        """The captions with these row numbers."""
-        return Tokens(self.ids_BL[rows_B], self.mask_BL[rows_B])
+    def rows(self, rows_B: Tensor | slice) -> "Tokens":
+        """The texts with these row numbers."""
+        offsets_BLT = None if self.offsets_BLT is None else self.offsets_BLT[rows_B]
+        return Tokens(self.ids_BL[rows_B], self.mask_BL[rows_B], offsets_BLT)
 
 
 class ImageEncoder(nn.Module):
@@ -41,12 +47,13 @@ class ImageEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, image_px: int) -> None:
+    def __init__(self, name: str, image_px: int, section: str = "students") -> None:
+        """``section`` is that of the settings that name the model, for messages."""
         super().__init__()
         source = resolve(name)
         if Path(source).is_dir():
             source = f"local-dir:{source}"
-        with loading("image encoder", name, "students.image_model"):
+        with loading("image encoder", name, f"{section}.image_model"):
             backbone: Any = timm.create_model(source, pretrained=True)
         # not num_classes=0 above, with which timm refuses a local folder that does not name its classifier
         backbone.reset_classifier(0)
@@ -54,8 +61,8 @@ class ImageEncoder(nn.Module):
         own_px = pretrained["input_size"][-1]
         if backbone.pretrained_cfg.get("fixed_input_size") and own_px != image_px:
             raise UserError(
-                f"students.image_px={image_px}, but students.image_model={name!r} takes {own_px} px only; "
-                f"set students.image_px={own_px} or choose a convolutional network"
+                f"{section}.image_px={image_px}, but {section}.image_model={name!r} takes {own_px} px only; "
+                f"set {section}.image_px={own_px} or choose a convolutional network"
             )
         # a step of tiny-nf on 64 images takes 74 ms of a core in this layout, 107 in the usual one
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)
@@ -64,10 +71,27 @@ class ImageEncoder(nn.Module):
             levels_C11 = 255 * torch.tensor(pretrained[statistic])[:, None, None]
             self.register_buffer(statistic, levels_C11, persistent=False)
 
-    def forward(self, image_BHWC: Tensor) -> Tensor:
-        """Features (B, V) of uint8 RGB images, normalised as for the encoder's pretraining."""
+    def normalise(self, image_BHWC: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) as in the encoder's pretraining, from RGB levels (B, H, W, 3) in [0, 255]."""
         image_BCHW = image_BHWC.permute(0, 3, 1, 2)  # a view, and as it happens in channels-last order
-        return self.backbone((image_BCHW - self.mean) / self.std)
+        return (image_BCHW - self.mean) / self.std
+
+    def levels(self, pixels_BCHW: Tensor) -> Tensor:
+        """The inverse of ``normalise``."""
+        return (pixels_BCHW * self.std + self.mean).permute(0, 2, 3, 1)
+
+    @property
+    def pixel_range(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest normalised pixel that an image can have, each (3, 1, 1)."""
+        return -self.mean / self.std, (255 - self.mean) / self.std
+
+    def forward(self, image_BHWC: Tensor) -> Tensor:
+        """Features (B, V) of RGB images (B, H, W, 3) with levels in [0, 255], of any dtype."""
+        return self.encode(self.normalise(image_BHWC))
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Features (B, V) of normalised pixels (B, 3, H, W)."""
+        return self.backbone(pixels_BCHW.to(memory_format=torch.channels_last))
 
 
 class TextEncoder(nn.Module):
@@ -80,10 +104,11 @@ class TextEncoder(nn.Module):
         ValueError: the model cannot be loaded.
     """
 
-    def __init__(self, name: str, max_tokens: int) -> None:
+    def __init__(self, name: str, max_tokens: int, section: str = "students") -> None:
+        """``section`` as for ``ImageEncoder``."""
         super().__init__()
         source = resolve(name)
-        with loading("text encoder", name, "students.text_model"):
+        with loading("text encoder", name, f"{section}.text_model"):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # float32, because transformers loads what is stored, and momentum SGD in float16 stands still
             self.backbone = transformers.AutoModel.from_pretrained(
@@ -101,9 +126,35 @@ class TextEncoder(nn.Module):
         ).to(self.backbone.device)
         return Tokens(found["input_ids"], found["attention_mask"])
 
+    @property
+    def vocabulary(self) -> Tensor:
+        """Word embeddings (words, T), by token id."""
+        return self.backbone.get_input_embeddings().weight
+
+    def vocabulary_digest(self) -> str:
+        """Names the vocabulary: ids and offsets mean something to encoders that began with this one alone."""
+        values = self.vocabulary.detach().float().cpu().contiguous().numpy()
+        return blake2b(values.data, digest_size=16).hexdigest()
+
+    def word_embeddings(self, tokens: Tokens) -> Tensor:
+        """What the tokens enter the encoder as, (B, L, T): its own embeddings of the words, and the offsets."""
+        embeddings_BLT = self.backbone.get_input_embeddings()(tokens.ids_BL)
+        return embeddings_BLT if tokens.offsets_BLT is None else embeddings_BLT + tokens.offsets_BLT
+
+    @torch.no_grad()
+    def nearest_words(self, tokens: Tokens) -> list[str]:
+        """What people can read of texts with offsets: for each token the word with the highest cosine."""
+        words_WT = F.normalize(self.vocabulary.float(), dim=1)
+        texts = []
+        for values_LT, mask_L in zip(self.word_embeddings(tokens), tokens.mask_BL, strict=True):
+            nearest = (F.normalize(values_LT[mask_L.bool()].float(), dim=1) @ words_WT.T).argmax(dim=1)
+            texts.append(self.tokenizer.decode(nearest.tolist(), skip_special_tokens=True))
+        return texts
+
     def forward(self, tokens: Tokens) -> Tensor:
-        """Features (B, T) of tokenised captions."""
-        hidden_BLT = self.backbone(input_ids=tokens.ids_BL, attention_mask=tokens.mask_BL).last_hidden_state
+        """Features (B, T) of texts."""
+        found = self.backbone(inputs_embeds=self.word_embeddings(tokens), attention_mask=tokens.mask_BL)
+        hidden_BLT = found.last_hidden_state
         weight_BL = tokens.mask_BL / tokens.mask_BL.sum(dim=1, keepdim=True)
         return torch.einsum("bl,blt->bt", weight_BL.to(hidden_BLT.dtype), hidden_BLT)
 
@@ -121,11 +172,18 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image = image
         self.text = text
-        generator = torch.Generator().manual_seed(seed)
-        self.image_head = _head(image.width, embed_dim, generator)
-        self.text_head = _head(text.width, embed_dim, generator)
+        self.image_head = nn.Linear(image.width, embed_dim, bias=False)
+        self.text_head = nn.Linear(text.width, embed_dim, bias=False)
+        self.draw_heads(seed)
         self.register_buffer("image_mean", torch.zeros(image.width))
         self.register_buffer("text_mean", torch.zeros(text.width))
+
+    def draw_heads(self, seed: int) -> None:
+        """Draws both heads anew, from the seed alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for head in (self.image_head, self.text_head):
+            drawn = torch.empty(head.weight.shape).normal_(std=head.in_features**-0.5, generator=generator)
+            head.weight.data.copy_(drawn)
 
     @torch.no_grad()
     def centre(self, feature_BV: Tensor, feature_BT: Tensor) -> None:
@@ -147,6 +205,16 @@ class DualEncoder(nn.Module):
         return F.normalize(self.text_head(feature_BT - self.text_mean).float(), dim=1)
 
 
+def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of finding each image's caption and each caption's image in the batch; scalar.
+
+    Embeddings of unit norm.
+    """
+    logits_BB = image_BD @ text_BD.T / temperature
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
+
+
 def load_text_encoder(settings: Students, device: str) -> TextEncoder:
     """The pretrained text encoder alone, ready to encode.
 
@@ -156,18 +224,13 @@ def load_text_encoder(settings: Students, device: str) -> TextEncoder:
     return TextEncoder(settings.text_model, settings.max_tokens).to(device).eval()
 
 
-def load_student(settings: Students, seed: int, device: str) -> DualEncoder:
-    """A fresh student: encoders as they were pretrained, heads drawn from the seed. All float32.
+def load_student(settings: Students | Match, seed: int, device: torch.device | str) -> DualEncoder:
+    """A fresh dual encoder: encoders as they were pretrained, heads drawn from the seed. All float32.
 
     Raises:
         ValueError: an encoder cannot be loaded, or takes other images than ``settings.image_px``.
     """
-    image = ImageEncoder(settings.image_model, settings.image_px)
-    text = TextEncoder(settings.text_model, settings.max_tokens)
+    section = "match" if isinstance(settings, Match) else "students"
+    image = ImageEncoder(settings.image_model, settings.image_px, section)
+    text = TextEncoder(settings.text_model, settings.max_tokens, section)
     return DualEncoder(image, text, settings.embed_dim, seed).to(device)
-
-
-def _head(width: int, embed_dim: int, generator: torch.Generator) -> nn.Linear:
-    head = nn.Linear(width, embed_dim, bias=False)
-    nn.init.normal_(head.weight, std=width**-0.5, generator=generator)
-    return head

@@ -1,0 +1,183 @@
+"""CovMatch's pairs, learnt data-parallel on Ray Train; resumes exactly after a kill.
+
+``covmatch/training.py`` takes the iterations of one worker and knows no Ray; here it is placed and fed. Ranks hold
+disjoint synthetic pairs and disjoint shares of every real batch, and exchange moments, features of the real batch and
+gradients of the encoders.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from mmdd_ray.config import Covmatch, Match
+from mmdd_ray.covmatch.moments import whole_moments
+from mmdd_ray.covmatch.stages import LEARNT, LOSSES, START
+from mmdd_ray.covmatch.training import Distillation, start_from
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.epochs import Batch
+from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.evaluate.train import batches, draw_shifts, shifted
+from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.models.students import load_student
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+from mmdd_ray.workers import CHECKPOINTS, Placement, Worker, pair_batches, train
+
+SHARES = "shares"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each worker is told."""
+
+    settings: Match
+    seed: int
+    start: ray.ObjectRef
+    """A ``PairSet`` of the real pairs to start from, one caption each."""
+    real: ray.ObjectRef | None
+    """A ``PairSet`` of all real pairs, where they are cached."""
+    whole: Moments | None
+    """Of all real pairs under the initial encoders, if they are to be matched."""
+    store: Store
+
+
+def learn(
+    stage: Stage, features: FeatureStore, start: PairSet, whole: Moments | None, settings: Covmatch
+) -> StageResult:
+    """Learns ``match.pairs`` pairs that begin as ``start``; writes two outputs into the stage's folder.
+
+    - ``learnt_pairs.safetensors``: ``LearntPairs``;
+    - ``losses.parquet``: a row for each iteration: ``step`` (from 1), ``covariance``, ``mean``, ``total``,
+      ``relative_covariance`` (the covariance term over the squared norm of the real one), ``contrastive`` (InfoNCE of
+      the encoders), the sampling errors of batch moments where they are known, and ``seconds``.
+
+    A killed run goes on from its last checkpoint, and ends with the pairs of an unbroken one.
+
+    Args:
+        features: whose duplicates are left out of the real batches.
+        start: real pairs with one caption each.
+        whole: for ``match.real_moments=whole``.
+
+    Raises:
+        UserError: the workers do not fit on the cluster or cannot share the batch; there are fewer real pairs than in
+            a batch; a caption to start from is too long; an encoder cannot be loaded; a loss is no finite number.
+    """
+    if not stage.store.exists(LEARNT):  # written last
+        losses, shares = _fit(stage.store, features, start, whole, settings)
+        stage.store.write_parquet(LOSSES, pa.Table.from_pylist(losses))
+        stage.store.write_bytes(LEARNT, LearntPairs.interleaved(shares).to_bytes())
+    stage.store.remove(CHECKPOINTS)
+    stage.store.remove(SHARES)
+    losses = stage.store.read_parquet(LOSSES).to_pylist()
+    return StageResult(
+        rows_in=settings.match.iterations * settings.match.real_batch,
+        rows_out=settings.match.pairs,
+        outputs=[START, LEARNT, LOSSES],
+        extra={"iterations": len(losses), "first": losses[0], "last": losses[-1]} if losses else {},
+    )
+
+
+def _fit(
+    store: Store, features: FeatureStore, start: PairSet, whole: Moments | None, settings: Covmatch
+) -> tuple[list[dict[str, float]], list[LearntPairs]]:
+    """Runs the workers; the records of all iterations and what each rank has learnt."""
+    matching = settings.match
+    _ = matching.real_pairs_per_worker  # raises where the batch cannot be shared
+    pairs = training_pairs(
+        settings.data, image_px=matching.image_px, seed=settings.run.seed, excluded=features.duplicates()
+    )
+    image_bytes = len(features.addresses) * matching.image_px**2 * 3
+    is_cached = image_bytes <= matching.cache_mib * 2**20
+    job = _Job(
+        matching,
+        settings.run.seed,
+        ray.put(start),
+        ray.put(_cached(pairs)) if is_cached else None,
+        whole,
+        store,
+    )
+    placement = Placement(
+        section="match",
+        workers=matching.workers,
+        gpus_per_worker=matching.gpus_per_worker,
+        memory_setting="match.micro_batch",
+        steps=matching.iterations,
+        checkpoint_steps=matching.checkpoint_iterations,
+    )
+    losses = train(_work, job, placement, store=store, pairs=None if is_cached else pairs)["losses"]
+    return losses, [
+        LearntPairs.from_bytes(store.read_bytes(_share(rank))) for rank in range(matching.workers)
+    ]
+
+
+def _cached(pairs: ray.data.Dataset) -> PairSet:
+    """All real pairs, decoded, in the order of the dataset."""
+    pairs.context.execution_options.preserve_order = True  # so that each run sees the same batches
+    images, captions = [], []
+    for block in pairs.iter_batches(batch_size=None, batch_format="numpy"):
+        images.append(block["image"])
+        captions += [list(map(str, own)) for own in block["captions"]]
+    return PairSet(np.concatenate(images), captions)
+
+
+def _work(worker: Worker, job: _Job) -> dict[str, Any]:
+    """Learns this worker's share of the pairs and writes it; gives the records of all iterations."""
+    from ray.train.torch import get_device
+
+    start: PairSet = ray.get(job.start)
+    with worker.agree():
+        encoders = load_student(job.settings, job.seed, get_device())
+        begin = start_from(encoders, start.images, start.flat_captions, job.settings)
+    whole = whole_moments(job.whole, get_device()) if job.whole else None
+    distillation = Distillation(
+        encoders, begin, job.settings, seed=job.seed, rank=worker.rank, workers=worker.workers, whole=whole
+    )
+    file = f"rank{worker.rank}.pt"
+    with worker.agree():
+        if state := worker.restored(file):
+            distillation.restore(state)
+    worker.follow(distillation.run(partial(_real_batches, worker, job)), lambda: {file: distillation.state()})
+    job.store.write_bytes(_share(worker.rank), distillation.share().to_bytes())
+    if worker.workers > 1:
+        torch.distributed.barrier()  # rank 0, which ends the training, does not end before all are written
+    return {"losses": distillation.records}
+
+
+def _real_batches(worker: Worker, job: _Job, epoch: int) -> Iterator[Batch]:
+    """This worker's share of an epoch of real batches, augmented."""
+    settings, seed = job.settings, int(np.random.SeedSequence((job.seed, epoch)).generate_state(1)[0])
+    if job.real is not None:
+        yield from cached_batches(ray.get(job.real), settings.real_batch, seed, worker.rank, worker.workers)
+        return
+    rng = np.random.default_rng((seed, worker.rank))
+    for images, captions in pair_batches(settings.real_pairs_per_worker, seed=job.seed, epoch=epoch):
+        shift_2B = draw_shifts(len(images), settings.image_px, rng)
+        yield shifted(torch.from_numpy(images), shift_2B).numpy(), captions
+
+
+def cached_batches(real: PairSet, batch_pairs: int, seed: int, rank: int, workers: int) -> Iterator[Batch]:
+    """A rank's share of an epoch of augmented batches, which together are the same for any number of workers.
+
+    Args:
+        batch_pairs: of all ranks together.
+        seed: of the epoch.
+    """
+    rng = np.random.default_rng(seed)
+    captions = real.flat_captions
+    own = slice(rank, None, workers)
+    for image_B, caption_B in batches(real, batch_pairs, real.n_images // batch_pairs, rng):
+        shift_2B = draw_shifts(batch_pairs, real.image_px, rng)
+        images = shifted(torch.from_numpy(real.images[image_B[own]]), shift_2B[:, own])
+        yield images.numpy(), [captions[row] for row in caption_B[own]]
+
+
+def _share(rank: int) -> str:
+    return f"{SHARES}/rank{rank}.safetensors"

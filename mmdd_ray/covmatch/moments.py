@@ -1,0 +1,90 @@
+"""Moments of all real pairs under the encoders that CovMatch starts from, in one pass by the features stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdd_ray.config import Covmatch, Match
+from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.precompute import precompute
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+
+if TYPE_CHECKING:  # torch: 2 s that the driver need not pay
+    from torch import Tensor
+
+    from mmdd_ray.covmatch.objective import PairMoments
+
+
+@dataclass(frozen=True)
+class InitialEncoders:
+    """The encoders of ``match`` as an ``EncoderSource`` of the features stage."""
+
+    settings: Match
+
+    @property
+    def name(self) -> str:
+        return f"{self.settings.image_model}+{self.settings.text_model}"
+
+    def load(self, device: Any) -> "_Encoders":
+        from mmdd_ray.models.students import load_student
+
+        return _Encoders(load_student(self.settings, 0, device).eval(), self.settings)
+
+
+class _Encoders:
+    """Features before the heads, float32, as the objective sees them."""
+
+    def __init__(self, encoders: Any, settings: Match) -> None:
+        self._encoders, self._settings = encoders, settings
+        self._device = encoders.image_head.weight.device
+
+    def encode_images(self, images_BHWC: np.ndarray) -> "Tensor":
+        import torch
+
+        from mmdd_ray.models.precision import autocast
+
+        with torch.no_grad(), autocast(self._device, self._settings.precision):
+            return self._encoders.image(torch.from_numpy(images_BHWC).to(self._device)).float()
+
+    def encode_texts(self, captions: Sequence[str]) -> "Tensor":
+        import torch
+
+        from mmdd_ray.models.precision import autocast
+
+        with torch.no_grad(), autocast(self._device, self._settings.precision):
+            return self._encoders.text(self._encoders.text.tokenize(captions)).float()
+
+
+def whole_stage(stage: Stage, settings: Covmatch) -> StageResult:
+    """Encodes every pair of the data with the initial encoders, into a feature store with its moments.
+
+    Raises:
+        UserError: as ``features.precompute.precompute``.
+    """
+    source = InitialEncoders(settings.match)
+    features = replace(settings.features, image_px=settings.match.image_px)
+    return precompute(
+        stage, None, settings.data, features, source
+    )  # the features stage has listed what is refused
+
+
+def read_whole(store: Store, settings: Covmatch) -> Moments:
+    """What ``whole_stage`` has found."""
+    return FeatureStore(store).moments(InitialEncoders(settings.match).name)
+
+
+def whole_moments(moments: Moments, device: Any) -> "PairMoments":
+    """As the objective takes them."""
+    import torch
+
+    from mmdd_ray.covmatch.objective import PairMoments
+
+    def tensor(values: np.ndarray) -> "Tensor":
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    cross = moments.covariance("vl", ddof=1)
+    return PairMoments(moments.count, tensor(moments.mean_v), tensor(moments.mean_l), tensor(cross))

@@ -1,0 +1,154 @@
+"""CovMatch from shards to report: the stages of a run, in order (arXiv 2510.18583)."""
+
+import shlex
+import sys
+from typing import Any
+
+from mmdd_ray.cluster import connected
+from mmdd_ray.config import Covmatch
+from mmdd_ray.covmatch.moments import read_whole, whole_stage
+from mmdd_ray.data import distilled
+from mmdd_ray.data.distilled import Sample
+from mmdd_ray.data.images import encode_png
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, coreset, distilled_set
+from mmdd_ray.features.precompute import feature_stage
+from mmdd_ray.features.store import MOMENTS, FeatureStore
+from mmdd_ray.redact import redact
+from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+
+JOB = "covmatch_flickr30k"
+START = "start.json"
+LEARNT = "learnt_pairs.safetensors"
+LOSSES = "losses.parquet"
+LOSS_COLUMNS = ("step", "covariance", "mean", "contrastive", "total")
+SAMPLING_ERRORS = {
+    "cross_sampling_error": "error of C_vl of a real batch",
+    "mean_sampling_error": "error of the means of a real batch",
+}
+
+
+def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
+    """Runs whatever is left to do of a CovMatch run, and returns its report.
+
+    Call `mmdd_ray.check.check` first, which finds most mistakes before Ray starts.
+
+    Raises:
+        ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
+    """
+    with (
+        RunDir.open(settings.run.dir, JOB, preset, settings) as run,
+        connected(settings.run, run.store) as devices,
+    ):
+        run.devices = devices.as_json()
+        precomputed = feature_stage(run, settings)
+        features = FeatureStore(precomputed.store)
+        _check_size(features, settings)
+        whole = None
+        if settings.match.real_moments == "whole":
+            whole = run.stage("moments", lambda stage: whole_stage(stage, settings))
+        matched = run.stage("match", lambda stage: match(stage, features, whole, settings))
+        if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
+            run.store.remove("export")  # the set was deleted: write it again
+        run.stage("export", lambda stage: _export(run, stage, matched, precomputed, settings))
+        evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
+        return _report(run, matched, evaluated, settings)
+
+
+def _check_size(features: FeatureStore, settings: Covmatch) -> None:
+    images = len(features.addresses)
+    needs = {"match.pairs": settings.match.pairs}
+    if settings.match.iterations:
+        needs["match.real_batch"] = settings.match.real_batch
+    for setting, needed in needs.items():
+        if needed > images:
+            raise UserError(
+                f"{setting}={needed:,}, but {redact(settings.data.uri)} has {images:,} usable pairs; "
+                f"lower {setting} or add data"
+            )
+
+
+def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: Covmatch) -> StageResult:
+    """Learns the pairs, into `learnt_pairs.safetensors`; `start.json` names the real ones that they began as."""
+    # here, because it brings torch and Ray Train: 8 s that no other stage needs
+    from mmdd_ray.covmatch.distill import learn
+
+    matching = settings.match
+    start, keys = coreset(
+        features, matching.init, settings.data, matching.pairs, matching.image_px, settings.run.seed
+    )
+    stage.store.write_json(START, {"init": matching.init, "source_keys": keys})
+    moments = read_whole(whole.store, settings) if whole else None
+    return learn(stage, features, start, moments, settings)
+
+
+def samples(matched: Stage, settings: Covmatch) -> tuple[list[Sample], LearntPairs]:
+    """The learnt pairs, and what people see of them: images rounded to 8 bits and the captions that they began as."""
+    learnt = LearntPairs.from_bytes(matched.store.read_bytes(LEARNT))
+    keys = matched.store.read_json(START)["source_keys"]
+    rows = zip(learnt.images(), learnt.captions, learnt.nearest, keys, strict=True)
+    return [
+        Sample(
+            key=f"{number:06d}",
+            image=encode_png(image),
+            captions=tuple(captions),
+            seed=settings.run.seed,
+            source_key=key,
+            extra={distilled.NEAREST: nearest},
+        )
+        for number, (image, captions, nearest, key) in enumerate(rows)
+    ], learnt
+
+
+def _export(run: RunDir, stage: Stage, matched: Stage, precomputed: Stage, settings: Covmatch) -> StageResult:
+    checksums = {output["path"]: output["checksum"] for output in precomputed.manifest["outputs"]}
+    shown, learnt = samples(matched, settings)
+    manifest = distilled.write_distilled(
+        shown,
+        run.store.child(distilled.FOLDER),
+        method="CovMatch",
+        settings=resolved(settings),
+        seed=settings.run.seed,
+        inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
+        models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
+        learnt=learnt,
+    )
+    stage.store.write_json(
+        "distilled.json", {name: manifest[name] for name in ("checksum", "shards", "learnt")}
+    )
+    return StageResult(
+        rows_in=len(shown),
+        rows_out=manifest["pairs"],
+        extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
+    )
+
+
+def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Covmatch) -> StageResult:
+    exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
+    return compare_with_baselines(stage, "covmatch", exported, features, settings, run.store)
+
+
+def _report(run: RunDir, matched: Stage, evaluated: Stage, settings: Covmatch) -> dict[str, Any]:
+    losses = matched.store.read_parquet(LOSSES).to_pydict()
+    errors = {
+        shown: [value for value in losses[name] if value is not None]
+        for name, shown in SAMPLING_ERRORS.items()
+        if name in losses
+    }
+    report = build_report(
+        run.store,
+        evaluated.store.read_json(EVALUATION),
+        losses={name: losses[name] for name in LOSS_COLUMNS if name in losses},
+        quality={
+            shown: {
+                f"mean over {len(found)} batches of {settings.match.real_batch} pairs": sum(found)
+                / len(found)
+            }
+            for shown, found in errors.items()
+        },
+        command=shlex.join(["python", *sys.argv]),
+    )
+    write_report(report, run.store)
+    return report

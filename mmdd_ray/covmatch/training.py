@@ -1,0 +1,409 @@
+"""CovMatch's iterations on one worker: the pairs, the encoders they are matched under, and an exact state to resume.
+
+Lee et al., "CovMatch: Cross-Covariance Guided Multimodal Dataset Distillation with Trainable Text Encoder", arXiv
+2510.18583. Knows no Ray: ``covmatch/distill.py`` feeds it.
+"""
+
+# N synthetic pairs, B pairs of this rank in a batch, G of all ranks, V and L feature widths
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmdd_ray.config import Match
+from mmdd_ray.covmatch.objective import (
+    Heads,
+    Matching,
+    PairMoments,
+    backward_covmatch,
+    backward_in_micro_batches,
+    micro_batches,
+    pair_moments,
+)
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.epochs import Epochs, OpenEpoch
+from mmdd_ray.errors import UserError
+from mmdd_ray.models.precision import autocast
+from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
+
+ENCODER_MOMENTUM = 0.9
+
+Features = Callable[[slice], tuple[Tensor, Tensor]]
+
+
+def start_from(
+    encoders: DualEncoder, image_NHWC: np.ndarray, captions: Sequence[str], settings: Match
+) -> LearntPairs:
+    """Real pairs as the parameters that they start as: normalised pixels, and words with offsets of zero.
+
+    Args:
+        image_NHWC: uint8 images of ``settings.image_px``.
+
+    Raises:
+        UserError: a caption is longer than ``settings.max_tokens``.
+    """
+    text = encoders.text
+    lengths = [len(ids) for ids in text.tokenizer(list(captions))["input_ids"]]
+    longest = int(np.argmax(lengths))
+    if lengths[longest] > text.max_tokens:
+        raise UserError(
+            f"match.max_tokens={text.max_tokens}, but {sum(n > text.max_tokens for n in lengths)} of the "
+            f"{len(captions)} captions to start from are longer (the longest has {lengths[longest]} tokens: "
+            f"{captions[longest][:80]!r}); raise match.max_tokens"
+            + (f" to {lengths[longest]}" if lengths[longest] <= text.tokenizer.model_max_length else "")
+            + ", or choose other pairs with match.init or run.seed"
+        )
+    with torch.no_grad():
+        device = encoders.image_head.weight.device
+        pixels = encoders.image.normalise(torch.from_numpy(image_NHWC).to(device))
+    tokens = text.tokenize(captions)
+    words = tokens.ids_BL.cpu().numpy()
+    mean, std = (tuple(values.flatten().tolist()) for values in (encoders.image.mean, encoders.image.std))
+    return LearntPairs(
+        pixels.contiguous().cpu().numpy(),
+        words,
+        tokens.mask_BL.cpu().numpy(),
+        np.zeros((*words.shape, text.vocabulary.shape[1]), np.float32),
+        mean=mean,
+        std=std,
+        vocabulary=text.vocabulary_digest(),
+        captions=[[caption] for caption in captions],
+        nearest=text.nearest_words(tokens),
+    )
+
+
+class Distillation:
+    """Pixels and token embeddings that are learnt, at the start or resumed.
+
+    Rank r of k holds every k-th synthetic pair from the r-th on, and its share of every real batch. What depends on
+    chance depends on seed and iteration only, so ``state`` holds no random state, an interrupted distillation ends with
+    the pairs of an unbroken one, and k workers take the steps of one.
+
+    Encoders run in evaluation mode: batch statistics and dropout would make the features of a pair depend on its
+    micro-batch.
+    """
+
+    def __init__(
+        self,
+        encoders: DualEncoder,
+        start: LearntPairs,
+        settings: Match,
+        *,
+        seed: int,
+        rank: int = 0,
+        workers: int = 1,
+        whole: PairMoments | None = None,
+    ) -> None:
+        """
+        Args:
+            encoders: ``load_student`` of the settings, on the device of this worker.
+            start: all pairs, as ``start_from`` makes them.
+            whole: moments of all real pairs under the initial encoders, for ``real_moments="whole"``.
+        """
+        self.settings, self.seed, self.rank, self.workers, self.whole = settings, seed, rank, workers, whole
+        self.encoders = encoders.eval()
+        self.device = encoders.image_head.weight.device
+        if settings.frozen_text:
+            encoders.text.requires_grad_(False)
+        self._start = start
+        self._pretrained = [
+            {name: value.detach().cpu().clone() for name, value in part.state_dict().items()}
+            for part in (encoders.image, encoders.text)
+        ]
+        own = slice(rank, None, workers)
+        self.pixels = nn.Parameter(torch.tensor(start.pixels[own], device=self.device))
+        self.offsets = nn.Parameter(torch.tensor(start.offsets[own], device=self.device))
+        words, mask = (torch.tensor(values[own], device=self.device) for values in (start.ids, start.mask))
+        self.tokens = Tokens(words, mask, self.offsets)
+        self.pixels.requires_grad_(settings.learn != "texts")
+        self.offsets.requires_grad_(settings.learn != "pixels")
+        self.optimizer = self._pair_optimizer()
+        self.encoder_optimizer = self._encoder_optimizer()
+        self.position = Epochs()
+        self.records: list[dict[str, float]] = []
+        """Of every iteration: its number ``step`` (from 1), terms of the loss, InfoNCE of the encoders, seconds."""
+
+    def run(self, open_epoch: OpenEpoch) -> Iterator[dict[str, float]]:
+        """Takes the iterations that are left; yields the record of each when ``state`` includes it.
+
+        ``open_epoch`` gives this rank's share of the real batches: equal ones on all ranks.
+
+        Raises:
+            UserError: a loss is no finite number, or an epoch has no batch.
+        """
+        batches = self.position.batches(
+            open_epoch,
+            too_few=f"the data has fewer usable pairs than match.real_batch={self.settings.real_batch}; "
+            "lower match.real_batch or add data",
+        )
+        while len(self.records) < self.settings.iterations:
+            yield self._iterate(*next(batches))
+
+    def _iterate(self, images: np.ndarray, captions: list[str]) -> dict[str, float]:
+        started, iteration = time.monotonic(), len(self.records)
+        is_restart = iteration % self.settings.restart_iterations == 0
+        if is_restart:
+            self._restart(iteration // self.settings.restart_iterations)
+        record = {"step": float(iteration + 1)}
+        features = self._real_features(images, captions)
+        # Real pairs first, so that their graph is gone when that of the synthetic ones is made. Their gradients wait:
+        # both updates are under the encoders as they are now.
+        if self.settings.encoder_updates:
+            real, record["contrastive"] = self._backward_encoders(features, len(images), is_restart)
+        else:
+            real = self._moments(features, len(images))
+        if self.whole is not None and (is_restart or not self.settings.encoder_updates):
+            record |= _sampling_error(real, self.whole)
+            real = self.whole
+        rows = self._rows(iteration)
+        self.optimizer.zero_grad()
+        with _no_gradients_of(self.encoders):
+            terms = backward_covmatch(
+                lambda part: self._synthetic_features(rows[part]),
+                len(rows),
+                real,
+                self._matching(),
+                micro_batch=self.settings.micro_batch,
+            )
+        record |= {name: term.item() for name, term in terms.items()}
+        record["relative_covariance"] = (
+            record["covariance"] if self.settings.relative else record["covariance"] / _square(real)
+        )
+        self._check_finite(record)
+        self._update()
+        record["seconds"] = time.monotonic() - started
+        self.records.append(record)
+        return record
+
+    def _restart(self, number: int) -> None:
+        """The pretrained encoders with new heads, and an optimiser that has seen nothing."""
+        for part, state in zip((self.encoders.image, self.encoders.text), self._pretrained, strict=True):
+            part.load_state_dict(state)
+        self.encoders.draw_heads(_seed(self.seed, "heads", number))
+        self.encoder_optimizer = self._encoder_optimizer()
+
+    def _real_features(self, images: np.ndarray, captions: list[str]) -> Features:
+        images_BHWC = torch.from_numpy(images)
+        text = self.encoders.text.tokenize(captions)
+
+        def features(part: slice) -> tuple[Tensor, Tensor]:
+            pixels = self.encoders.image.normalise(images_BHWC[part].to(self.device))
+            return self._encode(pixels, text.rows(part))
+
+        return features
+
+    def _synthetic_features(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(rows_B):  # a batch of S that has no pair of this rank: transformers refuses empty batches
+            widths = self.encoders.image.width, self.encoders.text.width
+            return tuple(torch.zeros(0, width, device=self.device) for width in widths)  # type: ignore[return-value]
+        return self._encode(self.pixels[rows_B], self.tokens.rows(rows_B))
+
+    def _encode(self, pixels_BCHW: Tensor, text: Tokens) -> tuple[Tensor, Tensor]:
+        with autocast(self.device, self.settings.precision):
+            return self.encoders.image.encode(pixels_BCHW), self.encoders.text(text)
+
+    @torch.no_grad()
+    def _moments(self, features: Features, rows: int) -> PairMoments:
+        found = [features(part) for part in micro_batches(rows, self.settings.micro_batch)]
+        image_BV, text_BL = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return pair_moments(image_BV, text_BL)
+
+    def _backward_encoders(
+        self, features: Features, rows: int, is_restart: bool
+    ) -> tuple[PairMoments, float]:
+        """Gradients of InfoNCE on the real batch of all ranks, for encoders and heads; its moments and loss."""
+        self.encoder_optimizer.zero_grad()
+        found: list[tuple[PairMoments, float]] = []
+
+        def gradients(image_BV: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+            real = pair_moments(image_BV, text_BL)
+            if is_restart:
+                self.encoders.centre(real.mean_V[None], real.mean_L[None])
+            image_GV, text_GL = _gather(image_BV.float()), _gather(text_BL.float())
+            with torch.enable_grad():
+                loss = info_nce(
+                    self.encoders.embed_image(image_GV.requires_grad_()),
+                    self.encoders.embed_text(text_GL.requires_grad_()),
+                    self.settings.temperature,
+                )
+            loss.backward()  # every rank computes the whole loss, so heads need no exchange
+            found.append((real, loss.item()))
+            own = slice(self.rank * rows, (self.rank + 1) * rows)
+            return image_GV.grad[own], text_GL.grad[own]  # type: ignore[index]
+
+        backward_in_micro_batches(features, rows, gradients, micro_batch=self.settings.micro_batch)
+        self._sum_encoder_gradients()
+        return found[0]
+
+    def _sum_encoder_gradients(self) -> None:
+        if self.workers > 1:
+            gradients = [weight.grad for weight in self._encoder_weights() if weight.grad is not None]
+            for sent in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+                sent.wait()
+
+    def _rows(self, iteration: int) -> Tensor:
+        """Which of this rank's pairs are in the batch of S: indices into its share."""
+        count, batch = self._start.n_pairs, self.settings.synthetic_batch
+        chosen = np.arange(count)
+        if batch < count:
+            rng = np.random.default_rng(_seed(self.seed, "rows", iteration))
+            chosen = np.sort(rng.choice(count, size=batch, replace=False))
+        own = chosen[chosen % self.workers == self.rank] // self.workers
+        return torch.from_numpy(own).to(self.device)
+
+    def _matching(self) -> Matching:
+        settings, heads = self.settings, None
+        if settings.means == "embeddings":
+            heads = Heads(self.encoders.image_head.weight.detach(), self.encoders.text_head.weight.detach())
+        return Matching(settings.rho, settings.mean_weight, heads, settings.relative)
+
+    def _check_finite(self, record: dict[str, float]) -> None:
+        # all terms are those of all ranks, so all of them stop here or none
+        broken = [name for name in ("total", "contrastive") if not np.isfinite(record.get(name, 0.0))]
+        if broken:
+            rates = ["pixel_rate", "token_rate"]
+            if self.settings.encoder_updates:
+                rates += ["encoder_rate", "head_rate"]
+            told = ", ".join(f"match.{name}={getattr(self.settings, name):g}" for name in rates)
+            raise UserError(
+                f"the {'InfoNCE' if broken == ['contrastive'] else 'matching'} loss is no finite number in "
+                f"iteration {record['step']:.0f} with {told}; lower them"
+            )
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        self.optimizer.step()
+        if self.settings.keep_range:
+            least, greatest = self.encoders.image.pixel_range
+            self.pixels.clamp_(least, greatest)
+        if self.settings.encoder_updates:
+            self.encoder_optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """All that ``restore`` needs, for ``torch.save`` and ``torch.load(weights_only=True)``.
+
+        Encoders are in it where the next iteration goes on with them.
+        """
+        goes_on = len(self.records) % self.settings.restart_iterations != 0
+        return {
+            "pixels": self.pixels.detach(),
+            "offsets": self.offsets.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "encoders": self.encoders.state_dict() if goes_on else None,
+            "encoder_optimizer": self.encoder_optimizer.state_dict() if goes_on else None,
+            "records": self.records,
+            "epoch": self.position.epoch,
+            "batch": self.position.batch,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a ``state`` of the same rank of a distillation with the same settings.
+
+        Raises:
+            UserError: the state is of another distillation.
+        """
+        shapes = [
+            (tuple(state[name].shape), tuple(values.shape))
+            for name, values in (("pixels", self.pixels), ("offsets", self.offsets))
+        ]
+        if any(held != own for held, own in shapes):
+            raise UserError(
+                f"the checkpoint is of another distillation: its pixels and offsets are "
+                f"{' and '.join(str(held) for held, _ in shapes)}, not {' and '.join(str(own) for _, own in shapes)}; "
+                "set run.dir to a new folder"
+            )
+        self.pixels.copy_(state["pixels"])
+        self.offsets.copy_(state["offsets"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["encoders"] is not None:
+            self.encoders.load_state_dict(state["encoders"])
+            self.encoder_optimizer.load_state_dict(state["encoder_optimizer"])
+        self.records = list(state["records"])
+        self.position = Epochs(state["epoch"], state["batch"])
+
+    @torch.no_grad()
+    def share(self) -> LearntPairs:
+        """This rank's pairs as they are exported: pixels in the range of an image."""
+        own, text = slice(self.rank, None, self.workers), self.encoders.text
+        text.load_state_dict(self._pretrained[1])  # whose word embeddings the offsets are of
+        least, greatest = self.encoders.image.pixel_range
+        return replace(
+            self._start,
+            pixels=self.pixels.clamp(least, greatest).cpu().numpy(),
+            ids=self._start.ids[own],
+            mask=self._start.mask[own],
+            offsets=self.offsets.detach().cpu().numpy(),
+            captions=self._start.captions[own],
+            nearest=text.nearest_words(self.tokens),
+        )
+
+    def _pair_optimizer(self) -> torch.optim.Optimizer:
+        rates = ((self.pixels, self.settings.pixel_rate), (self.offsets, self.settings.token_rate))
+        groups: list[dict[str, Any]] = [
+            {"params": [values], "lr": rate} for values, rate in rates if values.requires_grad
+        ]
+        if self.settings.optimizer == "adam":
+            return torch.optim.Adam(groups)
+        return torch.optim.SGD(groups, lr=self.settings.pixel_rate, momentum=self.settings.momentum)
+
+    def _encoder_optimizer(self) -> torch.optim.Optimizer:
+        heads = [self.encoders.image_head.weight, self.encoders.text_head.weight]
+        groups: list[dict[str, Any]] = [
+            {"params": self._encoder_weights(), "lr": self.settings.encoder_rate},
+            {"params": heads, "lr": self.settings.head_rate},
+        ]
+        if self.settings.encoder_optimizer == "adamw":
+            return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, lr=self.settings.encoder_rate, momentum=ENCODER_MOMENTUM)
+
+    def _encoder_weights(self) -> list[nn.Parameter]:
+        encoders = (self.encoders.image, self.encoders.text)
+        return [weight for part in encoders for weight in part.parameters() if weight.requires_grad]
+
+
+def _sampling_error(batch: PairMoments, whole: PairMoments) -> dict[str, float]:
+    """How far the moments of a batch are from those of all pairs, relative to their norms."""
+    cross = (batch.cross_VL - whole.cross_VL).norm() / whole.cross_VL.norm()
+    means = torch.cat([batch.mean_V - whole.mean_V, batch.mean_L - whole.mean_L]).norm()
+    return {
+        "cross_sampling_error": cross.item(),
+        "mean_sampling_error": (means / torch.cat([whole.mean_V, whole.mean_L]).norm()).item(),
+    }
+
+
+def _square(moments: PairMoments) -> float:
+    return moments.cross_VL.square().sum().item()
+
+
+def _gather(local_BD: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, without a graph; all ranks hold equally many."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return local_BD.detach().clone()
+    parts = [torch.empty_like(local_BD) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local_BD.contiguous())
+    return torch.cat(parts)
+
+
+def _seed(seed: int, purpose: str, number: int) -> int:
+    return int(np.random.SeedSequence([seed, *purpose.encode(), number]).generate_state(1)[0])
+
+
+@contextmanager
+def _no_gradients_of(encoders: nn.Module) -> Iterator[None]:
+    """The weights as constants inside the block: gradients flow through them, none are computed for them."""
+    trained = [weight for weight in encoders.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)

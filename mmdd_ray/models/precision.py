@@ -1,0 +1,25 @@
+"""In which precision products run."""
+
+import torch
+
+from mmdd_ray.config import Precision
+
+
+def autocast(device: torch.device | str, precision: Precision = "auto") -> torch.autocast:
+    """Autocast to bfloat16, or none.
+
+    "auto" is bfloat16 on GPUs and float32 on CPUs: there it pays in large matrix products only, and only where the CPU
+    has units for it (``bfloat16_is_fast``).
+    """
+    kind = torch.device(device).type
+    half = kind != "cpu" if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(kind, torch.bfloat16, enabled=half)
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether the CPU has units for bfloat16.
+
+    Without them it is emulated: an AVX2 core ran a step of a small ResNet 12 times, one of MiniLM 18 times slower than
+    in float32.
+    """
+    return torch.cpu._is_amx_tile_supported()
