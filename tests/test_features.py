@@ -196,13 +196,13 @@ def test_a_short_source_is_judged_at_its_end(tmp_path: Path) -> None:
 def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from mmdd_ray.features.encoder import ClipEncoder
+    from mmdd_ray.features.encoder import ClipSource, FeatureEncoder
 
     def full(images: np.ndarray) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    encoder = ClipEncoder("tiny-clip", Store(str(tmp_path)))
-    monkeypatch.setattr(encoder.clip, "encode_images", full)
+    encoder = FeatureEncoder(ClipSource("tiny-clip"), Store(str(tmp_path)))
+    monkeypatch.setattr(encoder.encoder, "encode_images", full)
     data = Data(uri="shapes:2")
     (chunk,) = read_chunks(list_shards(data)[0], data, image_px=8, chunk_pairs=4)
     with pytest.raises(UserError, match=r"^the GPU ran out of memory; lower features\.chunk_pairs"):

@@ -12,6 +12,8 @@ LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.check"]
 ARITHMETIC = [
     "mmdd_ray.coresets",
     "mmdd_ray.covmatch.objective",
+    "mmdd_ray.covmatch.training",
+    "mmdd_ray.data.learnt",
     "mmdd_ray.diffusion.training",
     "mmdd_ray.edge.choose",
     "mmdd_ray.edge.losses",
@@ -56,7 +58,11 @@ def test_light_modules_import_neither_ray_nor_torch(module):
 
 def test_a_driver_imports_no_torch():
     assert (
-        brought_in(["mmdd_ray.edge.distill", "mmdd_ray.evaluate.distilled_set"], ["torch", "sklearn"]) == []
+        brought_in(
+            ["mmdd_ray.edge.distill", "mmdd_ray.covmatch.stages", "mmdd_ray.evaluate.distilled_set"],
+            ["torch", "sklearn"],
+        )
+        == []
     )
 
 

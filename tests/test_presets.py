@@ -11,11 +11,15 @@ import yaml
 
 from mmdd_ray import presets
 from mmdd_ray.check import check
-from mmdd_ray.config import Edge, Evaluate
+from mmdd_ray.config import Covmatch, Edge, Precompute
 
 ROOT = Path(__file__).parents[1]
-ALL = [value for name, value in vars(presets).items() if name.endswith(("_local", "_cc3m"))]
-JOBS = ("edge_cc3m", "precompute", "evaluate")
+ALL = [
+    value
+    for name, value in vars(presets).items()
+    if name.endswith(("_local", "_cc3m", "_flickr30k", "_coco"))
+]
+JOBS = ("edge_cc3m", "covmatch_flickr30k", "precompute", "evaluate")
 
 
 @pytest.mark.parametrize("preset", ALL, ids=lambda preset: preset.__name__)
@@ -25,18 +29,23 @@ def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> N
     if isinstance(settings, Edge):
         assert settings.images * settings.captions.per_image == settings.synthesis.pairs
         assert settings.finetune.batch_pairs % settings.finetune.workers == 0
+    if isinstance(settings, Covmatch):
+        assert settings.match.real_pairs_per_worker * settings.match.workers == settings.match.real_batch
+        assert settings.match.checkpoint_iterations % settings.match.restart_iterations == 0
 
 
 @pytest.mark.parametrize(
-    "preset", [p for p in ALL if isinstance(p(), Edge | Evaluate)], ids=lambda p: p.__name__
+    "preset", [p for p in ALL if not isinstance(p(), Precompute)], ids=lambda p: p.__name__
 )
 def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]) -> None:
     settings = preset()
-    assert len({settings.data.uri, settings.evaluation.val, settings.evaluation.test}) == 3
+    val, test = settings.evaluation.sources(settings.data)
+    assert len({(source.uri, source.split) for source in (settings.data, val, test)}) == 3
 
 
-def test_the_local_preset_needs_no_network() -> None:
-    check(presets.edge_local())
+@pytest.mark.parametrize("preset", [presets.edge_local, presets.covmatch_local])
+def test_a_local_preset_needs_no_network(preset: Callable[[], Any]) -> None:
+    check(preset())
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -14,13 +14,13 @@ from mmdd_ray.data.schema import Row
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import (
     batches,
+    draw_shifts,
     evaluate_student,
     frozen_text_features,
-    info_nce,
     shifted,
     train_student,
 )
-from mmdd_ray.models.students import ImageEncoder, load_student, load_text_encoder
+from mmdd_ray.models.students import ImageEncoder, info_nce, load_student, load_text_encoder
 
 PX = 32
 SETTINGS = Students(image_px=PX, embed_dim=32, steps=3, batch_pairs=8)
@@ -147,7 +147,7 @@ def test_info_nce_of_orthogonal_pairs_in_closed_form():
 
 def test_a_shift_moves_by_at_most_a_sixteenth_and_repeats_the_edge():
     images = np.random.default_rng(2).integers(0, 256, size=(40, PX, PX, 3), dtype=np.uint8)
-    found = shifted(torch.from_numpy(images), np.random.default_rng(0)).numpy()
+    found = shifted(torch.from_numpy(images), draw_shifts(40, PX, np.random.default_rng(0))).numpy()
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     seen = set()
     for moved, source in zip(found, padded, strict=True):

@@ -62,7 +62,7 @@ def start_from(
         )
     with torch.no_grad():
         device = encoders.image_head.weight.device
-        pixels = encoders.image.normalise(torch.from_numpy(image_NHWC).to(device))
+        pixels = encoders.image.normalise(torch.tensor(image_NHWC, device=device))
     tokens = text.tokenize(captions)
     words = tokens.ids_BL.cpu().numpy()
     mean, std = (tuple(values.flatten().tolist()) for values in (encoders.image.mean, encoders.image.std))

@@ -96,11 +96,11 @@ def train_student(
         torch.manual_seed(seed)  # for dropout
         with torch.no_grad():  # centred on the features of a random sample
             ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
-            feature_BV = features_of(images_NHWC[image_B].to(device))
+            feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
             student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
         for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
             shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
-            image_BHWC = shifted(images_NHWC[image_B].to(device), shift_2B)
+            image_BHWC = shifted(torch.from_numpy(images_NHWC[image_B]).to(device), shift_2B)
             with autocast(device, settings.precision):
                 image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
@@ -178,23 +178,22 @@ def batches(
         yield image_B, first_caption_N[image_B] + rng.integers(n_captions_N[image_B])
 
 
-def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[np.ndarray, Callable[[Tensor], Tensor]]:
     """All images (N, H, W, 3), and what gives the features of some of them."""
     if isinstance(pairs, PairSet):
-        return torch.from_numpy(pairs.images), student.image
-    pixels_NHWC = torch.from_numpy(pairs.pixels).permute(0, 2, 3, 1)
-    mean, std = torch.tensor(pairs.mean), torch.tensor(pairs.std)
-    own_mean, own_std = (values.flatten().cpu() for values in (student.image.mean, student.image.std))
-    if torch.equal(mean, own_mean) and torch.equal(std, own_std):
+        return pairs.images, student.image
+    pixels_NHWC = pairs.pixels.transpose(0, 2, 3, 1)
+    own = (tuple(values.flatten().tolist()) for values in (student.image.mean, student.image.std))
+    if (pairs.mean, pairs.std) == tuple(own):
         return pixels_NHWC, lambda image_BHWC: student.image.encode(image_BHWC.permute(0, 3, 1, 2))
-    return pixels_NHWC * std + mean, student.image  # another encoder's normalisation
+    return pixels_NHWC * np.float32(pairs.std) + np.float32(pairs.mean), student.image  # another normalisation
 
 
 def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
     """All P texts as this encoder takes them."""
     if isinstance(pairs, LearntPairs) and pairs.vocabulary == encoder.vocabulary_digest():
         arrays = (pairs.ids, pairs.mask, pairs.offsets)
-        return Tokens(*(torch.from_numpy(values).to(encoder.vocabulary.device) for values in arrays))
+        return Tokens(*(torch.tensor(values, device=encoder.vocabulary.device) for values in arrays))
     return encoder.tokenize(pairs.flat_captions)
 
 

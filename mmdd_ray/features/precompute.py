@@ -87,7 +87,7 @@ def precompute(
     committed = set(stage.store.files(SHARDS))
     listed = RejectList(stage.store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows)
-    with progress("features", total=total_rows, unit="pairs") as bar:
+    with progress(stage.name, total=total_rows, unit="pairs") as bar:
         todo = [shard for shard in shards if _shard_file(shard.name) not in committed]
         held = [
             _counted(shard.name, stage.store.read_json(name))

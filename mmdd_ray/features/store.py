@@ -31,16 +31,15 @@ def feature_table(pairs: pa.Table, shard: str, image_ND: np.ndarray, text_PD: np
         image_ND: Image features, stored as float16.
         text_PD: Features of all captions, image by image.
     """
-    feature = pa.list_(pa.float16(), image_ND.shape[1])
     offsets = pa.array(np.cumsum([0, *_counts(pairs)]), pa.int32())
-    text = pa.ListArray.from_arrays(offsets, _features(text_PD, feature))
+    text = pa.ListArray.from_arrays(offsets, _features(text_PD))
     table = pairs.add_column(0, "shard", pa.array([shard] * len(pairs), pa.string()))
-    return table.append_column("image", _features(image_ND, feature)).append_column("text", text)
+    return table.append_column("image", _features(image_ND)).append_column("text", text)
 
 
-def _features(values_ND: np.ndarray, kind: pa.DataType) -> pa.Array:
+def _features(values_ND: np.ndarray) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(values_ND, np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1])
 
 
 def image_features(table: pa.Table) -> np.ndarray:

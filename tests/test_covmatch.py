@@ -1,0 +1,127 @@
+"""CovMatch end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmdd_ray.data.distilled import read_distilled, read_learnt
+from mmdd_ray.data.images import decode_image
+
+ROOT = Path(__file__).parents[1]
+DATA = ("--data.uri", "shapes:120?seed=1", "--run.num_cpus", "2")
+STUDENTS = "--evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4".split()  # noqa: SIM905
+SMALL = """
+    --match.pairs 12 --match.iterations 6 --match.real_batch 16 --match.restart_iterations 4
+    --match.checkpoint_iterations 1 --match.real_moments whole
+""".split()  # noqa: SIM905
+STAGES = ("features", "moments", "match", "export", "evaluate")
+
+
+def command(job: str, run_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, f"jobs/{job}.py", "local", "--run.dir", str(run_dir), *DATA, *STUDENTS, *more]
+
+
+def run(job: str, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(job, run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def report_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An unbroken run, and what its command printed."""
+    run_dir = tmp_path_factory.mktemp("covmatch") / "run"
+    result = run("covmatch_flickr30k", run_dir, *SMALL)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return run_dir, result
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_leaves_everything_it_promises(finished):
+    run_dir, result = finished
+    report = report_of(run_dir)
+    assert set(report["recall"]) == {"covmatch", "random", "herding", "k-center", "full", "chance"}
+    assert list(report["stages"]) == list(STAGES)
+    assert report["distilled"]["pairs"] == 12
+    assert set(report["losses"]) == {"step", "covariance", "mean", "contrastive", "total"}
+    # one restart: batches were compared with all pairs in iterations 1 and 5
+    assert set(report["quality"]) == {"error of C_vl of a real batch", "error of the means of a real batch"}
+    assert list(report["quality"]["error of C_vl of a real batch"]) == ["mean over 2 batches of 16 pairs"]
+    assert "Traceback" not in result.stderr
+    known = (*STAGES, "students")
+    assert [line for line in result.stderr.splitlines() if not line.startswith(known)] == []
+
+    samples, learnt = read_distilled(str(run_dir / "distilled")), read_learnt(str(run_dir / "distilled"))
+    assert learnt is not None
+    assert [sample.captions for sample in samples] == [tuple(own) for own in learnt.captions]
+    seen = np.stack([decode_image(sample.image, max_pixels=10**6) for sample in samples])
+    assert np.array_equal(seen, learnt.images())
+    card = (run_dir / "distilled" / "README.md").read_text()
+    assert "learnt_pairs.safetensors" in card
+    assert samples[0].extra["nearest_words"] == learnt.nearest[0]
+
+
+@pytest.mark.timeout(1800)
+def test_killed_and_started_again_it_makes_the_same_set(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command("covmatch_flickr30k", run_dir, *SMALL),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 600
+    while not list((run_dir / "match" / "checkpoints").glob("checkpoint_*")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / "match" / "learnt_pairs.safetensors").exists()
+    result = run("covmatch_flickr30k", run_dir, *SMALL)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert report_of(run_dir)["distilled"]["checksum"] == report_of(finished[0])["distilled"]["checksum"]
+    assert report_of(run_dir)["recall"] == report_of(finished[0])["recall"]
+
+
+@pytest.mark.timeout(900)
+def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
+    protocol = ("--students.protocol", "both-encoders", "--students.learning_rates", "0.1", "0.2")
+    result = run("evaluate", tmp_path / "run", "--set", str(finished[0] / "distilled"), *protocol)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert report_of(tmp_path / "run")["recall"]["covmatch"] == report_of(finished[0])["recall"]["covmatch"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("arguments", "message", "stage"),
+    [
+        (["--match.pairs", "121"], "match.pairs=121, but shapes:120?seed=1 has 120 usable pairs", True),
+        (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2", False),
+        (["--match.workers", "16"], "match.workers=16 is above match.pairs=12", False),
+        (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo", False),
+        (["--match.pixel_rate", "0"], "match.pixel_rate=0.0: input should be greater than 0", False),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_sentence(tmp_path, arguments, message, stage):
+    result = run("covmatch_flickr30k", tmp_path / "run", *SMALL, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "run").exists() == stage
+
+
+def test_changed_settings_are_refused_with_the_difference(finished):
+    result = run("covmatch_flickr30k", finished[0], *SMALL, "--match.rho", "3")
+    assert result.returncode == 2
+    assert "match.rho: 1.0 -> 3.0" in result.stderr

@@ -1,0 +1,124 @@
+"""CovMatch's loop on Ray Train: two workers, one of them killed, and real batches cached or streamed."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmdd_ray.config import Covmatch, Data, Match, Run
+from mmdd_ray.data import shapes
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.presets import covmatch_local
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+SETTINGS = replace(
+    covmatch_local(),
+    run=Run(seed=4),
+    data=Data(uri="shapes:24?seed=1", rows_per_shard=6),
+    match=Match(
+        pairs=6,
+        iterations=6,
+        real_batch=8,
+        restart_iterations=4,
+        checkpoint_iterations=2,
+        embed_dim=16,
+        workers=2,
+    ),
+)
+
+
+@pytest.fixture
+def half_a_cpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two workers beside the readers on two CPUs."""
+    half = {"num_cpus": 0.5, "num_gpus": 0}
+    monkeypatch.setattr("mmdd_ray.workers.pool_size", lambda actors, gpus: 2)
+    monkeypatch.setattr("mmdd_ray.workers.actor_resources", lambda gpus: half)
+
+
+def learnt_in(folder: Path, settings: Covmatch = SETTINGS) -> StageResult:
+    from mmdd_ray.covmatch.distill import learn
+
+    features: Any = SimpleNamespace(duplicates=list, addresses=[("shapes", i) for i in range(24)])
+    drawn = [shapes.scene(index, seed=9) for index in range(6)]
+    images = np.stack([np.asarray(scene.render(32)) for scene in drawn])
+    start = PairSet(images, [scene.captions()[:1] for scene in drawn])
+    stage = Stage("match", Store(str(folder)))
+    stage.store.write_json("start.json", {})
+    return learn(stage, features, start, None, settings)
+
+
+def pairs_in(folder: Path) -> LearntPairs:
+    return LearntPairs.from_bytes((folder / "learnt_pairs.safetensors").read_bytes())
+
+
+def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
+    """SIGKILL to one of the training's workers, once there is a checkpoint."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not killed:
+        if list(checkpoint.parent.glob(checkpoint.name)):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    title = (process / "cmdline").read_bytes()
+                except OSError:  # ended meanwhile
+                    continue
+                if title.startswith(b"ray::RayTrainWorker") and not killed:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(int(process.name))
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path):
+    whole = learnt_in(tmp_path / "whole")
+    assert sorted(whole.outputs or []) == ["learnt_pairs.safetensors", "losses.parquet", "start.json"]
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == sorted(whole.outputs or [])
+    losses = Store(str(tmp_path / "whole")).read_parquet("losses.parquet").to_pydict()
+    assert losses["step"] == [1, 2, 3, 4, 5, 6]
+    assert np.isfinite([losses[name] for name in ("covariance", "mean", "contrastive", "total")]).all()
+
+    killed: list[int] = []
+    slow = replace(
+        SETTINGS, match=replace(SETTINGS.match, checkpoint_iterations=1)
+    )  # so that the kill is in time
+    checkpoints = tmp_path / "killed" / "checkpoints" / "checkpoint_*"
+    watch = threading.Thread(target=kill_a_worker_after, args=(checkpoints, killed))
+    watch.start()
+    learnt_in(tmp_path / "killed", slow)
+    watch.join()
+    assert killed
+    assert pairs_in(tmp_path / "killed").fingerprint() == pairs_in(tmp_path / "whole").fingerprint()
+
+
+def test_one_worker_learns_what_two_do_and_streamed_batches_serve_as_well(
+    ray_cluster, half_a_cpu_each, tmp_path
+):
+    one = replace(SETTINGS, match=replace(SETTINGS.match, workers=1, iterations=1))
+    learnt_in(tmp_path / "one", one)
+    learnt_in(tmp_path / "two", replace(one, match=replace(one.match, workers=2)))
+    streamed = replace(one, match=replace(one.match, cache_mib=0, iterations=7))  # more than two epochs
+    result = learnt_in(tmp_path / "streamed", streamed)
+    mine, theirs = pairs_in(tmp_path / "one"), pairs_in(tmp_path / "two")
+    np.testing.assert_allclose(theirs.pixels, mine.pixels, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(theirs.offsets, mine.offsets, rtol=1e-5, atol=1e-6)
+    assert theirs.captions == mine.captions
+    assert result.extra["last"]["step"] == 7
+    assert np.isfinite(result.extra["last"]["total"])
+
+
+def test_a_mistake_that_only_workers_see_is_one_sentence(ray_cluster, tmp_path):
+    short = replace(SETTINGS, match=replace(SETTINGS.match, max_tokens=4, workers=1))
+    with pytest.raises(
+        UserError, match=r"^match.max_tokens=4, but 6 of the 6 captions to start from are longer"
+    ):
+        learnt_in(tmp_path, short)
