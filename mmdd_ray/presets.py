@@ -73,8 +73,19 @@ def covmatch_local() -> Covmatch:
     edge = edge_local()
     return Covmatch(
         data=edge.data,
-        match=Match(),
-        students=Students(protocol="both-encoders", learning_rates=(0.1, 0.2)),
+        match=Match(
+            iterations=60,
+            relative=True,
+            mean_weight=0.001,  # tiny-nf's features are long, and so are their means
+            optimizer="adam",  # published is SGD, over 10,000 iterations
+            pixel_rate=0.005,
+            token_rate=0.001,
+            encoder_optimizer="adamw",
+            encoder_rate=1e-4,
+            head_rate=1e-3,
+            checkpoint_iterations=10,
+        ),
+        students=Students(protocol="both-encoders", steps=40, learning_rates=(0.05, 0.1)),
         evaluation=edge.evaluation,
     )
 

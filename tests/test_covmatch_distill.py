@@ -100,20 +100,12 @@ def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path)
     assert pairs_in(tmp_path / "killed").fingerprint() == pairs_in(tmp_path / "whole").fingerprint()
 
 
-def test_one_worker_learns_what_two_do_and_streamed_batches_serve_as_well(
-    ray_cluster, half_a_cpu_each, tmp_path
-):
-    one = replace(SETTINGS, match=replace(SETTINGS.match, workers=1, iterations=1))
-    learnt_in(tmp_path / "one", one)
-    learnt_in(tmp_path / "two", replace(one, match=replace(one.match, workers=2)))
-    streamed = replace(one, match=replace(one.match, cache_mib=0, iterations=7))  # more than two epochs
-    result = learnt_in(tmp_path / "streamed", streamed)
-    mine, theirs = pairs_in(tmp_path / "one"), pairs_in(tmp_path / "two")
-    np.testing.assert_allclose(theirs.pixels, mine.pixels, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(theirs.offsets, mine.offsets, rtol=1e-5, atol=1e-6)
-    assert theirs.captions == mine.captions
+def test_streamed_batches_serve_as_cached_ones_do(ray_cluster, tmp_path):
+    settings = replace(SETTINGS, match=replace(SETTINGS.match, workers=1, cache_mib=0, iterations=7))
+    result = learnt_in(tmp_path, settings)  # more than two epochs
     assert result.extra["last"]["step"] == 7
     assert np.isfinite(result.extra["last"]["total"])
+    assert np.abs(pairs_in(tmp_path).offsets).max() > 0
 
 
 def test_a_mistake_that_only_workers_see_is_one_sentence(ray_cluster, tmp_path):

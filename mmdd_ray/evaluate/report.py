@@ -41,6 +41,27 @@ LABELS = {
     CHANCE: "Chance",
 }
 
+TEXTS = {
+    "edge": {
+        "losses": "Fine-tuning of the generator",
+        "quality": "Quality of the synthetic pairs",
+        "quality_note": "Alignment: CLIP cosine of image and caption, the higher the better. Similarity: mean cosine "
+        "between different samples, lower where they are more diverse. Recall: percent of the captions whose own image "
+        "is the nearest.",
+        "examples_note": "The first caption is the real one that the image was drawn from; any others were written for "
+        "the image.",
+    },
+    "covmatch": {
+        "losses": "Matching, and InfoNCE of the encoders",
+        "quality": "What batches miss of the whole data",
+        "quality_note": "Distance between the moments of a real batch and those of all real pairs under the initial "
+        "encoders, relative to the norm of the latter.",
+        "examples_note": "The first caption is the real one that the pair began as, the second line the words that are "
+        "nearest to the text that was learnt.",
+    },
+}
+"""What charts and tables are of, by method; sets of others are shown as EDGE's are."""
+
 
 def build_report(
     run: Store,
@@ -54,7 +75,7 @@ def build_report(
 
     Args:
         evaluation: result of ``compare``; without one the report has no recall.
-        losses: columns of the fine-tuning's loss curve: ``step`` and one for each term.
+        losses: columns of the method's loss curve: ``step`` and one for each term.
         quality: of the synthetic pairs, the same columns for each figure, e.g. ``{"alignment": {"before": …,
             "after": …}, "similarity": {…}}`` for a generator before and after fine-tuning.
         command: what the user typed to start the run.
@@ -170,6 +191,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         headline=headline(report),
         tiles=_tiles(report),
         metrics=METRICS,
+        texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
         best=_best(report["recall"]),
         full_is_part=_full_is_part(report),
         charts={name: Markup(svg) for name, svg in _charts(report).items()},

@@ -186,7 +186,8 @@ def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[np.ndarray, Calla
     own = (tuple(values.flatten().tolist()) for values in (student.image.mean, student.image.std))
     if (pairs.mean, pairs.std) == tuple(own):
         return pixels_NHWC, lambda image_BHWC: student.image.encode(image_BHWC.permute(0, 3, 1, 2))
-    return pixels_NHWC * np.float32(pairs.std) + np.float32(pairs.mean), student.image  # another normalisation
+    mean, std = (np.array(values, np.float32) for values in (pairs.mean, pairs.std))
+    return pixels_NHWC * std + mean, student.image  # which has another normalisation
 
 
 def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
