@@ -85,7 +85,7 @@ def covmatch_local() -> Covmatch:
             head_rate=1e-3,
             checkpoint_iterations=10,
         ),
-        students=Students(protocol="both-encoders", steps=40, learning_rates=(0.05, 0.1)),
+        students=Students(protocol="both-encoders", steps=40, learning_rates=(0.1, 0.2)),
         evaluation=edge.evaluation,
     )
 
