@@ -86,6 +86,40 @@ def _wait_for(url: str, seconds: float = 60.0) -> None:
             time.sleep(0.1)
 
 
+class GraphBytes:
+    """While it is entered, counts the bytes that autograd holds for backward passes; ``peak`` is the most of them."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+
+    def __enter__(self) -> "GraphBytes":
+        import torch
+
+        counter = self
+
+        class Kept:
+            def __init__(self, tensor: torch.Tensor) -> None:
+                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                counter.held += self.size
+                counter.peak = max(counter.peak, counter.held)
+
+            def __del__(self) -> None:
+                counter.held -= self.size
+
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+
+
+@pytest.fixture
+def graph_bytes() -> type[GraphBytes]:
+    """``with graph_bytes() as graph: …``, then ``graph.peak``."""
+    return GraphBytes
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the real data sets, or a skip."""

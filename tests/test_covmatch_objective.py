@@ -160,41 +160,26 @@ def test_what_is_not_learnt_gets_no_gradient():
     assert encoders.pixels.grad.abs().sum() > 0
 
 
-def peak_graph_bytes(rows: int, micro_batch: int) -> int:
-    """The most bytes that autograd held at any time for the backward pass."""
-    held = peak = 0
+def test_the_memory_of_a_step_does_not_grow_with_the_set(graph_bytes):
+    def peak(rows: int, micro_batch: int) -> int:
+        encoders = Encoders(rows)
+        for network in (encoders.image, encoders.text):
+            network.requires_grad_(False)
+        inputs = encoders.pixels.detach(), encoders.tokens.detach()
+        leaves = [[part.clone().requires_grad_() for part in values.split(micro_batch)] for values in inputs]
 
-    class Kept:
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal held, peak
-            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-            held += self.size
-            peak = max(peak, held)
+        def encode(part: slice) -> tuple[Tensor, Tensor]:
+            number = part.start // micro_batch
+            return encoders.image(leaves[0][number]), encoders.text(leaves[1][number])
 
-        def __del__(self) -> None:
-            nonlocal held
-            held -= self.size
+        with graph_bytes() as graph:
+            backward_covmatch(encode, rows, REAL, MATCHING, micro_batch=micro_batch)
+        return graph.peak
 
-    encoders = Encoders(rows)
-    for network in (encoders.image, encoders.text):
-        network.requires_grad_(False)
-    inputs = encoders.pixels.detach(), encoders.tokens.detach()
-    leaves = [[part.clone().requires_grad_() for part in values.split(micro_batch)] for values in inputs]
-
-    def encode(part: slice) -> tuple[Tensor, Tensor]:
-        number = part.start // micro_batch
-        return encoders.image(leaves[0][number]), encoders.text(leaves[1][number])
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        backward_covmatch(encode, rows, REAL, MATCHING, micro_batch=micro_batch)
-    return peak
-
-
-def test_the_memory_of_a_step_does_not_grow_with_the_set():
-    small = peak_graph_bytes(16, micro_batch=4)
+    small = peak(16, micro_batch=4)
     assert small > 0
-    assert peak_graph_bytes(256, micro_batch=4) == small
-    assert peak_graph_bytes(256, micro_batch=64) > 2 * small  # so the measure sees what is held
+    assert peak(256, micro_batch=4) == small
+    assert peak(256, micro_batch=64) > 2 * small  # so the measure sees what is held
 
 
 def one_rank(rank: int, folder: Path, real: tuple[Tensor, Tensor], rows: list[list[int]]) -> None:

@@ -192,6 +192,21 @@ def test_the_gradient_does_not_depend_on_the_micro_batch():
     np.testing.assert_allclose(many.share().pixels, one.share().pixels, atol=2e-3)
 
 
+def test_memory_does_not_grow_with_the_set_or_the_real_batch(graph_bytes):
+    def peak(pairs: int, **changes: Any) -> int:
+        settings = replace(SETTINGS, iterations=1, **{"micro_batch": 2, **changes})
+        own = encoders(settings)
+        start = start_from(own, REAL[0][:pairs], REAL[1][:pairs], settings)
+        distillation = Distillation(own, start, settings, seed=3)
+        with graph_bytes() as graph:
+            next(distillation.run(epoch_of(settings)))
+        return graph.peak
+
+    small = peak(6)
+    assert peak(24, real_batch=24) < 1.1 * small
+    assert peak(24, real_batch=24, micro_batch=24) > 3 * small
+
+
 def test_a_batch_of_the_pairs_moves_only_them():
     settings = replace(SETTINGS, synthetic_batch=2, iterations=1, optimizer="sgd")
     moved = (run(settings).share().pixels != start_from(encoders(), *START, SETTINGS).pixels).any(

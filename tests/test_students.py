@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from mmdd_ray.config import Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.schema import Row
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import (
     batches,
@@ -135,6 +136,31 @@ def test_an_encoder_of_one_image_size_says_which(tmp_path):
     with pytest.raises(ValueError, match=r"students\.image_px=32.* takes 160 px only"):
         load_student(replace(SETTINGS, image_model=str(tmp_path)), 0, "cpu")
     assert ImageEncoder(str(tmp_path), 160).width == model.num_features
+
+
+@pytest.mark.parametrize("kind", ["two towers", "decoder first"])
+def test_text_models_without_features_are_one_sentence(tmp_path, kind):
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel, T5Config, T5Model
+
+    from mmdd_ray.models.zoo import resolve
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "two towers":
+        config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 32, "patch_size": 16})
+        CLIPModel(config).save_pretrained(tmp_path)
+    else:
+        T5Model(T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(resolve("tiny-bert")).save_pretrained(tmp_path)
+    settings = replace(SETTINGS, text_model=str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"students\.text_model=.* gives no feature vectors here .* such as BERT"
+    ):
+        load_text_encoder(settings, "cpu")
+
+
+def test_networks_for_larger_images_are_one_sentence():
+    with pytest.raises(UserError, match=r"match\.image_model='tiny-nf' gives no feature vectors here"):
+        ImageEncoder("tiny-nf", 0, "match")
 
 
 # ---- training

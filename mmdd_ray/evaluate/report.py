@@ -193,7 +193,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         metrics=METRICS,
         texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
         best=_best(report["recall"]),
-        full_is_part=_full_is_part(report),
+        about_full=_about_full(report),
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))
@@ -320,6 +320,19 @@ def _full_is_part(report: Mapping[str, Any]) -> bool:
     """Whether "full" is a random part of the data, because evaluation.full_pairs is below their number."""
     sets, real_images = report["sets"], report["real_images"]
     return FULL in sets and real_images is not None and sets[FULL]["images"] < real_images
+
+
+def _about_full(report: Mapping[str, Any]) -> str:
+    """How to read the best and the worst that the table shows."""
+    best = _best(report["recall"])
+    if FULL in report["recall"] and report["recall"][FULL]["mean_recall"]["mean"] < best["mean_recall"]:
+        return (
+            "All sets get the same few steps, in which a student sees too little of the real data for it to be the "
+            "ceiling; chance is the floor."
+        )
+    if _full_is_part(report):
+        return "The real images are a random part of the data, chance is the floor."
+    return "The full data is the ceiling, chance the floor."
 
 
 def _duration(seconds: float) -> str:

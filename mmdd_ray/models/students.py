@@ -66,10 +66,12 @@ class ImageEncoder(nn.Module):
             )
         # a step of tiny-nf on 64 images takes 74 ms of a core in this layout, 107 in the usual one
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)
-        self.width: int = backbone.num_features
         for statistic in ("mean", "std"):
             levels_C11 = 255 * torch.tensor(pretrained[statistic])[:, None, None]
             self.register_buffer(statistic, levels_C11, persistent=False)
+        self.width: int = _feature_width(
+            self, torch.zeros(1, image_px, image_px, 3), f"{section}.image_model", name, "a timm classifier"
+        )
 
     def normalise(self, image_BHWC: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) as in the encoder's pretraining, from RGB levels (B, H, W, 3) in [0, 255]."""
@@ -116,8 +118,10 @@ class TextEncoder(nn.Module):
             )
         if hasattr(self.backbone, "pooler"):
             self.backbone.pooler = None  # drawn at random where the checkpoint has none, and never asked
-        self.width: int = self.backbone.config.hidden_size
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self.width: int = _feature_width(
+            self, self.tokenize(["a"]), f"{section}.text_model", name, "an encoder such as BERT"
+        )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Tokens of the captions, on this encoder's device; longer captions are cut."""
@@ -157,6 +161,26 @@ class TextEncoder(nn.Module):
         hidden_BLT = found.last_hidden_state
         weight_BL = tokens.mask_BL / tokens.mask_BL.sum(dim=1, keepdim=True)
         return torch.einsum("bl,blt->bt", weight_BL.to(hidden_BLT.dtype), hidden_BLT)
+
+
+def _feature_width(encoder: nn.Module, sample: Any, setting: str, name: str, wanted: str) -> int:
+    """Columns of what the encoder makes of one sample.
+
+    Raises:
+        ValueError: it makes no features of it: a decoder, a pair of towers, a network for larger images.
+    """
+    was_training = encoder.training
+    encoder.eval()  # batch statistics of a single image may be undefined
+    try:
+        with torch.no_grad():
+            (width,) = encoder(sample)[0].shape
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{setting}={name!r} gives no feature vectors here ({reason[:200]}); choose {wanted}"
+        ) from error
+    encoder.train(was_training)
+    return width
 
 
 class DualEncoder(nn.Module):
