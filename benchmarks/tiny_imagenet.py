@@ -90,6 +90,7 @@ def pretrain(asked: TinyImageNet) -> float:
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        part = state.with_suffix(".part")
         torch.save(
             {
                 "model": model.state_dict(),
@@ -97,12 +98,13 @@ def pretrain(asked: TinyImageNet) -> float:
                 "schedule": schedule.state_dict(),
                 "epochs": epoch + 1,
             },
-            state,
+            part,
         )
-        save(model, asked.out)
+        part.rename(state)  # at once: a kill leaves the old state or the new one
         print(
             f"epoch {epoch + 1}: {accuracy(model, *read(asked.photos, 'val')):.1f} % top-1 on val", flush=True
         )
+    save(model, asked.out)
     return accuracy(model, *read(asked.photos, "val"))
 
 

@@ -15,6 +15,7 @@ def check(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
         UserError: One sentence that names the setting to change.
     """
     _check_ranges(settings)
+    _check_pools(settings)
     if isinstance(settings, Edge):
         _check_shares(settings)
     if isinstance(settings, Covmatch):
@@ -46,12 +47,12 @@ def _check_shares(settings: Edge) -> None:
             f"captions.per_image={settings.captions.per_image}; change one of them"
         )
     _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
-    for name, pool in (
-        ("features", settings.features),
-        ("synthesis", settings.synthesis),
-        ("captions", settings.captions),
-    ):
-        if pool.min_actors > pool.max_actors:
+
+
+def _check_pools(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
+    for name in ("features", "synthesis", "captions"):
+        pool = getattr(settings, name, None)
+        if pool and pool.min_actors > pool.max_actors:
             raise UserError(
                 f"{name}.min_actors={pool.min_actors} is above {name}.max_actors={pool.max_actors}"
             )

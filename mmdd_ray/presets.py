@@ -125,7 +125,7 @@ def covmatch_coco() -> Covmatch:
     return replace(
         flickr,
         data=replace(flickr.data, uri=annotations, image_root="s3://YOUR-BUCKET/coco/images"),
-        match=replace(flickr.match, pairs=500, iterations=20_000, rho=1.0, mean_weight=0.6, cache_mib=32_768),
+        match=replace(flickr.match, pairs=500, iterations=20_000, rho=1.0, mean_weight=0.6),
         students=replace(flickr.students, steps=400),
         evaluation=replace(flickr.evaluation, val=annotations, test=annotations, max_pairs=5000),
     )

@@ -63,6 +63,17 @@ def pairs_in(folder: Path) -> LearntPairs:
     return LearntPairs.from_bytes((folder / "learnt_pairs.safetensors").read_bytes())
 
 
+def is_ours(process: Path) -> bool:
+    """Whether this process is its ancestor: another Ray on the machine has workers, too."""
+    pid = int(process.name)
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        stat = Path(f"/proc/{pid}/stat")
+        pid = int(stat.read_text().rpartition(")")[2].split()[1]) if stat.exists() else 0
+    return False
+
+
 def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
     """SIGKILL to one of the training's workers, once there is a checkpoint."""
     deadline = time.monotonic() + 300
@@ -73,7 +84,7 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
                     title = (process / "cmdline").read_bytes()
                 except OSError:  # ended meanwhile
                     continue
-                if title.startswith(b"ray::RayTrainWorker") and not killed:
+                if title.startswith(b"ray::RayTrainWorker") and not killed and is_ours(process):
                     os.kill(int(process.name), signal.SIGKILL)
                     killed.append(int(process.name))
         time.sleep(0.01)

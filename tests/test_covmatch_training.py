@@ -124,9 +124,7 @@ def test_pixels_stay_in_the_range_of_an_image():
     assert (kept.pixels <= high).all()
     assert (cut.pixels > high).any()
     assert np.array_equal(kept.share().pixels, kept.pixels.detach().numpy())
-    levels = cut.encoders.image.levels(torch.from_numpy(cut.share().pixels))
-    assert levels.min() > -1e-3
-    assert levels.max() < 255.001
+    assert (torch.from_numpy(cut.share().pixels) <= high).all()
 
 
 def test_the_encoder_step_is_that_of_plain_info_nce():
@@ -251,10 +249,9 @@ def test_a_resumed_distillation_ends_as_an_unbroken_one(done, tmp_path):
 
 
 def test_a_checkpoint_of_other_pairs_is_refused():
-    own = encoders()
-    other = Distillation(own, start_from(own, START[0][:4], START[1][:4], SETTINGS), SETTINGS, seed=3)
-    with pytest.raises(UserError, match="checkpoint is of another distillation"):
-        begun().restore(other.state())
+    other = begun(replace(SETTINGS, rho=2.0, micro_batch=1)).state()
+    with pytest.raises(UserError, match=r"another distillation \(match.rho: 2.0 -> 1.0\); set run.dir"):
+        begun().restore(other)
 
 
 TEN = replace(SETTINGS, pairs=6, iterations=10, optimizer="sgd", relative=True, restart_iterations=6)
@@ -288,11 +285,19 @@ def test_two_ranks_learn_what_one_does(tmp_path):
                 ):
                     moved = (mine - torch.from_numpy(began)).norm()
                     assert moved > 0
-                    assert (mine - theirs).norm() <= tolerances[step] * max(moved, 1)
+                    assert (mine - theirs).norm() <= tolerances[step] * moved
     shares = [LearntPairs.from_bytes((tmp_path / f"{rank}.safetensors").read_bytes()) for rank in range(2)]
     merged = LearntPairs.interleaved(shares)
     assert merged.captions == [[caption] for caption in START[1]]
     np.testing.assert_allclose(merged.pixels, one.share().pixels, atol=1e-2)
+
+
+def test_bfloat16_is_close_to_float32():
+    single, half = run(), run(replace(SETTINGS, precision="bfloat16"))
+    assert half.records[0]["total"] == pytest.approx(single.records[0]["total"], rel=0.05)
+    assert half.records[0]["total"] != single.records[0]["total"]
+    moved = [d.share().pixels - start_from(encoders(), *START, SETTINGS).pixels for d in (single, half)]
+    assert np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1] > 0.5
 
 
 # Nonsense

@@ -93,6 +93,17 @@ def test_images_are_rounded_and_cut_to_eight_bits():
     assert found[1, 5, 5].tolist() == [128, 128, 128]
 
 
+def test_images_of_another_size_keep_their_texts():
+    pairs = learnt()
+    assert pairs.resized(32) is pairs
+    small = pairs.resized(16)
+    assert small.pixels.shape == (5, 3, 16, 16)
+    assert small.pixels.dtype == np.float32
+    assert np.array_equal(small.offsets, pairs.offsets)
+    grey = learnt(pixels=np.zeros((5, 3, 32, 32), np.float32)).resized(48)  # the mean level, 127.5, rounded
+    np.testing.assert_allclose(grey.pixels, 0.5 / 76.5, rtol=1e-5)
+
+
 def test_shares_are_put_together_in_order():
     pairs = learnt()
 

@@ -2,7 +2,8 @@
 
 ``covmatch/training.py`` takes the iterations of one worker and knows no Ray; here it is placed and fed. Ranks hold
 disjoint synthetic pairs and disjoint shares of every real batch, and exchange moments, features of the real batch and
-gradients of the encoders.
+gradients of the encoders. With cached real pairs, k workers take the steps of one; streamed, every rank shuffles its
+own part of the data.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import torch
 
 from mmdd_ray.config import Covmatch, Match
 from mmdd_ray.covmatch.moments import whole_moments
-from mmdd_ray.covmatch.stages import LEARNT, LOSSES, START
+from mmdd_ray.covmatch.stages import LOSSES, START
 from mmdd_ray.covmatch.training import Distillation, start_from
+from mmdd_ray.data.distilled import LEARNT
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.epochs import Batch
@@ -59,7 +61,8 @@ def learn(
       ``relative_covariance`` (the covariance term over the squared norm of the real one), ``contrastive`` (InfoNCE of
       the encoders), the sampling errors of batch moments where they are known, and ``seconds``.
 
-    A killed run goes on from its last checkpoint, and ends with the pairs of an unbroken one.
+    A killed run goes on from its last checkpoint. On CPUs it ends with the pairs of an unbroken one; kernels of a GPU
+    need not be exact.
 
     Args:
         features: whose duplicates are left out of the real batches.
@@ -100,7 +103,7 @@ def _fit(
         matching,
         settings.run.seed,
         ray.put(start),
-        ray.put(_cached(pairs)) if is_cached else None,
+        _cached.remote(pairs, len(features.addresses), matching.image_px) if is_cached else None,
         whole,
         store,
     )
@@ -118,14 +121,19 @@ def _fit(
     ]
 
 
-def _cached(pairs: ray.data.Dataset) -> PairSet:
+@ray.remote(
+    num_cpus=0
+)  # the tasks that it waits for have theirs; and not on the driver, which may be a small machine
+def _cached(pairs: ray.data.Dataset, count: int, image_px: int) -> PairSet:
     """All real pairs, decoded, in the order of the dataset."""
     pairs.context.execution_options.preserve_order = True  # so that each run sees the same batches
-    images, captions = [], []
+    # filled in place: a list that is joined at the end would need twice the memory
+    images = np.empty((count, image_px, image_px, 3), np.uint8)
+    captions: list[list[str]] = []
     for block in pairs.iter_batches(batch_size=None, batch_format="numpy"):
-        images.append(block["image"])
+        images[len(captions) : len(captions) + len(block["image"])] = block["image"]
         captions += [list(map(str, own)) for own in block["captions"]]
-    return PairSet(np.concatenate(images), captions)
+    return PairSet(images[: len(captions)], captions)
 
 
 def _work(worker: Worker, job: _Job) -> dict[str, Any]:
@@ -145,7 +153,9 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
         if state := worker.restored(file):
             distillation.restore(state)
     worker.follow(distillation.run(partial(_real_batches, worker, job)), lambda: {file: distillation.state()})
-    job.store.write_bytes(_share(worker.rank), distillation.share().to_bytes())
+    with worker.agree():
+        share = distillation.share()
+    job.store.write_bytes(_share(worker.rank), share.to_bytes())
     if worker.workers > 1:
         torch.distributed.barrier()  # rank 0, which ends the training, does not end before all are written
     return {"losses": distillation.records}

@@ -36,7 +36,7 @@ class InitialEncoders:
 
 
 class _Encoders:
-    """Features before the heads, float32, as the objective sees them."""
+    """Features before the heads, of images that are not shifted; the feature store rounds them to float16."""
 
     def __init__(self, encoders: Any, settings: Match) -> None:
         self._encoders, self._settings = encoders, settings
@@ -56,20 +56,23 @@ class _Encoders:
         from mmdd_ray.models.precision import autocast
 
         with torch.no_grad(), autocast(self._device, self._settings.precision):
-            return self._encoders.text(self._encoders.text.tokenize(captions)).float()
+            return self._encoders.text.encode_captions(captions)
 
 
-def whole_stage(stage: Stage, settings: Covmatch) -> StageResult:
+def whole_stage(stage: Stage, run_store: Store | None, settings: Covmatch) -> StageResult:
     """Encodes every pair of the data with the initial encoders, into a feature store with its moments.
+
+    Args:
+        run_store: The run directory, whose rejects.parquet takes what is refused; None where the features stage has
+            listed and counted it.
 
     Raises:
         UserError: as ``features.precompute.precompute``.
     """
     source = InitialEncoders(settings.match)
     features = replace(settings.features, image_px=settings.match.image_px)
-    return precompute(
-        stage, None, settings.data, features, source
-    )  # the features stage has listed what is refused
+    found = precompute(stage, run_store, settings.data, features, source)
+    return found if run_store else replace(found, rejects={})
 
 
 def read_whole(store: Store, settings: Covmatch) -> Moments:

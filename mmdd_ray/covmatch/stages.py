@@ -8,7 +8,7 @@ from mmdd_ray.cluster import connected
 from mmdd_ray.config import Covmatch
 from mmdd_ray.covmatch.moments import read_whole, whole_stage
 from mmdd_ray.data import distilled
-from mmdd_ray.data.distilled import Sample
+from mmdd_ray.data.distilled import LEARNT, Sample
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
@@ -21,7 +21,6 @@ from mmdd_ray.run import RunDir, Stage, StageResult, resolved
 
 JOB = "covmatch_flickr30k"
 START = "start.json"
-LEARNT = "learnt_pairs.safetensors"
 LOSSES = "losses.parquet"
 LOSS_COLUMNS = ("step", "covariance", "mean", "contrastive", "total")
 SAMPLING_ERRORS = {
@@ -48,7 +47,7 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
         _check_size(features, settings)
         whole = None
         if settings.match.real_moments == "whole":
-            whole = run.stage("moments", lambda stage: whole_stage(stage, settings))
+            whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings))
         matched = run.stage("match", lambda stage: match(stage, features, whole, settings))
         if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
             run.store.remove("export")  # the set was deleted: write it again

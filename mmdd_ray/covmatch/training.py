@@ -7,7 +7,7 @@ Lee et al., "CovMatch: Cross-Covariance Guided Multimodal Dataset Distillation w
 # N synthetic pairs, B pairs of this rank in a batch, G of all ranks, V and L feature widths
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmdd_ray.config import Match
 from mmdd_ray.covmatch.objective import (
+    Encode,
     Heads,
     Matching,
     PairMoments,
@@ -32,10 +33,9 @@ from mmdd_ray.epochs import Epochs, OpenEpoch
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.precision import autocast
 from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
+from mmdd_ray.run import differences, resolved
 
 ENCODER_MOMENTUM = 0.9
-
-Features = Callable[[slice], tuple[Tensor, Tensor]]
 
 
 def start_from(
@@ -144,10 +144,17 @@ class Distillation:
             "lower match.real_batch or add data",
         )
         while len(self.records) < self.settings.iterations:
-            yield self._iterate(*next(batches))
+            started = time.monotonic()  # waiting for real pairs counts
+            images, captions = next(batches)
+            # enabled, because torch's own default of this call switches cuDNN off
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+                record = self._iterate(images, captions)
+            record["seconds"] = time.monotonic() - started
+            self.records.append(record)
+            yield record
 
     def _iterate(self, images: np.ndarray, captions: list[str]) -> dict[str, float]:
-        started, iteration = time.monotonic(), len(self.records)
+        iteration = len(self.records)
         is_restart = iteration % self.settings.restart_iterations == 0
         if is_restart:
             self._restart(iteration // self.settings.restart_iterations)
@@ -178,8 +185,6 @@ class Distillation:
         )
         self._check_finite(record)
         self._update()
-        record["seconds"] = time.monotonic() - started
-        self.records.append(record)
         return record
 
     def _restart(self, number: int) -> None:
@@ -189,7 +194,7 @@ class Distillation:
         self.encoders.draw_heads(_seed(self.seed, "heads", number))
         self.encoder_optimizer = self._encoder_optimizer()
 
-    def _real_features(self, images: np.ndarray, captions: list[str]) -> Features:
+    def _real_features(self, images: np.ndarray, captions: list[str]) -> Encode:
         images_BHWC = torch.from_numpy(images)
         text = self.encoders.text.tokenize(captions)
 
@@ -210,14 +215,12 @@ class Distillation:
             return self.encoders.image.encode(pixels_BCHW), self.encoders.text(text)
 
     @torch.no_grad()
-    def _moments(self, features: Features, rows: int) -> PairMoments:
+    def _moments(self, features: Encode, rows: int) -> PairMoments:
         found = [features(part) for part in micro_batches(rows, self.settings.micro_batch)]
         image_BV, text_BL = (torch.cat(parts) for parts in zip(*found, strict=True))
         return pair_moments(image_BV, text_BL)
 
-    def _backward_encoders(
-        self, features: Features, rows: int, is_restart: bool
-    ) -> tuple[PairMoments, float]:
+    def _backward_encoders(self, features: Encode, rows: int, is_restart: bool) -> tuple[PairMoments, float]:
         """Gradients of InfoNCE on the real batch of all ranks, for encoders and heads; its moments and loss."""
         self.encoder_optimizer.zero_grad()
         found: list[tuple[PairMoments, float]] = []
@@ -233,7 +236,7 @@ class Distillation:
                     self.encoders.embed_text(text_GL.requires_grad_()),
                     self.settings.temperature,
                 )
-            loss.backward()  # every rank computes the whole loss, so heads need no exchange
+            loss.backward()
             found.append((real, loss.item()))
             own = slice(self.rank * rows, (self.rank + 1) * rows)
             return image_GV.grad[own], text_GL.grad[own]  # type: ignore[index]
@@ -243,10 +246,14 @@ class Distillation:
         return found[0]
 
     def _sum_encoder_gradients(self) -> None:
+        """Every rank has the gradient of its own rows for the encoders, and the whole one for the heads."""
         if self.workers > 1:
-            gradients = [weight.grad for weight in self._encoder_weights() if weight.grad is not None]
+            heads = [self.encoders.image_head.weight, self.encoders.text_head.weight]
+            gradients = [w.grad for w in (*self._encoder_weights(), *heads) if w.grad is not None]
             for sent in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
                 sent.wait()
+            for head in heads:  # equal but for rounding, which must not drive ranks apart
+                head.grad = head.grad / self.workers if head.grad is not None else None
 
     def _rows(self, iteration: int) -> Tensor:
         """Which of this rank's pairs are in the batch of S: indices into its share."""
@@ -279,6 +286,9 @@ class Distillation:
 
     @torch.no_grad()
     def _update(self) -> None:
+        for values in (self.pixels, self.offsets):
+            if values.requires_grad and values.grad is None:  # none of this rank's pairs is in the batch
+                values.grad = torch.zeros_like(values)  # they move by momentum, as they would on one worker
         self.optimizer.step()
         if self.settings.keep_range:
             least, greatest = self.encoders.image.pixel_range
@@ -293,6 +303,7 @@ class Distillation:
         """
         goes_on = len(self.records) % self.settings.restart_iterations != 0
         return {
+            "settings": resolved(self.settings),
             "pixels": self.pixels.detach(),
             "offsets": self.offsets.detach(),
             "optimizer": self.optimizer.state_dict(),
@@ -310,15 +321,9 @@ class Distillation:
         Raises:
             UserError: the state is of another distillation.
         """
-        shapes = [
-            (tuple(state[name].shape), tuple(values.shape))
-            for name, values in (("pixels", self.pixels), ("offsets", self.offsets))
-        ]
-        if any(held != own for held, own in shapes):
+        if changes := differences(state["settings"], resolved(self.settings), self.settings, "match"):
             raise UserError(
-                f"the checkpoint is of another distillation: its pixels and offsets are "
-                f"{' and '.join(str(held) for held, _ in shapes)}, not {' and '.join(str(own) for _, own in shapes)}; "
-                "set run.dir to a new folder"
+                f"the checkpoint is of another distillation ({'; '.join(changes)}); set run.dir to a new folder"
             )
         self.pixels.copy_(state["pixels"])
         self.offsets.copy_(state["offsets"])
@@ -331,7 +336,16 @@ class Distillation:
 
     @torch.no_grad()
     def share(self) -> LearntPairs:
-        """This rank's pairs as they are exported: pixels in the range of an image."""
+        """This rank's pairs as they are exported, in the end: pixels in the range of an image.
+
+        Puts the pretrained text encoder back.
+
+        Raises:
+            UserError: a pixel or an offset is no finite number.
+        """
+        self._check_finite(
+            {"step": len(self.records), "total": (self.pixels.sum() + self.offsets.sum()).item()}
+        )
         own, text = slice(self.rank, None, self.workers), self.encoders.text
         text.load_state_dict(self._pretrained[1])  # whose word embeddings the offsets are of
         least, greatest = self.encoders.image.pixel_range

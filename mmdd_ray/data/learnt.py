@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.tensors import pack, unpack
@@ -93,6 +94,20 @@ class LearntPairs:
         """The images as people see them, (N, H, W, 3) uint8: levels rounded, and cut to [0, 255]."""
         levels = self.pixels * _of_channels(self.std) + _of_channels(self.mean)
         return levels.round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def resized(self, image_px: int) -> "LearntPairs":
+        """The same texts with images of another side, made from the 8-bit ``images``; itself if it has that side."""
+        if image_px == self.image_px:
+            return self
+        size = (image_px, image_px)
+        images = np.stack(
+            [
+                np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+                for image in self.images()
+            ]
+        )
+        pixels = (images.transpose(0, 3, 1, 2) - _of_channels(self.mean)) / _of_channels(self.std)
+        return replace(self, pixels=np.ascontiguousarray(pixels))
 
     def to_bytes(self) -> bytes:
         """A safetensors file; ``from_bytes`` gives back exactly these pairs."""

@@ -55,7 +55,7 @@ TEXTS = {
         "losses": "Matching, and InfoNCE of the encoders",
         "quality": "What batches miss of the whole data",
         "quality_note": "Distance between the moments of a real batch and those of all real pairs under the initial "
-        "encoders, relative to the norm of the latter.",
+        "encoders, relative to the norm of the latter. The images of a batch are shifted by chance, too.",
         "examples_note": "The first caption is the real one that the pair began as, the second line the words that are "
         "nearest to the text that was learnt.",
     },
@@ -326,10 +326,7 @@ def _about_full(report: Mapping[str, Any]) -> str:
     """How to read the best and the worst that the table shows."""
     best = _best(report["recall"])
     if FULL in report["recall"] and report["recall"][FULL]["mean_recall"]["mean"] < best["mean_recall"]:
-        return (
-            "All sets get the same few steps, in which a student sees too little of the real data for it to be the "
-            "ceiling; chance is the floor."
-        )
+        return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
     if _full_is_part(report):
         return "The real images are a random part of the data, chance is the floor."
     return "The full data is the ceiling, chance the floor."

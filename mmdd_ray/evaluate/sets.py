@@ -26,14 +26,14 @@ EVALUATION = "evaluation.json"
 def distilled_set(store: Store, image_px: int) -> PairSet | LearntPairs:
     """What students are trained on: the learnt pairs of the set, or else its images with all of their captions.
 
-    Images of another size than the students' are resized, which learnt pixels cannot be.
+    Images of another size than the students' are resized.
 
     Raises:
         UserError: The set is missing or damaged.
     """
     learnt = read_learnt(store)
-    if learnt is not None and learnt.image_px == image_px:
-        return learnt
+    if learnt is not None:
+        return learnt.resized(image_px)
     return synthetic_set(read_distilled(store), image_px)
 
 

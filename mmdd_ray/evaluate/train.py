@@ -19,6 +19,7 @@ from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.precision import autocast
 from mmdd_ray.models.students import (
+    ENCODE_ROWS,
     DualEncoder,
     TextEncoder,
     Tokens,
@@ -30,7 +31,6 @@ from mmdd_ray.models.students import (
 ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
 DECAY = 0.1  # of the learning rate, at half of the steps
 SHIFT_FRACTION = 16  # images are shifted by up to 1/16 of their side
-ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
 
 
 Pairs = PairSet | LearntPairs
@@ -232,13 +232,7 @@ def _encode_texts(encoder: TextEncoder, pairs: Pairs) -> np.ndarray:
     if isinstance(pairs, LearntPairs):
         tokens = _tokens(encoder, pairs)
         return torch.cat([encoder(tokens.rows(rows)) for rows in _chunks(pairs.n_pairs)]).cpu().numpy()
-    captions = pairs.flat_captions
-    by_length = np.argsort([len(caption) for caption in captions], kind="stable")  # then chunks hold few pads
-    feature_PT = np.empty((len(captions), encoder.width), dtype=np.float32)
-    for rows in _chunks(len(captions)):
-        chosen = by_length[rows]
-        feature_PT[chosen] = encoder(encoder.tokenize([captions[row] for row in chosen])).cpu().numpy()
-    return feature_PT
+    return encoder.encode_captions(pairs.flat_captions).cpu().numpy()
 
 
 def _chunks(n_rows: int) -> Iterator[slice]:

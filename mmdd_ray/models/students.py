@@ -21,6 +21,8 @@ from mmdd_ray.config import Match, Students
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve
 
+ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
+
 
 class Tokens(NamedTuple):
     """Texts as a text encoder takes them, padded on the right; ids and mask are int64."""
@@ -78,10 +80,6 @@ class ImageEncoder(nn.Module):
         image_BCHW = image_BHWC.permute(0, 3, 1, 2)  # a view, and as it happens in channels-last order
         return (image_BCHW - self.mean) / self.std
 
-    def levels(self, pixels_BCHW: Tensor) -> Tensor:
-        """The inverse of ``normalise``."""
-        return (pixels_BCHW * self.std + self.mean).permute(0, 2, 3, 1)
-
     @property
     def pixel_range(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest normalised pixel that an image can have, each (3, 1, 1)."""
@@ -130,6 +128,18 @@ class TextEncoder(nn.Module):
         ).to(self.backbone.device)
         return Tokens(found["input_ids"], found["attention_mask"])
 
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Features (P, T) float32 of any number of captions, in their order."""
+        by_length = sorted(
+            range(len(captions)), key=lambda row: len(captions[row])
+        )  # then chunks hold few pads
+        feature_PT = torch.empty(len(captions), self.width, device=self.backbone.device)
+        for start in range(0, len(captions), ENCODE_ROWS):
+            rows = by_length[start : start + ENCODE_ROWS]
+            feature_PT[rows] = self(self.tokenize([captions[row] for row in rows])).float()
+        return feature_PT
+
     @property
     def vocabulary(self) -> Tensor:
         """Word embeddings (words, T), by token id."""
@@ -159,8 +169,9 @@ class TextEncoder(nn.Module):
         """Features (B, T) of texts."""
         found = self.backbone(inputs_embeds=self.word_embeddings(tokens), attention_mask=tokens.mask_BL)
         hidden_BLT = found.last_hidden_state
-        weight_BL = tokens.mask_BL / tokens.mask_BL.sum(dim=1, keepdim=True)
-        return torch.einsum("bl,blt->bt", weight_BL.to(hidden_BLT.dtype), hidden_BLT)
+        # in float32 under autocast, too: features lie in a narrow cone, and bfloat16 would round what sets them apart
+        mask_BL1 = tokens.mask_BL[:, :, None]
+        return (hidden_BLT.float() * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
 
 def _feature_width(encoder: nn.Module, sample: Any, setting: str, name: str, wanted: str) -> int:
