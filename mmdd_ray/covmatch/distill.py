@@ -170,7 +170,7 @@ def _real_batches(worker: Worker, job: _Job, epoch: int) -> Iterator[Batch]:
     rng = np.random.default_rng((seed, worker.rank))
     for images, captions in pair_batches(settings.real_pairs_per_worker, seed=job.seed, epoch=epoch):
         shift_2B = draw_shifts(len(images), settings.image_px, rng)
-        yield shifted(torch.from_numpy(images), shift_2B).numpy(), captions
+        yield shifted(torch.tensor(images), shift_2B).numpy(), captions
 
 
 def cached_batches(real: PairSet, batch_pairs: int, seed: int, rank: int, workers: int) -> Iterator[Batch]:
