@@ -2,17 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mmdd_ray.config import Match
+from mmdd_ray.covmatch.stages import check_size
 from mmdd_ray.data.distilled import read_distilled, read_learnt
 from mmdd_ray.data.images import decode_image
+from mmdd_ray.errors import UserError
+from mmdd_ray.presets import covmatch_local
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--data.uri", "shapes:120?seed=1", "--run.num_cpus", "2")
@@ -73,6 +81,8 @@ def test_a_run_leaves_everything_it_promises(finished):
 @pytest.mark.timeout(1800)
 def test_killed_and_started_again_it_makes_the_same_set(finished, tmp_path):
     run_dir = tmp_path / "run"
+    later = shutil.ignore_patterns("match", "export", "evaluate", "distilled", "report.*")
+    shutil.copytree(finished[0], run_dir, ignore=later)  # features and moments are done already
     process = subprocess.Popen(
         command("covmatch_flickr30k", run_dir, *SMALL),
         cwd=ROOT,
@@ -104,21 +114,30 @@ def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("arguments", "message", "stage"),
+    ("arguments", "message"),
     [
-        (["--match.pairs", "121"], "match.pairs=121, but shapes:120?seed=1 has 120 usable pairs", True),
-        (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2", False),
-        (["--match.workers", "16"], "match.workers=16 is above match.pairs=12", False),
-        (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo", False),
-        (["--match.pixel_rate", "0"], "match.pixel_rate=0.0: input should be greater than 0", False),
+        (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2"),
+        (["--match.workers", "16"], "match.workers=16 is above match.pairs=12"),
+        (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo"),
+        (["--match.pixel_rate", "0"], "match.pixel_rate=0.0: input should be greater than 0"),
     ],
 )
-def test_what_the_user_got_wrong_is_one_sentence(tmp_path, arguments, message, stage):
+def test_what_the_user_got_wrong_is_one_sentence_before_any_work(tmp_path, arguments, message):
     result = run("covmatch_flickr30k", tmp_path / "run", *SMALL, *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert (tmp_path / "run").exists() == stage
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("setting", "needed"), [("pairs", 121), ("real_batch", 128)])
+def test_fewer_real_pairs_than_are_needed_are_one_sentence(setting, needed):
+    features: Any = SimpleNamespace(addresses=[("shapes", row) for row in range(120)])
+    few = replace(covmatch_local(), match=replace(Match(real_batch=100, pairs=100), **{setting: needed}))
+    with pytest.raises(
+        UserError, match=rf"^match.{setting}={needed}, but shapes:2000.* has 120 usable pairs; lower"
+    ):
+        check_size(features, few)
 
 
 def test_changed_settings_are_refused_with_the_difference(finished):

@@ -44,7 +44,7 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
         run.devices = devices.as_json()
         precomputed = feature_stage(run, settings)
         features = FeatureStore(precomputed.store)
-        _check_size(features, settings)
+        check_size(features, settings)
         whole = None
         if settings.match.real_moments == "whole":
             whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings))
@@ -56,7 +56,12 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
         return _report(run, matched, evaluated, settings)
 
 
-def _check_size(features: FeatureStore, settings: Covmatch) -> None:
+def check_size(features: FeatureStore, settings: Covmatch) -> None:
+    """Finds before anything is learnt that there are too few real pairs.
+
+    Raises:
+        UserError: There are fewer than `match.pairs` or `match.real_batch`.
+    """
     images = len(features.addresses)
     needs = {"match.pairs": settings.match.pairs}
     if settings.match.iterations:
