@@ -9,8 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,9 @@ from mmdd_ray.covmatch.stages import check_size
 from mmdd_ray.data.distilled import read_distilled, read_learnt
 from mmdd_ray.data.images import decode_image
 from mmdd_ray.errors import UserError
+from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.presets import covmatch_local
+from mmdd_ray.store import Store
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--data.uri", "shapes:120?seed=1", "--run.num_cpus", "2")
@@ -131,8 +131,9 @@ def test_what_the_user_got_wrong_is_one_sentence_before_any_work(tmp_path, argum
 
 
 @pytest.mark.parametrize(("setting", "needed"), [("pairs", 121), ("real_batch", 128)])
-def test_fewer_real_pairs_than_are_needed_are_one_sentence(setting, needed):
-    features: Any = SimpleNamespace(addresses=[("shapes", row) for row in range(120)])
+def test_fewer_real_pairs_than_are_needed_are_one_sentence(tmp_path, setting, needed):
+    features = FeatureStore(Store(str(tmp_path)))
+    features.addresses = [("shapes", row) for row in range(120)]
     few = replace(covmatch_local(), match=replace(Match(real_batch=100, pairs=100), **{setting: needed}))
     with pytest.raises(
         UserError, match=rf"^match.{setting}={needed}, but shapes:2000.* has 120 usable pairs; lower"

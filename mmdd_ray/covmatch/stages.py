@@ -11,13 +11,12 @@ from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import LEARNT, Sample
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.report import build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, coreset, distilled_set
+from mmdd_ray.evaluate.sets import EVALUATION, coreset
+from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.precompute import feature_stage
-from mmdd_ray.features.store import MOMENTS, FeatureStore
-from mmdd_ray.redact import redact
-from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import RunDir, Stage, StageResult
 
 JOB = "covmatch_flickr30k"
 START = "start.json"
@@ -49,10 +48,15 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
         if settings.match.real_moments == "whole":
             whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings))
         matched = run.stage("match", lambda stage: match(stage, features, whole, settings))
-        if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
-            run.store.remove("export")  # the set was deleted: write it again
-        run.stage("export", lambda stage: _export(run, stage, matched, precomputed, settings))
-        evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
+        export_stage(
+            run,
+            precomputed,
+            settings,
+            lambda: samples(matched, settings),
+            method="CovMatch",
+            models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
+        )
+        evaluated = evaluate_stage(run, "covmatch", features, settings)
         return _report(run, matched, evaluated, settings)
 
 
@@ -62,16 +66,10 @@ def check_size(features: FeatureStore, settings: Covmatch) -> None:
     Raises:
         UserError: There are fewer than `match.pairs` or `match.real_batch`.
     """
-    images = len(features.addresses)
     needs = {"match.pairs": settings.match.pairs}
     if settings.match.iterations:
         needs["match.real_batch"] = settings.match.real_batch
-    for setting, needed in needs.items():
-        if needed > images:
-            raise UserError(
-                f"{setting}={needed:,}, but {redact(settings.data.uri)} has {images:,} usable pairs; "
-                f"lower {setting} or add data"
-            )
+    features.require(needs, settings.data.uri)
 
 
 def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: Covmatch) -> StageResult:
@@ -104,34 +102,6 @@ def samples(matched: Stage, settings: Covmatch) -> tuple[list[Sample], LearntPai
         )
         for number, (image, captions, nearest, key) in enumerate(rows)
     ], learnt
-
-
-def _export(run: RunDir, stage: Stage, matched: Stage, precomputed: Stage, settings: Covmatch) -> StageResult:
-    checksums = {output["path"]: output["checksum"] for output in precomputed.manifest["outputs"]}
-    shown, learnt = samples(matched, settings)
-    manifest = distilled.write_distilled(
-        shown,
-        run.store.child(distilled.FOLDER),
-        method="CovMatch",
-        settings=resolved(settings),
-        seed=settings.run.seed,
-        inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
-        models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
-        learnt=learnt,
-    )
-    stage.store.write_json(
-        "distilled.json", {name: manifest[name] for name in ("checksum", "shards", "learnt")}
-    )
-    return StageResult(
-        rows_in=len(shown),
-        rows_out=manifest["pairs"],
-        extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
-    )
-
-
-def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Covmatch) -> StageResult:
-    exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
-    return compare_with_baselines(stage, "covmatch", exported, features, settings, run.store)
 
 
 def _report(run: RunDir, matched: Stage, evaluated: Stage, settings: Covmatch) -> dict[str, Any]:

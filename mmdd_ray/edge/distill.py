@@ -6,19 +6,17 @@ from typing import Any
 
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Edge
-from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
-from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.report import build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, distilled_set
+from mmdd_ray.evaluate.sets import EVALUATION
+from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.precompute import feature_stage
-from mmdd_ray.features.store import MOMENTS, FeatureStore
-from mmdd_ray.redact import redact
-from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import RunDir, Stage, StageResult
 
 JOB = "edge_cc3m"
 LOSS_COLUMNS = ("step", "contrastive", "diversity", "noise", "total")
@@ -44,31 +42,29 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
         drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
         chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
         captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
-        if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
-            run.store.remove("export")  # the set was deleted: write it again
-        run.stage(
-            "export",
-            lambda stage: _export(
-                run, stage, samples(drawn, chosen, captioned, settings), precomputed, settings
-            ),
+        export_stage(
+            run,
+            precomputed,
+            settings,
+            lambda: (samples(drawn, chosen, captioned, settings), None),
+            method="EDGE",
+            models={
+                "clip": settings.features.clip,
+                "generator": settings.finetune.generator,
+                "captioner": settings.captions.model,
+            },
         )
-        evaluated = run.stage("evaluate", lambda stage: _evaluate(run, stage, features, settings))
+        evaluated = evaluate_stage(run, "edge", features, settings)
         return _report(run, tuned, chosen, evaluated)
 
 
 def _check_size(features: FeatureStore, settings: Edge) -> None:
     """Finds before the fine-tuning that there are too few real pairs for what comes after it."""
-    images = len(features.addresses)
     needs = {
         "synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0,
         "finetune.batch_pairs": settings.finetune.batch_pairs,
     }
-    for setting, needed in needs.items():
-        if needed > images:
-            raise UserError(
-                f"{setting}={needed:,}, but {redact(settings.data.uri)} has {images:,} usable pairs; "
-                f"lower {setting} or add data"
-            )
+    features.require(needs, settings.data.uri)
 
 
 def finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
@@ -131,34 +127,6 @@ def samples(drawn: Stage, chosen: Stage, captioned: Stage, settings: Edge) -> li
 def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
     kept = set(chosen.store.read_json("choice.json")["kept"])
     return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
-
-
-def _export(run: RunDir, stage: Stage, kept: list[Sample], precomputed: Stage, settings: Edge) -> StageResult:
-    checksums = {output["path"]: output["checksum"] for output in precomputed.manifest["outputs"]}
-    manifest = distilled.write_distilled(
-        kept,
-        run.store.child(distilled.FOLDER),
-        method="EDGE",
-        settings=resolved(settings),
-        seed=settings.run.seed,
-        inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
-        models={
-            "clip": settings.features.clip,
-            "generator": settings.finetune.generator,
-            "captioner": settings.captions.model,
-        },
-    )
-    stage.store.write_json("distilled.json", {"checksum": manifest["checksum"], "shards": manifest["shards"]})
-    return StageResult(
-        rows_in=len(kept),
-        rows_out=manifest["pairs"],
-        extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
-    )
-
-
-def _evaluate(run: RunDir, stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:
-    exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
-    return compare_with_baselines(stage, "edge", exported, features, settings, run.store)
 
 
 def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the order of the dataset.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.coresets import joint_features
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.moments import Moments
+from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
 
 MOMENTS = "moments.safetensors"
@@ -96,6 +98,24 @@ class FeatureStore:
         """(shard, index) of each row, where the source has it."""
         tables = self.tables(["shard", "index"])
         return [pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)]
+
+    def require(self, needs: Mapping[str, int], uri: str) -> None:
+        """Finds before expensive work that there are too few rows for what comes after it.
+
+        Args:
+            needs: Rows by the setting that asks for them.
+            uri: Of the source, for the message.
+
+        Raises:
+            UserError: There are fewer; names the setting.
+        """
+        rows = len(self.addresses)
+        for setting, needed in needs.items():
+            if needed > rows:
+                raise UserError(
+                    f"{setting}={needed:,}, but {redact(uri)} has {rows:,} usable pairs; "
+                    f"lower {setting} or add data"
+                )
 
     def joint_features(self) -> list[np.ndarray]:
         """Blocks of [image, mean text] rows, each part of unit norm: what coresets of pairs are chosen by.

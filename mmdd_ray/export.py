@@ -1,0 +1,67 @@
+"""The stages that end every method's run alike: the distilled set is written, then compared with real pairs."""
+
+from collections.abc import Callable, Mapping
+
+from mmdd_ray.config import Covmatch, Edge
+from mmdd_ray.data import distilled
+from mmdd_ray.data.distilled import Sample
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.evaluate.sets import compare_with_baselines, distilled_set
+from mmdd_ray.features.store import MOMENTS, FeatureStore
+from mmdd_ray.redact import redact
+from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+
+
+def export_stage(
+    run: RunDir,
+    precomputed: Stage,
+    settings: Edge | Covmatch,
+    made: Callable[[], tuple[list[Sample], LearntPairs | None]],
+    *,
+    method: str,
+    models: Mapping[str, str],
+) -> Stage:
+    """The stage `export` of a run, which writes the folder `distilled/`; again, if that was deleted.
+
+    Args:
+        precomputed: The features stage.
+        made: Gives the samples of the set, and the learnt pairs that they show, if they are more than that.
+        method: As people write it.
+        models: That made the set, by their role.
+    """
+    if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
+        run.store.remove("export")  # the set was deleted: write it again
+
+    def body(stage: Stage) -> StageResult:
+        checksums = {output["path"]: output["checksum"] for output in precomputed.manifest["outputs"]}
+        samples, learnt = made()
+        manifest = distilled.write_distilled(
+            samples,
+            run.store.child(distilled.FOLDER),
+            method=method,
+            settings=resolved(settings),
+            seed=settings.run.seed,
+            inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
+            models=models,
+            learnt=learnt,
+        )
+        stage.store.write_json(
+            "distilled.json", {name: manifest[name] for name in ("checksum", "shards", "learnt")}
+        )
+        return StageResult(
+            rows_in=len(samples),
+            rows_out=manifest["pairs"],
+            extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
+        )
+
+    return run.stage("export", body)
+
+
+def evaluate_stage(run: RunDir, name: str, features: FeatureStore, settings: Edge | Covmatch) -> Stage:
+    """The stage `evaluate` of a run: students of the set in `distilled/`, called `name`, and of its baselines."""
+
+    def body(stage: Stage) -> StageResult:
+        exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
+        return compare_with_baselines(stage, name, exported, features, settings, run.store)
+
+    return run.stage("evaluate", body)
