@@ -117,7 +117,7 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
 
     # A run that was killed before its last shard was committed reads only that one again.
     before = {name: store.read_bytes(name) for name in store.files("features")}
-    monkeypatch.setattr("mmdd_ray.features.precompute.MAX_COMMITS", 1)  # each waits for the one before
+    monkeypatch.setattr("mmdd_ray.features.streaming.MAX_COMMITS", 1)  # each waits for the one before
     resumed, again = run_stage(shards, tmp_path / "other")
     for name in ("manifest.json", "moments.safetensors", "duplicates.parquet", "shards/00002.json"):
         resumed.store.remove(name)
@@ -201,7 +201,7 @@ def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pyte
     def full(images: np.ndarray) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    encoder = FeatureEncoder(ClipSource("tiny-clip"), Store(str(tmp_path)))
+    encoder = FeatureEncoder(Store(str(tmp_path)), ClipSource("tiny-clip"))
     monkeypatch.setattr(encoder.encoder, "encode_images", full)
     data = Data(uri="shapes:2")
     (chunk,) = read_chunks(list_shards(data)[0], data, image_px=8, chunk_pairs=4)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mmdd_ray.features.chunks import read_ipc
-from mmdd_ray.features.store import chunk_file, feature_table
+from mmdd_ray.features.store import feature_table
+from mmdd_ray.features.streaming import ChunkActor
 from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.store import Store
 
@@ -47,29 +47,19 @@ class ClipSource:
         return load_clip(self.name, device)
 
 
-class FeatureEncoder:
-    """Encodes one chunk a call and writes its features; gives back counts and rejects.
+class FeatureEncoder(ChunkActor):
+    """Encodes one chunk a call, on the GPU if there is one."""
 
-    File name and content depend on the chunk alone, so a call that Ray repeats after a crash changes nothing.
-    """
-
-    def __init__(self, source: EncoderSource, store: Store) -> None:
+    def __init__(self, store: Store, source: EncoderSource) -> None:
         import torch
 
+        super().__init__(store)
         self.encoder = source.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self.store = store
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """`batch` has one row, made by `Chunk.to_row`."""
-        chunk: dict[str, Any] = batch.to_pylist()[0]
-        pairs, side = read_ipc(chunk.pop("pairs")), chunk.pop("image_px")
-        if len(pairs):
-            images = np.stack([np.frombuffer(image, np.uint8) for image in pairs["image"].to_pylist()])
-            images = images.reshape(-1, side, side, 3)
-            captions = [caption for captions in pairs["captions"].to_pylist() for caption in captions]
-            with out_of_memory("features.chunk_pairs"):
-                image_ND = self.encoder.encode_images(images).cpu().numpy()
-                text_PD = self.encoder.encode_texts(captions).cpu().numpy()
-            table = feature_table(pairs.drop_columns("image"), chunk["shard"], image_ND, text_PD)
-            self.store.write_parquet(chunk_file(chunk["shard"], chunk["number"]), table)
-        return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs)}])
+    def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
+        """A table as `feature_table` makes it."""
+        captions = [caption for captions in pairs["captions"].to_pylist() for caption in captions]
+        with out_of_memory("features.chunk_pairs"):
+            image_ND = self.encoder.encode_images(images_BHWC).cpu().numpy()
+            text_PD = self.encoder.encode_texts(captions).cpu().numpy()
+        return feature_table(pairs, shard, image_ND, text_PD)

@@ -1,40 +1,26 @@
 """The feature stage: shards -> CLIP features in Parquet, exact moments, and a list of everything refused.
 
-Reading and decoding are Ray Data tasks, one stream per shard; encoding is an actor pool behind them. A shard is
-committed when all its chunks are written, so a run that was killed reads only the others again. The driver sees
-counts and refused rows alone: features and moments stay with the workers and in storage.
+`streaming.py` has the shards encoded; here their moments are added up and duplicates taken out.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.data.sources import retry_storage
 from mmdd_ray.errors import UserError
-from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.features.rejects import Reject, RejectList, Tally
-from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, chunk_file, table_moments
-from mmdd_ray.progress import progress
+from mmdd_ray.features.rejects import RejectList, Tally
+from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, table_moments
+from mmdd_ray.features.streaming import SHARDS, counted, shard_file, total_rows, work_off_shards
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
-
-SHARDS = "shards"
-READ_CPUS = 0.5  # a reading task decodes, too, but waits for storage and for the encoders
-MAX_COMMITS = 8  # at once; each holds one chunk of features and 12 MB of moments at 512 + 512 features
-COMMIT_RETRIES = 5  # where a node is lost
 
 
 def precompute_run(settings: Precompute, preset: str) -> str:
@@ -83,87 +69,32 @@ def precompute(
     """
     source = source or ClipSource(features.clip)
     shards = list_shards(data)
-    total_rows = _total_rows(shards)
-    committed = set(stage.store.files(SHARDS))
     listed = RejectList(stage.store, run_store)
-    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows)
-    with progress(stage.name, total=total_rows, unit="pairs") as bar:
-        todo = [shard for shard in shards if _shard_file(shard.name) not in committed]
-        held = [
-            _counted(shard.name, stage.store.read_json(name))
-            for shard in shards
-            if (name := _shard_file(shard.name)) in committed
-        ]
-        bar.update(sum(rows_in for rows_in, _ in held))  # at once: the rate counts what comes after the first
-        for rows_in, rejects in held:
-            tally.add(rows_in, rejects)
-        for rows_in, rejects in _encode(todo, data, features, source, stage.store):
-            bar.update(rows_in)
-            tally.add(rows_in, rejects)
-        tally.judge()
+    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
+    chunks = work_off_shards(
+        stage,
+        shards,
+        data,
+        FeatureEncoder,
+        image_px=features.image_px,
+        chunk_pairs=features.chunk_pairs,
+        pool=actor_pool(features),
+        commit=_write_shard_moments,
+        source=source,
+    )
+    for rows_in, rejects in chunks:
+        tally.add(rows_in, rejects)
+    tally.judge()
     return _commit(stage.store, run_store, shards, data, source)
 
 
-def _encode(
-    shards: list[Shard], data: Data, features: Features, source: EncoderSource, store: Store
-) -> Iterator[tuple[int, list[Reject]]]:
-    """Encodes `shards`, commits each when it is whole, and yields the rows and the refused rows of each chunk."""
-    if not shards:
-        return
-    read = partial(_read_shard, shards=shards, data=data, features=features)
-    numbers = [{"shard": number} for number in range(len(shards))]
-    dataset = ray.data.from_items(numbers, override_num_blocks=len(shards))
-    retry_storage(dataset)
-    encoded = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
-        FeatureEncoder,
-        fn_constructor_kwargs={"source": source, "store": store},
-        batch_size=1,
-        batch_format="pyarrow",
-        **actor_pool(features),
-    )
-    open_shards: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    commits: list[ray.ObjectRef] = []
-    for chunk in encoded.iter_rows():
-        chunk["rejects"] = read_ipc(chunk["rejects"])["reject"].to_pylist()
-        chunks = open_shards[chunk["shard"]]
-        chunks[chunk["number"]] = chunk
-        yield _counted(chunk["shard"], chunk)
-        last = next((number for number, seen in chunks.items() if seen["is_last"]), None)
-        if last is not None and len(chunks) == last + 1:
-            if len(commits) == MAX_COMMITS:
-                done, commits = ray.wait(commits)
-                ray.get(done)
-            commits.append(_commit_shard.remote(store, [chunks[number] for number in range(last + 1)]))
-            del open_shards[chunk["shard"]]
-    ray.get(commits)
-
-
-def _read_shard(
-    row: dict[str, Any], shards: list[Shard], data: Data, features: Features
-) -> Iterator[dict[str, Any]]:
-    shard = shards[row["shard"]]
-    chunks = read_chunks(shard, data, image_px=features.image_px, chunk_pairs=features.chunk_pairs)
-    return (chunk.to_row() for chunk in chunks)
-
-
-# Without a CPU of their own: commits that wait for one, while the readers that hold them all wait for the driver,
-# which waits for commits, would wait for ever. Spread, so that not all of them run beside the driver.
-@ray.remote(num_cpus=0, max_retries=COMMIT_RETRIES, scheduling_strategy="SPREAD")
-def _commit_shard(store: Store, chunks: list[dict[str, Any]]) -> None:
-    """Writes the sum of the moments of the stored chunks, then the record that says the shard is done."""
-    shard = chunks[0]["shard"]
-    files = [chunk_file(shard, chunk["number"]) for chunk in chunks if chunk["rows_out"]]
+def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
+    """The sum of the moments of a shard's stored chunks."""
     if files:
         total = table_moments(store.read_parquet(files[0]))
         for file in files[1:]:
             total += table_moments(store.read_parquet(file))
         store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
-    record = {
-        "rows_in": sum(chunk["rows_in"] for chunk in chunks),
-        "rows_out": sum(chunk["rows_out"] for chunk in chunks),
-        "rejects": [reject for chunk in chunks for reject in chunk["rejects"]],
-    }
-    store.write_json(_shard_file(shard), record)
 
 
 def _commit(
@@ -171,11 +102,11 @@ def _commit(
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
-    tally = Tally("data.uri", data.max_reject_ratio, listed, _total_rows(shards))
+    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     moments: Moments | None = None
     for shard in shards:
-        record = store.read_json(_shard_file(shard.name))
-        tally.add(*_counted(shard.name, record))
+        record = store.read_json(shard_file(shard.name))
+        tally.add(*counted(shard.name, record))
         if record["rows_out"]:
             part = Moments.from_bytes(store.read_bytes(_shard_moments(shard.name)))
             moments = part if moments is None else moments + part
@@ -198,11 +129,6 @@ def _commit(
         rejects=tally.reasons,
         extra={"pairs": moments.count, "shards": len(shards), "encoder": source.name},
     )
-
-
-def _counted(shard: str, counts: dict[str, Any]) -> tuple[int, list[Reject]]:
-    """Rows and refused rows of a chunk or of a shard's record."""
-    return counts["rows_in"], [(shard, key, reason) for key, reason in counts["rejects"]]
 
 
 def _drop_duplicates(store: Store) -> pa.Table:
@@ -241,14 +167,5 @@ def _names(table: pa.Table) -> tuple[list[str], list[str]]:
     return table["shard"].to_pylist(), table["key"].to_pylist()
 
 
-def _shard_file(shard: str) -> str:
-    return f"{SHARDS}/{shard}.json"
-
-
 def _shard_moments(shard: str) -> str:
     return f"{SHARDS}/{shard}.safetensors"
-
-
-def _total_rows(shards: list[Shard]) -> int | None:
-    counts = [shard.rows for shard in shards]
-    return None if None in counts else sum(count for count in counts if count is not None)
