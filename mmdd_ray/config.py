@@ -104,7 +104,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """EDGE's fine-tuning of the generator (arXiv 2509.15472, section 3)."""
+    """Fine-tuning of a text-to-image diffusion model."""
 
     generator: str = "tiny-sd"
     """Text-to-image model to start from: a zoo name, a hub name, or a StableDiffusionPipeline folder."""
@@ -113,28 +113,15 @@ class Finetune:
     steps: Annotated[int, Ge(0)] = 60
     """Optimiser steps; 0 keeps the generator as it is."""
     batch_pairs: Annotated[int, Ge(2)] = 32
-    """Pairs in a step, over all workers. They are each other's negatives."""
+    """Pairs in a step, over all workers. They are each other's negatives where the loss contrasts them."""
     accumulate: Count = 1
     """Batches whose gradients are averaged before each optimiser step."""
     parameters: Literal["difffit", "lora", "full"] = "difffit"
     """What is trained: biases, norms and scale factors; low-rank adapters; or the whole UNet."""
     lora_rank: Count = 8
     """Rank of the adapters of "lora"."""
-    space: Literal["clip", "latent"] = "clip"
-    """Where the losses look: CLIP embeddings of the decoded image, or a projection of the latent."""
-    contrastive_weight: Weight = 1.0
-    """Lambda_C, weight of the bidirectional contrastive loss."""
-    diversity_weight: Weight = 1.0
-    """Lambda_D, weight of the diversity loss."""
-    noise_weight: Weight = 0.0
-    """Lambda_N, weight of the denoising loss of ordinary diffusion training (0 in the authors' release)."""
-    temperature: Positive = 0.1
-    """Temperature of the contrastive loss."""
-    max_timestep_fraction: Annotated[float, Gt(0), Le(1)] = 0.5
-    """Noise levels are drawn from the first part of the schedule only: at its end, recovering the clean
-    latent divides by almost zero."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser; the authors use SGD."""
+    """Optimiser; EDGE's authors use SGD, VLCP's AdamW."""
     learning_rate: Positive = 1e-3
     """Learning rate."""
     momentum: Rate = 0.9
@@ -157,17 +144,28 @@ class Finetune:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthesis:
-    """Drawing images from captions."""
+class EdgeFinetune(Finetune):
+    """EDGE's fine-tuning of the generator (arXiv 2509.15472, section 3)."""
 
-    pairs: Count = 100
-    """Image-caption pairs of the distilled set; an image with c captions counts as c pairs."""
-    prompts: Literal["random", "k-means"] = "k-means"
-    """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
-    candidates_per_image: Count = 1
-    """Images drawn for each one kept. Above 1, the subset whose moments match the real data best is kept."""
-    mean_weight: Weight = 1.0
-    """Weight of the means against the cross-covariance in that selection."""
+    space: Literal["clip", "latent"] = "clip"
+    """Where the losses look: CLIP embeddings of the decoded image, or a projection of the latent."""
+    contrastive_weight: Weight = 1.0
+    """Lambda_C, weight of the bidirectional contrastive loss."""
+    diversity_weight: Weight = 1.0
+    """Lambda_D, weight of the diversity loss."""
+    noise_weight: Weight = 0.0
+    """Lambda_N, weight of the denoising loss of ordinary diffusion training (0 in the authors' release)."""
+    temperature: Positive = 0.1
+    """Temperature of the contrastive loss."""
+    max_timestep_fraction: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Noise levels are drawn from the first part of the schedule only: at its end, recovering the clean
+    latent divides by almost zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """Drawing images with the generator."""
+
     inference_steps: Count = 20
     """DPM-Solver++ steps an image."""
     guidance: Weight = 3.0
@@ -180,6 +178,20 @@ class Synthesis:
     """Largest number of generator actors."""
     gpus_per_actor: Weight = operational(1.0)
     """Share of a GPU for each generator actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeSynthesis(Synthesis):
+    """Drawing images from captions."""
+
+    pairs: Count = 100
+    """Image-caption pairs of the distilled set; an image with c captions counts as c pairs."""
+    prompts: Literal["random", "k-means"] = "k-means"
+    """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
+    candidates_per_image: Count = 1
+    """Images drawn for each one kept. Above 1, the subset whose moments match the real data best is kept."""
+    mean_weight: Weight = 1.0
+    """Weight of the means against the cross-covariance in that selection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +214,108 @@ class Captions:
     """Largest number of captioner actors."""
     gpus_per_actor: Weight = operational(1.0)
     """Share of a GPU for each captioner actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe:
+    """VLCP's descriptions of real images (arXiv 2506.23580, section 3)."""
+
+    source: Literal["captions", "vlm", "template"] = "captions"
+    """Where descriptions come from: the data's own captions, a vision-language model, or a template."""
+    template: str = "a photo of a {class_name}"
+    """Description of every image under "template", and of a class without any other."""
+    class_names: str | None = None
+    """Text file, a local path or a URI, with the name of a class on each line, from class 0 on. Default: the one
+    caption that the images of a class share, as in image folders; labelled shapes have their own."""
+    model: str = "tiny-captioner"
+    """The model of "vlm": a zoo name, a hub name or a folder of any transformers model that describes images."""
+    instruction: str = (
+        "Describe the physical appearance of the {class_name} in the image: its shape, posture, colour and distinct "
+        "features."
+    )
+    """What a chat model is asked. Others ignore it."""
+    max_new_tokens: Count = 160
+    """Length limit of a description, in tokens."""
+    image_px: Count = 32
+    """Side to which images are decoded for the model."""
+    chunk_images: Count = 64
+    """Images described together; one output file each."""
+    min_actors: Count = operational(1)
+    """Smallest number of describing actors."""
+    max_actors: Count = operational(1)
+    """Largest number of describing actors."""
+    gpus_per_actor: Weight = operational(1.0)
+    """Share of a GPU for each describing actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototypes:
+    """VLCP's image and text prototypes of each class."""
+
+    images_per_class: Count = 10
+    """Prototypes, and so images, of each class of the distilled set (IPC)."""
+    neighbours: Count = 10
+    """Neighbours of the Local Outlier Factor that drops outliers."""
+    contamination: Rate = 0.1
+    """Share of a class's images that are dropped as outliers."""
+    words: Count = 30
+    """Most frequent words of a cluster, by which its text prototype is chosen."""
+    common_words: Annotated[float, Gt(0), Le(1)] = 0.7
+    """Words in at least this share of a class's descriptions do not count."""
+    mini_batch_from: Count = 10_000
+    """Images of a class from which mini-batch K-means is used."""
+    chunk_images: Count = 256
+    """Images encoded by the VAE together; one output file each."""
+    min_actors: Count = operational(1)
+    """Smallest number of encoding actors."""
+    max_actors: Count = operational(1)
+    """Largest number of encoding actors."""
+    gpus_per_actor: Weight = operational(1.0)
+    """Share of a GPU for each encoding actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlcpSynthesis(Synthesis):
+    """Drawing an image from each pair of an image and a text prototype."""
+
+    use_image: bool = True
+    """Starts from the image prototype; otherwise from noise alone."""
+    use_text: bool = True
+    """Prompts with the text prototype; otherwise with describe.template."""
+    strength: Annotated[float, Gt(0), Le(1)] = 0.7
+    """Noise added to the image prototype, as a share of the schedule."""
+    negative_prompt: str = "cartoon, anime, painting"
+    """What guidance leads away from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifiers:
+    """The classifiers that are trained from scratch on a set to measure it, with hard labels."""
+
+    model: Literal["resnet-ap-10", "resnet-18", "convnet-3", "convnet-4", "convnet-5", "convnet-6"] = (
+        "convnet-3"
+    )
+    """Network of the field's protocol, with instance normalisation."""
+    width: Count = 128
+    """Channels of a ConvNet; ResNets have 64 to 512."""
+    image_px: Count = 32
+    """Side of the images that classifiers see."""
+    steps: Count = 300
+    """Optimiser steps of every classifier, whatever the size of its set."""
+    batch_images: Annotated[int, Ge(2)] = 64
+    """Images in a step; a smaller set is trained on whole."""
+    learning_rates: Annotated[tuple[Positive, ...], MinLen(1)] = (0.01,)
+    """Grid from which each set's learning rate is chosen on validation data; not looked for where it is one."""
+    momentum: Rate = 0.9
+    """Momentum of SGD."""
+    weight_decay: Weight = 5e-4
+    """Weight decay."""
+    flip: bool = True
+    """Mirrors images at random."""
+    cutmix: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the batches that are mixed by CutMix."""
+    precision: Precision = "auto"
+    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and float32 on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,8 +488,8 @@ class Edge:
     run: Run = field(default_factory=Run)
     data: Data
     features: Features = field(default_factory=Features)
-    finetune: Finetune = field(default_factory=Finetune)
-    synthesis: Synthesis = field(default_factory=Synthesis)
+    finetune: EdgeFinetune = field(default_factory=EdgeFinetune)
+    synthesis: EdgeSynthesis = field(default_factory=EdgeSynthesis)
     captions: Captions = field(default_factory=Captions)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation
@@ -395,6 +509,21 @@ class Covmatch:
     features: Features = field(default_factory=Features)
     match: Match = field(default_factory=Match)
     students: Students = field(default_factory=Students)
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlcp:
+    """Everything a VLCP run depends on."""
+
+    run: Run = field(default_factory=Run)
+    data: Data
+    features: Features = field(default_factory=Features)
+    describe: Describe = field(default_factory=Describe)
+    finetune: Finetune = field(default_factory=Finetune)
+    prototypes: Prototypes = field(default_factory=Prototypes)
+    synthesis: VlcpSynthesis = field(default_factory=VlcpSynthesis)
+    classifiers: Classifiers = field(default_factory=Classifiers)
     evaluation: Evaluation
 
 

@@ -7,14 +7,14 @@ from mmdd_ray.config import (
     Covmatch,
     Data,
     Edge,
+    EdgeFinetune,
+    EdgeSynthesis,
     Evaluate,
     Evaluation,
     Features,
-    Finetune,
     Match,
     Precompute,
     Students,
-    Synthesis,
 )
 
 
@@ -22,7 +22,7 @@ def edge_local() -> Edge:
     """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Edge(
         data=Data(uri="shapes:2000?seed=1"),
-        finetune=Finetune(optimizer="adamw"),  # the authors' SGD needs more than the 60 steps of a demo
+        finetune=EdgeFinetune(optimizer="adamw"),  # the authors' SGD needs more than the 60 steps of a demo
         evaluation=Evaluation(val="shapes:300?seed=2", test="shapes:500?seed=3"),
     )
 
@@ -34,7 +34,7 @@ def edge_cc3m() -> Edge:
         features=Features(
             clip="ViT-B-32/laion2b_s34b_b79k", image_px=224, chunk_pairs=512, min_actors=1, max_actors=64
         ),
-        finetune=Finetune(
+        finetune=EdgeFinetune(
             generator="stable-diffusion-v1-5/stable-diffusion-v1-5",
             image_px=256,
             steps=180_000,  # 10 epochs of 2.3 million pairs in batches of 128
@@ -45,7 +45,7 @@ def edge_cc3m() -> Edge:
             checkpoint_steps=1000,
             workers=8,
         ),
-        synthesis=Synthesis(
+        synthesis=EdgeSynthesis(
             pairs=500, candidates_per_image=4, guidance=7.5, batch_images=16, min_actors=1, max_actors=32
         ),
         captions=Captions(model="llava-hf/llava-1.5-7b-hf", batch_images=16, min_actors=1, max_actors=16),

@@ -85,7 +85,7 @@ def test_the_learning_rate_is_chosen_on_validation_pairs_only(tmp_path):
     for name, val, test in (("right", pairs, wrong), ("wrong", wrong, pairs)):
         report = compare({"all": pairs}, val, test, settings, one_seed, 0, stage_in(tmp_path / name))
         chosen[name] = report["sets"]["all"]["learning_rate"]
-        val_recall = report["sets"]["all"]["val_mean_recall"]
+        val_recall = report["sets"]["all"]["on_val"]
         assert chosen[name] == float(max(val_recall, key=val_recall.get))
         assert report["sets"]["all"]["metrics"]["ir@1"]["std"] == 0.0
     assert chosen == {"right": 0.03, "wrong": 0.0}

@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 def test_a_run_leaves_everything_it_promises(finished):
     run_dir, result = finished
     report = report_of(run_dir)
-    assert set(report["recall"]) == {"covmatch", "random", "herding", "k-center", "full", "chance"}
+    assert set(report["scores"]) == {"covmatch", "random", "herding", "k-center", "full", "chance"}
     assert list(report["stages"]) == list(STAGES)
     assert report["distilled"]["pairs"] == 12
     assert set(report["losses"]) == {"step", "covariance", "mean", "contrastive", "total"}
@@ -101,7 +101,7 @@ def test_killed_and_started_again_it_makes_the_same_set(finished, tmp_path):
     result = run("covmatch_flickr30k", run_dir, *SMALL)
     assert result.returncode == 0, result.stderr[-3000:]
     assert report_of(run_dir)["distilled"]["checksum"] == report_of(finished[0])["distilled"]["checksum"]
-    assert report_of(run_dir)["recall"] == report_of(finished[0])["recall"]
+    assert report_of(run_dir)["scores"] == report_of(finished[0])["scores"]
 
 
 @pytest.mark.timeout(900)
@@ -109,7 +109,7 @@ def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
     protocol = ("--students.protocol", "both-encoders", "--students.learning_rates", "0.1", "0.2")
     result = run("evaluate", tmp_path / "run", "--set", str(finished[0] / "distilled"), *protocol)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert report_of(tmp_path / "run")["recall"]["covmatch"] == report_of(finished[0])["recall"]["covmatch"]
+    assert report_of(tmp_path / "run")["scores"]["covmatch"] == report_of(finished[0])["scores"]["covmatch"]
 
 
 @pytest.mark.timeout(600)

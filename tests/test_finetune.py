@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmdd_ray.config import Data, Finetune
+from mmdd_ray.config import Data, EdgeFinetune
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import training_pairs
@@ -32,7 +32,7 @@ from mmdd_ray.store import Store
 from mmdd_ray.workers import pair_batches
 
 # diffusers and open_clip are imported where they are used: the processes of a test import this file again.
-SETTINGS = Finetune(steps=6, batch_pairs=8, ema_decay=0.9)
+SETTINGS = EdgeFinetune(steps=6, batch_pairs=8, ema_decay=0.9)
 
 
 def pairs(count: int, *, seed: int = 5) -> Batch:
@@ -52,7 +52,7 @@ def tiny_sd() -> Any:
     return load_pipeline("tiny-sd")
 
 
-def edge_training(settings: Finetune, pipeline: Any = None) -> Training:
+def edge_training(settings: EdgeFinetune, pipeline: Any = None) -> Training:
     from mmdd_ray.models.generator import trainable_parameters
 
     torch.manual_seed(0)
@@ -404,7 +404,7 @@ class Stumbling(nn.Module):
 
 @dataclass(frozen=True)
 class StumblingObjective:
-    settings: Finetune
+    settings: EdgeFinetune
     folder: Path
 
     def build(self, pipeline: Any) -> Stumbling:

@@ -14,10 +14,12 @@ from mmdd_ray.config import Data, Edge, Evaluation
 from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import Sample, write_distilled
 from mmdd_ray.evaluate import charts
-from mmdd_ray.evaluate.report import METRICS, build_report, headline, report_html, summary_table, write_report
+from mmdd_ray.evaluate.metrics import METRICS as METRICS_OF
+from mmdd_ray.evaluate.report import build_report, headline, report_html, summary_table, write_report
 from mmdd_ray.run import RunDir, StageResult
 from mmdd_ray.store import Store
 
+METRICS = METRICS_OF["retrieval"]
 HOSTILE = "</figcaption><script>alert('1')</script><img src=x onerror=alert(2)> & {{ 7 * 7 }}"
 
 
@@ -30,7 +32,7 @@ def _metrics(*runs: float) -> dict[str, Any]:
 def _set(pairs: int, *runs: float) -> dict[str, Any]:
     return {
         "learning_rate": 0.03,
-        "val_mean_recall": {"0.03": 1.0},
+        "on_val": {"0.03": 1.0},
         "metrics": _metrics(*runs),
         "loss_curve": [4.0, 2.0, None],
         "pairs": pairs,
@@ -40,7 +42,8 @@ def _set(pairs: int, *runs: float) -> dict[str, Any]:
     }
 
 
-EVALUATION = {  # in another order than the report's
+EVALUATION = {  # sets in another order than the report's
+    "task": "retrieval",
     "sets": {
         "full": _set(4000, 40.0, 44.0),
         "random": _set(100, 9.0, 11.0),
@@ -93,14 +96,14 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
     text = run.read_bytes("report.json").decode()
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read == report
-    assert list(read["recall"]) == ["edge", "random", "k-center", "full", "chance"]
-    assert all(tuple(one) == METRICS for one in read["recall"].values())
-    assert read["recall"]["edge"]["tr@5"] == {
+    assert list(read["scores"]) == ["edge", "random", "k-center", "full", "chance"]
+    assert all(tuple(one) == METRICS for one in read["scores"].values())
+    assert read["scores"]["edge"]["tr@5"] == {
         "mean": 13.5,
         "std": pytest.approx(4.5**0.5),
         "runs": [12.0, 15.0],
     }
-    assert read["recall"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
+    assert read["scores"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
     assert list(read["stages"]) == ["features", "synthesis"]
     assert set(read["stages"]["features"]) == {"rows_in", "rows_out", "seconds", "resumed"}
     assert read["real_images"] == 9
@@ -194,7 +197,7 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
 
 def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None:
     report = build_report(run)
-    assert (report["recall"], report["sets"]) == ({}, {})
+    assert (report["scores"], report["sets"]) == ({}, {})
     assert headline(report) == "3 synthetic images with 7 captions, not evaluated."
     page = _Page(report_html(report, run))
     assert "svg" not in dict(page.tags)
@@ -205,7 +208,7 @@ def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None
 def test_evaluation_of_a_run_without_a_distilled_set(tmp_path: Path) -> None:
     settings = Edge(data=Data(uri="shapes:10"), evaluation=Evaluation(val="shapes:10", test="shapes:10"))
     with RunDir.open(str(tmp_path / "run"), "evaluate", "local", settings) as open_run:
-        only = {"sets": {"random": _set(100, 9.0)}, "chance": EVALUATION["chance"]}
+        only = {"task": "retrieval", "sets": {"random": _set(100, 9.0)}, "chance": EVALUATION["chance"]}
         report = build_report(open_run.store, only)
         write_report(report, open_run.store)
     assert report["distilled"] is None
@@ -252,11 +255,39 @@ def test_a_random_part_of_the_data_is_not_called_all_of_them(tmp_path: Path) -> 
 
 
 def test_charts_say_what_they_show_and_take_the_colours_of_the_page() -> None:
-    chart = charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0)
+    chart = charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0, what="mean recall")
     assert "a &lt;b&gt;" in chart
     assert "12.3<" in chart
     assert "currentColor" in chart
     assert charts.INK not in chart
-    assert chart == charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0)
+    assert chart == charts.bars(["a <b>", "c"], [12.34, 50.0], [0.5, 2.0], chance=1.0, what="mean recall")
     diverged = charts.lines({"x": [1.0, None, 3.0], "y": [None, None]}, "done", "loss")
     assert "loss" in diverged
+
+
+def test_classifiers_are_reported_by_their_accuracy(run: Store) -> None:
+    def one(images: int, *runs: float) -> dict[str, Any]:
+        mean = sum(runs) / len(runs)
+        score = {"mean": mean, "std": 1.0, "runs": list(runs)}
+        return _set(images, *runs) | {
+            "images": images,
+            "metrics": dict.fromkeys(METRICS_OF["classification"], score),
+        }
+
+    evaluation = {
+        "task": "classification",
+        "sets": {"vlcp": one(100, 40.0, 42.0), "random": one(100, 30.0, 32.0), "full": one(5000, 70.0, 72.0)},
+        "chance": {"top-1": 10.0, "top-5": 50.0},
+    }
+    report = build_report(run, evaluation)
+    assert report["scores"]["chance"]["top-5"]["mean"] == 50.0
+    told = headline(report).replace("\u00a0", " ")
+    assert told == (
+        "100 synthetic images of VLCP reach 41.0 ± 1.0 % top-1 accuracy; 100 random real images 31.0 ± 1.0 %; "
+        "the full data (5,000 images) 71.0 ± 1.0 %."
+    )
+    page = report_html(report, run)
+    assert "Accuracy on the test images" in page
+    assert "the accuracy of random images" in page
+    assert "recall" not in page.lower().replace("retrieval", "")
+    assert "Top-1" in summary_table(report)

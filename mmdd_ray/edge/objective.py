@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmdd_ray.config import Finetune
+from mmdd_ray.config import EdgeFinetune
 from mmdd_ray.edge.losses import denoised_latent, edge_objective, sample_timesteps
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.clip import load_clip
@@ -25,7 +25,7 @@ LATENT_DIM = 256  # width of the space "latent"
 class EdgeObjective:
     """EDGE's loss with the weights of ``settings``; an ``Objective``."""
 
-    settings: Finetune
+    settings: EdgeFinetune
     clip: str
     """Name of the CLIP model of the space "clip"."""
 
@@ -44,7 +44,7 @@ class EdgeLoss(nn.Module):
       are trained along and then dropped. Cheaper, since nothing is decoded.
     """
 
-    def __init__(self, pipeline: "Pipeline", settings: Finetune, clip: str) -> None:
+    def __init__(self, pipeline: "Pipeline", settings: EdgeFinetune, clip: str) -> None:
         from mmdd_ray.models.generator import Denoiser
 
         super().__init__()

@@ -29,8 +29,10 @@ _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its set
 }
 
 
-def bars(labels: Sequence[str], means: Sequence[float], stds: Sequence[float], chance: float) -> str:
-    """Horizontal bars of mean recalls in percent, the first on top, with error bars; chance as a line."""
+def bars(
+    labels: Sequence[str], means: Sequence[float], stds: Sequence[float], chance: float, what: str
+) -> str:
+    """Horizontal bars of mean scores in percent, the first on top, with error bars; chance as a line."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "bars"}):
         figure, (axes,) = _figure(1, max(LINES_IN, 0.7 + BAR_IN * len(labels)))
         y = np.arange(len(labels))
@@ -40,9 +42,7 @@ def bars(labels: Sequence[str], means: Sequence[float], stds: Sequence[float], c
         for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
             axes.text(mean + std + 0.02 * reach, i, f"{mean:.1f}", va="center")
         axes.axvline(chance, color=INK, lw=1, ls=":")
-        axes.set(
-            yticks=y, yticklabels=labels, xlabel="mean recall, % (dotted: chance)", xlim=(0, 1.12 * reach)
-        )
+        axes.set(yticks=y, yticklabels=labels, xlabel=f"{what}, % (dotted: chance)", xlim=(0, 1.12 * reach))
         axes.set_ylim(len(labels) - 0.4, -0.5)  # the first on top
         axes.tick_params(axis="y", length=0)
         return _svg(figure)

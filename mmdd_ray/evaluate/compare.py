@@ -1,6 +1,7 @@
 """Compares sets by the students they make: every set gets the same budget, and its own learning rate.
 
-A task is one student, trained on one set and searched with one held-out set. Its result is a small JSON file
+Students are dual encoders that are tested by retrieval, or classifiers. A task is one student, trained on one set and
+tested with one held-out set. Its result is a small JSON file
 in the stage's folder, named by what it is, so an interrupted comparison goes on with the missing students.
 """
 
@@ -15,10 +16,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from mmdd_ray import cluster
-from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.config import Classifiers, Evaluation, Students
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.metrics import chance
+from mmdd_ray.evaluate.labelled import LabelledSet
+from mmdd_ray.evaluate.metrics import MAIN_METRIC, accuracy_chance, chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.progress import progress
@@ -31,11 +33,13 @@ CURVE_POINTS = 100  # of a reported loss curve
 MEMORY_SETTING = "students.batch_pairs"  # to lower where a GPU is too small
 
 Result = dict[str, Any]
+TrainedOn = PairSet | LearntPairs | LabelledSet
+HeldOut = PairSet | LabelledSet
 
 
 @dataclass(frozen=True)
 class Student:
-    """One student: the set it is trained on, how, and the pairs it is searched with."""
+    """One student: the set it is trained on, how, and the part it is tested with."""
 
     set: str
     learning_rate: float
@@ -48,62 +52,79 @@ class Student:
 
 
 def compare(
-    sets: Mapping[str, "PairSet | LearntPairs | ray.ObjectRef"],
-    val: PairSet,
-    test: PairSet,
-    students: Students,
+    sets: Mapping[str, "TrainedOn | ray.ObjectRef"],
+    val: HeldOut,
+    test: HeldOut,
+    students: Students | Classifiers,
     evaluation: Evaluation,
     seed: int,
     stage: Stage,
 ) -> dict[str, Any]:
-    """Trains students on every set and reports how well they retrieve the test pairs.
+    """Trains students on every set and reports how well they do on the test data.
 
-    For each set and learning rate of the grid one student is searched with ``val``; the rate with the best
-    mean recall (the first of equals) is the set's. With it ``evaluation.seeds`` further students are trained
-    and searched with ``test``, each after its last step. Students of one seed start alike.
+    For each set and learning rate of the grid one student is tested with ``val``; the rate with the best mean recall or
+    top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. With the rate
+    ``evaluation.seeds`` further students are trained and tested with ``test``, each after its last step. Students of
+    one seed start alike.
 
     Args:
-        sets: by name, which becomes part of file names; a set may already be in the object store.
+        sets: by name, which becomes part of file names; a set may already be in the object store. Pairs for dual
+            encoders, labelled images for classifiers, and so are ``val`` and ``test``.
+        students: settings of the dual encoders or of the classifiers.
         seed: of the run; each student derives its own from it.
         stage: finished students are kept in its folder and are not trained again.
 
     Returns:
-        ``{"sets": {name: ...}, "chance": {...}}``, as JSON. A set has ``learning_rate``; ``val_mean_recall``
-        by learning rate; ``metrics`` in percent, by name: ``mean``, sample standard deviation ``std`` (n − 1;
-        0 for one seed) and ``runs``; ``loss_curve`` (of its first student on test: at most 100 means over
-        equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes``; and
-        ``seconds``, the sum over all its students. ``chance`` takes all test images to have their mean number
-        of captions.
+        ``{"task": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or "classification". A
+        set has ``learning_rate``; ``on_val``, the figures that decided, by learning rate; ``metrics`` in percent, by
+        name: ``mean``, sample standard deviation ``std`` (n − 1; 0 for one seed) and ``runs``; ``loss_curve`` (of its
+        first student on test: at most 100 means over equal slices of the steps, null where training diverged);
+        ``pairs``, ``images``, ``bytes``; and ``seconds``, the sum over all its students. ``chance`` takes all test
+        images to have their mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
             leave no student to train.
     """
     if not students.learning_rates or evaluation.seeds < 1:
+        section = "students" if isinstance(students, Students) else "classifiers"
         raise UserError(
-            f"students.learning_rates={students.learning_rates} and evaluation.seeds={evaluation.seeds} "
+            f"{section}.learning_rates={students.learning_rates} and evaluation.seeds={evaluation.seeds} "
             f"leave no student to train; give at least one of each"
         )
     bench = _Bench(sets, {"val": val, "test": test}, students, evaluation.gpus_per_student, seed, stage)
     rates, seeds = students.learning_rates, range(VAL_SEED + 1, VAL_SEED + 1 + evaluation.seeds)
-    with progress("students", total=len(sets) * (len(rates) + len(seeds)), unit="students") as bar:
-        on_val = bench.train([Student(name, rate, VAL_SEED, "val") for name in sets for rate in rates], bar)
-        chosen = {name: _best_rate(_of_set(on_val, name)) for name in sets}
+    task: Literal["retrieval", "classification"] = (
+        "retrieval" if isinstance(students, Students) else "classification"
+    )
+    metric = MAIN_METRIC[task]
+    tried = rates if len(rates) > 1 else ()
+    with progress("students", total=len(sets) * (len(tried) + len(seeds)), unit="students") as bar:
+        on_val = bench.train([Student(name, rate, VAL_SEED, "val") for name in sets for rate in tried], bar)
+        chosen = {name: _best_rate(_of_set(on_val, name), metric) if tried else rates[0] for name in sets}
         on_test = bench.train([Student(name, chosen[name], i, "test") for name in sets for i in seeds], bar)
     return {
+        "task": task,
         "sets": {
-            name: _summary(_of_set(on_val, name), _of_set(on_test, name)) | bench.sizes(name) for name in sets
+            name: _summary(_of_set(on_val, name), _of_set(on_test, name), metric) | bench.sizes(name)
+            for name in sets
         },
-        "chance": chance(test.n_images, round(test.n_pairs / test.n_images)),
+        "chance": _chance(test),
     }
+
+
+def _chance(test: HeldOut) -> dict[str, float]:
+    if isinstance(test, LabelledSet):
+        return accuracy_chance(len(test.classes))
+    return chance(test.n_images, round(test.n_pairs / test.n_images))
 
 
 class _Placed:
     """A set in the object store, and what the driver needs to know about it."""
 
-    def __init__(self, given: "PairSet | LearntPairs | ray.ObjectRef") -> None:
+    def __init__(self, given: "TrainedOn | ray.ObjectRef") -> None:
         self.pairs: ray.ObjectRef = given if isinstance(given, ray.ObjectRef) else ray.put(given)
-        pairs: PairSet | LearntPairs = ray.get(self.pairs)
+        pairs: TrainedOn = ray.get(self.pairs)
         self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
         self.fingerprint = pairs.fingerprint()
         self.text: ray.ObjectRef | None = None  # features of its captions, once a student needs them
@@ -114,9 +135,9 @@ class _Bench:
 
     def __init__(
         self,
-        sets: Mapping[str, "PairSet | LearntPairs | ray.ObjectRef"],
-        held_out: Mapping[str, PairSet],
-        settings: Students,
+        sets: Mapping[str, "TrainedOn | ray.ObjectRef"],
+        held_out: Mapping[str, HeldOut],
+        settings: Students | Classifiers,
         gpus_per_student: float,
         seed: int,
         stage: Stage,
@@ -132,7 +153,8 @@ class _Bench:
         # keeps the first GPU that a process has seen, so students in workers that are used again would pile up on
         # one GPU of a node. Ten seconds of imports are little beside a student that is worth a GPU; on CPUs workers
         # are used again.
-        self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_search)
+        train: Any = _train_and_search if isinstance(settings, Students) else _train_and_classify
+        self._train = ray.remote(max_retries=RETRIES, **resources)(train)
         self._encode = ray.remote(max_retries=RETRIES, **resources)(_encode)
 
     def sizes(self, name: str) -> dict[str, int]:
@@ -173,8 +195,9 @@ class _Bench:
 
     def _text(self, placed: _Placed) -> ray.ObjectRef | None:
         """Caption features of a set, computed once for all students that leave the text encoder alone."""
-        if placed.text is None and self._settings.protocol == "frozen-text":
-            placed.text = self._encode.remote(placed.pairs, self._settings, self._device)
+        settings = self._settings
+        if isinstance(settings, Students) and settings.protocol == "frozen-text" and placed.text is None:
+            placed.text = self._encode.remote(placed.pairs, settings, self._device)
         return placed.text
 
     def _committed(self, student: Student) -> Result | None:
@@ -213,6 +236,32 @@ def _train_and_search(
     }
 
 
+def _train_and_classify(
+    images: LabelledSet,
+    _: None,
+    held_out: LabelledSet,
+    __: None,
+    settings: Classifiers,
+    learning_rate: float,
+    seed: int,
+    device: str,
+) -> Result:
+    """As ``_train_and_search``, which takes features of captions beside the sets."""
+    from mmdd_ray.evaluate.classify import evaluate_classifier, train_classifier
+
+    started = monotonic()
+    with out_of_memory("classifiers.batch_images"):
+        network, losses = train_classifier(
+            images, settings, learning_rate=learning_rate, seed=seed, device=device
+        )
+        metrics = evaluate_classifier(network, held_out)
+    return {
+        "metrics": metrics,
+        "loss_curve": _curve(losses),
+        "seconds": round(monotonic() - started, 3),
+    }
+
+
 def _encode(pairs: PairSet | LearntPairs, settings: Students, device: str) -> np.ndarray:
     from mmdd_ray.evaluate.train import frozen_text_features
 
@@ -230,18 +279,16 @@ def _of_set(results: Mapping[Student, Result], name: str) -> list[Result]:
     return [result for student, result in results.items() if student.set == name]
 
 
-def _best_rate(on_val: Sequence[Result]) -> float:
-    return max(on_val, key=lambda result: result["metrics"]["mean_recall"])["learning_rate"]
+def _best_rate(on_val: Sequence[Result], metric: str) -> float:
+    return max(on_val, key=lambda result: result["metrics"][metric])["learning_rate"]
 
 
-def _summary(on_val: Sequence[Result], on_test: Sequence[Result]) -> dict[str, Any]:
+def _summary(on_val: Sequence[Result], on_test: Sequence[Result], metric: str) -> dict[str, Any]:
     """One set's part of the report, but for its size."""
     runs = {name: [result["metrics"][name] for result in on_test] for name in on_test[0]["metrics"]}
     return {
         "learning_rate": on_test[0]["learning_rate"],
-        "val_mean_recall": {
-            str(result["learning_rate"]): result["metrics"]["mean_recall"] for result in on_val
-        },
+        "on_val": {str(result["learning_rate"]): result["metrics"][metric] for result in on_val},
         "metrics": {
             name: {
                 "mean": float(np.mean(values)),

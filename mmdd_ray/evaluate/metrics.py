@@ -1,8 +1,16 @@
-"""The retrieval metrics, by name, and what a random ranking scores. Imports no torch."""
+"""The metrics of students, by name, and what chance scores. Imports no torch."""
 
 from math import comb
 
 RANKS = (1, 5, 10)
+TOPS = (1, 5)
+METRICS = {
+    "retrieval": (*(f"{direction}@{k}" for direction in ("ir", "tr") for k in RANKS), "mean_recall"),
+    "classification": tuple(f"top-{k}" for k in TOPS),
+}
+"""Of each task."""
+MAIN_METRIC = {"retrieval": "mean_recall", "classification": "top-1"}
+"""The one that decides, and that charts show."""
 
 
 def chance(n_images: int, captions_per_image: int) -> dict[str, float]:
@@ -24,3 +32,8 @@ def with_mean_recall(ir: dict[str, float], tr: dict[str, float]) -> dict[str, fl
     """Both directions' recalls, and ``mean_recall``, the mean of the six."""
     recalls = ir | tr
     return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}
+
+
+def accuracy_chance(n_classes: int) -> dict[str, float]:
+    """What a random order of the classes scores, in percent."""
+    return {f"top-{k}": 100 * min(k, n_classes) / n_classes for k in TOPS}

@@ -44,27 +44,8 @@ class PairSet:
         Raises:
             ValueError: if no row is usable.
         """
-        # Filled in place: a list that is stacked at the end would need twice the memory. Where rows are left out,
-        # the pages behind the last image are never touched.
-        images = np.empty((len(rows), image_px, image_px, 3), dtype=np.uint8)
-        captions: list[list[str]] = []
-        rejects: list[Reject] = []
-        for row in rows:
-            if row.image is None:
-                rejects.append((row.shard, row.key, row.reject or "missing image"))
-                continue
-            try:
-                image = decode_image(row.image, max_pixels=max_pixels, image_px=image_px)
-            except BadImage as reason:
-                rejects.append((row.shard, row.key, str(reason)))
-                continue
-            images[len(captions)] = image
-            captions.append(row.captions)
-        if not captions:
-            reasons = Counter(reason for *_, reason in rejects)
-            told = f"; {most_frequent(reasons)}" if reasons else ""
-            raise UserError(f"none of the {len(rows)} rows can be used as a pair{told}")
-        return cls(images[: len(captions)], captions), rejects
+        images, used, rejects = decoded(rows, image_px=image_px, max_pixels=max_pixels)
+        return cls(images, [row.captions for row in used]), rejects
 
     @property
     def n_images(self) -> int:
@@ -100,3 +81,34 @@ class PairSet:
         found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
         found.update(repr((self.images.shape, self.captions)).encode())
         return found.hexdigest()
+
+
+def decoded(
+    rows: Sequence[Row], *, image_px: int, max_pixels: int
+) -> tuple[np.ndarray, list[Row], list[Reject]]:
+    """Images (N, px, px, 3) uint8 of the usable rows, these rows, and what had to be left out.
+
+    Raises:
+        UserError: no row is usable.
+    """
+    # Filled in place: a list that is stacked at the end would need twice the memory. Where rows are left out,
+    # the pages behind the last image are never touched.
+    images = np.empty((len(rows), image_px, image_px, 3), dtype=np.uint8)
+    used: list[Row] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        if row.image is None:
+            rejects.append((row.shard, row.key, row.reject or "missing image"))
+            continue
+        try:
+            image = decode_image(row.image, max_pixels=max_pixels, image_px=image_px)
+        except BadImage as reason:
+            rejects.append((row.shard, row.key, str(reason)))
+            continue
+        images[len(used)] = image
+        used.append(row)
+    if not used:
+        reasons = Counter(reason for *_, reason in rejects)
+        told = f"; {most_frequent(reasons)}" if reasons else ""
+        raise UserError(f"none of the {len(rows)} rows can be used{told}")
+    return images[: len(used)], used, rejects

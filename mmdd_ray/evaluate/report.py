@@ -20,12 +20,12 @@ from markupsafe import Markup
 from mmdd_ray.data.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
 from mmdd_ray.evaluate import charts
+from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, SETTINGS
 from mmdd_ray.store import Store
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 EXAMPLES = 12
 
 FULL, CHANCE = "full", "chance"
@@ -51,6 +51,12 @@ TEXTS = {
         "examples_note": "The first caption is the real one that the image was drawn from; any others were written for "
         "the image.",
     },
+    "vlcp": {
+        "losses": "Fine-tuning of the generator",
+        "quality": "Prototypes",
+        "quality_note": "",
+        "examples_note": "The caption is the text prototype: the real description that the image was drawn from.",
+    },
     "covmatch": {
         "losses": "Matching, and InfoNCE of the encoders",
         "quality": "What batches miss of the whole data",
@@ -61,6 +67,25 @@ TEXTS = {
     },
 }
 """What charts and tables are of, by method; sets of others are shown as EDGE's are."""
+
+TASK_TEXTS = {
+    "retrieval": {
+        "title": "Retrieval on the test pairs",
+        "main": "mean recall",
+        "unit": "pairs",
+        "loss": "InfoNCE loss",
+        "note": "IR@k: captions that find their image among the first k. TR@k: images that find one of their captions "
+        "among the first k. Mean recall is the mean of the six.",
+    },
+    "classification": {
+        "title": "Accuracy on the test images",
+        "main": "top-1 accuracy",
+        "unit": "images",
+        "loss": "cross-entropy",
+        "note": "Top-k: images whose class is among the k that the classifier finds likeliest.",
+    },
+}
+"""How students were tested."""
 
 
 def build_report(
@@ -74,13 +99,13 @@ def build_report(
     """What ``report.json`` holds, from the manifests of the run directory ``run`` and these figures.
 
     Args:
-        evaluation: result of ``compare``; without one the report has no recall.
+        evaluation: result of ``compare``; without one the report has no scores.
         losses: columns of the method's loss curve: ``step`` and one for each term.
         quality: of the synthetic pairs, the same columns for each figure, e.g. ``{"alignment": {"before": …,
             "after": …}, "similarity": {…}}`` for a generator before and after fine-tuning.
         command: what the user typed to start the run.
 
-    Recalls are in percent: ``recall.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS``.
+    Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
     that was ``resumed`` are those of its last attempt.
     """
@@ -94,7 +119,8 @@ def build_report(
         "preset": held["preset"],
         "method": distilled["method"] if distilled else held["job"],
         "command": redact(command),
-        "recall": _recall(evaluation) if evaluation else {},
+        "task": evaluation["task"] if evaluation else None,
+        "scores": _scores(evaluation) if evaluation else {},
         "sets": {
             name: {key: value for key, value in one.items() if key != "metrics"}
             for name, one in _ordered(sets)
@@ -129,16 +155,16 @@ def _stage_manifests(run: Store) -> dict[str, dict[str, Any]]:
     return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
 
 
-def _recall(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    recall = {
-        name: {metric: dict(one["metrics"][metric]) for metric in METRICS}
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    metrics, chance = METRICS[evaluation["task"]], evaluation["chance"]
+    scores = {
+        name: {metric: dict(one["metrics"][metric]) for metric in metrics}
         for name, one in _ordered(evaluation["sets"])
     }
-    chance = evaluation["chance"]
-    recall[CHANCE] = {
-        metric: {"mean": chance[metric], "std": 0.0, "runs": [chance[metric]]} for metric in METRICS
+    scores[CHANCE] = {
+        metric: {"mean": chance[metric], "std": 0.0, "runs": [chance[metric]]} for metric in metrics
     }
-    return recall
+    return scores
 
 
 def _ordered(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -190,9 +216,11 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         report=report,
         headline=headline(report),
         tiles=_tiles(report),
-        metrics=METRICS,
+        metrics=METRICS.get(report["task"], ()),
+        metric_label=_metric,
+        task=TASK_TEXTS.get(report["task"]),
         texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
-        best=_best(report["recall"]),
+        best=_best(report["scores"]),
         about_full=_about_full(report),
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[
@@ -205,20 +233,19 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
 
 def headline(report: Mapping[str, Any]) -> str:
     """The outcome in one sentence."""
-    distilled, recall, sets = report["distilled"], report["recall"], report["sets"]
+    distilled, sets = report["distilled"], report["sets"]
     clauses = []
-    for name in recall:
-        pairs = f"{sets[name]['pairs']:,}" if name in sets else ""
-        score = f"{_mean_std(recall[name]['mean_recall'])} %".replace(
-            " ", "\u00a0"
-        )  # never broken over lines
+    for name, main in _main_scores(report).items():
+        task = TASK_TEXTS[report["task"]]
+        count = f"{sets[name][task['unit']]:,}" if name in sets else ""
+        score = f"{_mean_std(main)} %".replace(" ", "\u00a0")  # never broken over lines
         if name == FULL:
             full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
-            clauses.append(f"{full} ({pairs} pairs) {score}")
+            clauses.append(f"{full} ({count} {task['unit']}) {score}")
         elif name == "random":
-            clauses.append(f"{pairs} random real pairs {score}")
+            clauses.append(f"{count} random real {task['unit']} {score}")
         elif name not in (*BASELINES, CHANCE):
-            clauses.append(f"{pairs} synthetic pairs of {_label(name)} reach {score} mean recall")
+            clauses.append(f"{count} synthetic {task['unit']} of {_label(name)} reach {score} {task['main']}")
     if clauses:
         return "; ".join(clauses) + "."
     if distilled:
@@ -230,16 +257,18 @@ def headline(report: Mapping[str, Any]) -> str:
 
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few figures that matter most, as (value, what it is)."""
-    mean = {name: metrics["mean_recall"]["mean"] for name, metrics in report["recall"].items()}
+    mean = {name: main["mean"] for name, main in _main_scores(report).items()}
     tiles = []
     ours = next((name for name in mean if name not in (*BASELINES, CHANCE)), None)
     if ours is not None:
-        tiles.append((f"{mean[ours]:.1f} %", f"mean recall of {_label(ours)}"))
+        task = TASK_TEXTS[report["task"]]
+        short = task["main"].split()[-1]
+        tiles.append((f"{mean[ours]:.1f} %", f"{task['main']} of {_label(ours)}"))
         if mean.get("random"):
-            tiles.append((f"{mean[ours] / mean['random']:.2f} ×", "the recall of random pairs"))
+            tiles.append((f"{mean[ours] / mean['random']:.2f} ×", f"the {short} of random {task['unit']}"))
         if mean.get(FULL):
             full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
-            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the recall of {full}"))
+            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the {short} of {full}"))
     if distilled := report["distilled"]:
         tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
     return [*tiles, (_duration(report["seconds"]), "in all stages")]
@@ -247,37 +276,46 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     found = {}
-    recall = {name: metrics["mean_recall"] for name, metrics in report["recall"].items()}
-    if scored := {name: score for name, score in recall.items() if name != CHANCE}:
+    main = _main_scores(report)
+    if scored := {name: score for name, score in main.items() if name != CHANCE}:
         means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
         labels = [_set_label(name, report) for name in scored]
-        found["recall"] = charts.bars(labels, means, stds, recall[CHANCE]["mean"])
+        what = TASK_TEXTS[report["task"]]["main"]
+        found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what)
     terms = {name: values for name, values in report["losses"].items() if name != "step"}
     if terms:
         found["losses"] = charts.panels(report["losses"]["step"], terms)
     if curves := {_set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
-        found["students"] = charts.lines(curves, "training done, %", "InfoNCE loss")
+        found["students"] = charts.lines(curves, "training done, %", TASK_TEXTS[report["task"]]["loss"])
     return found
 
 
-def _best(recall: Mapping[str, Any]) -> dict[str, float]:
+def _main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The deciding metric of each set, and of chance."""
+    return {name: one[MAIN_METRIC[report["task"]]] for name, one in report["scores"].items()}
+
+
+def _best(scores: Mapping[str, Any]) -> dict[str, float]:
     """For each metric the best mean of the small sets, which the table prints in bold."""
-    small = [metrics for name, metrics in recall.items() if name not in (FULL, CHANCE)]
-    return {metric: max(one[metric]["mean"] for one in small) for metric in METRICS} if small else {}
+    small = [metrics for name, metrics in scores.items() if name not in (FULL, CHANCE)]
+    return {metric: max(one[metric]["mean"] for one in small) for metric in small[0]} if small else {}
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
     """The outcome as text for a terminal of 80 columns, and where the files are."""
-    recall, sets, distilled = report["recall"], report["sets"], report["distilled"]
+    scores, sets, distilled = report["scores"], report["sets"], report["distilled"]
     blocks = []
-    if recall:
-        rows = [["", *recall]]
+    if scores:
+        unit = TASK_TEXTS[report["task"]]["unit"]
+        rows = [["", *scores]]
         rows += [
-            [_metric(metric), *[_mean_std(one[metric]) for one in recall.values()]] for metric in METRICS
+            [_metric(metric), *[_mean_std(one[metric]) for one in scores.values()]]
+            for metric in METRICS[report["task"]]
         ]
-        rows += [["pairs", *[f"{sets[name]['pairs']:,}" if name in sets else "" for name in recall]]]
+        rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        blocks.append("recall in percent, mean ± standard deviation over students\n")
+        what = "recall" if report["task"] == "retrieval" else "accuracy"
+        blocks.append(f"{what} in percent, mean ± standard deviation over students\n")
         for first, *others in rows:
             cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
             blocks.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
@@ -302,7 +340,7 @@ def _mean_std(score: Mapping[str, Any]) -> str:
 
 
 def _metric(name: str) -> str:
-    return name.replace("_", " ").replace("ir@", "IR@").replace("tr@", "TR@")
+    return name.replace("_", " ").replace("ir@", "IR@").replace("tr@", "TR@").replace("top-", "Top-")
 
 
 def _label(name: str) -> str:
@@ -324,8 +362,8 @@ def _full_is_part(report: Mapping[str, Any]) -> bool:
 
 def _about_full(report: Mapping[str, Any]) -> str:
     """How to read the best and the worst that the table shows."""
-    best = _best(report["recall"])
-    if FULL in report["recall"] and report["recall"][FULL]["mean_recall"]["mean"] < best["mean_recall"]:
+    main = _main_scores(report)
+    if FULL in main and main[FULL]["mean"] < _best(report["scores"])[MAIN_METRIC[report["task"]]]:
         return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
     if _full_is_part(report):
         return "The real images are a random part of the data, chance is the floor."

@@ -1,0 +1,100 @@
+"""Labelled images in memory: the sets that classifiers are trained on and tested with. Imports no torch."""
+
+# N images of C classes
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from mmdd_ray.data.schema import Row
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.pairs import decoded
+from mmdd_ray.features.rejects import Reject
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Decoded images, each of one class.
+
+    Raises:
+        ValueError: images are not uint8 (N, px, px, 3) with N > 0, or a label is no class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    """(N,) int64, indices into ``classes``."""
+    classes: tuple[int, ...]
+    """The label in the data of each class, ascending."""
+
+    def __post_init__(self) -> None:
+        n, *shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
+            raise ValueError(
+                f"images must be uint8 (N, px, px, 3), N > 0, not {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.shape != (n,) or not np.isin(self.labels, np.arange(len(self.classes))).all():
+            raise ValueError(f"{n} images need as many labels below {len(self.classes)}")
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Row], classes: tuple[int, ...], *, image_px: int, max_pixels: int
+    ) -> tuple["LabelledSet", list[Reject]]:
+        """The usable rows with their images decoded, and what had to be left out.
+
+        Raises:
+            UserError: no row is usable.
+        """
+        place = {label: index for index, label in enumerate(classes)}
+        strange = [
+            (row.shard, row.key, "label of no class")
+            for row in rows
+            if row.reject is None and row.label not in place
+        ]
+        known = [row for row in rows if row.reject is not None or row.label in place]
+        images, used, rejects = decoded(known, image_px=image_px, max_pixels=max_pixels)
+        labels = np.array([place[row.label] for row in used], np.int64)  # type: ignore[index]  # they have one
+        return cls(images, labels, classes), [*rejects, *strange]
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images)
+
+    @property
+    def n_pairs(self) -> int:
+        """An image and its class are a pair."""
+        return self.n_images
+
+    @property
+    def image_px(self) -> int:
+        """Side of the images."""
+        return self.images.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the pixels and labels, uncompressed."""
+        return self.images.nbytes + self.labels.nbytes
+
+    def fingerprint(self) -> str:
+        """Hash of all pixels and labels."""
+        found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
+        found.update(repr((self.images.shape, self.labels.tolist(), self.classes)).encode())
+        return found.hexdigest()
+
+
+def labels_of(rows_labels: Sequence[int | None], uri: str) -> tuple[int, ...]:
+    """The classes that there are, ascending.
+
+    Raises:
+        UserError: an image has no label, or all have the same.
+    """
+    if missing := rows_labels.count(None):
+        raise UserError(
+            f"{missing:,} of the {len(rows_labels):,} images of {uri} have no label; name the column that has it as "
+            "data.label_column, or use an image folder with one sub-folder per class"
+        )
+    classes = tuple(sorted({label for label in rows_labels if label is not None}))
+    if len(classes) < 2:
+        raise UserError(f"all images of {uri} are of one class; a classifier needs at least two")
+    return classes

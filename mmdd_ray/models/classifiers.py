@@ -1,0 +1,98 @@
+"""The classifiers of the dataset-distillation literature, from scratch and with instance normalisation.
+
+ConvNet-d as in dataset condensation (Zhao, Mopuri & Bilen, ICLR 2021); ResNetAP-10 as in IDC (Kim et al., ICML 2022)
+and its followers, where average pooling stands in place of strides; ResNet-18 (He et al., CVPR 2016).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from mmdd_ray.config import Classifiers
+from mmdd_ray.errors import UserError
+
+LARGE_PX = 96  # from here on ResNets begin as on ImageNet: a convolution of 7 x 7, and a quarter of the side
+
+
+def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
+    """A network of images (B, 3, px, px), normalised, that gives logits (B, n_classes). Draws from torch's generator.
+
+    Raises:
+        UserError: the images are too small for so many poolings.
+    """
+    kind, _, number = settings.model.rpartition("-")
+    if kind == "convnet":
+        return _convnet(settings, int(number), n_classes)
+    if kind == "resnet-ap":
+        return _resnet(_PooledBlock, [1, 1, 1, 1], settings.image_px, n_classes)
+    return _resnet(BasicBlock, [2, 2, 2, 2], settings.image_px, n_classes)
+
+
+def _instance_norm(channels: int) -> nn.Module:
+    """With scale and shift, and without running statistics."""
+    return nn.GroupNorm(channels, channels)
+
+
+def _convnet(settings: Classifiers, depth: int, n_classes: int) -> nn.Module:
+    side = settings.image_px >> depth
+    if not side:
+        raise UserError(
+            f"classifiers.model={settings.model} halves the side of images {depth} times, but "
+            f"classifiers.image_px={settings.image_px}; choose a shallower one"
+        )
+    layers: list[nn.Module] = []
+    for channels in [3, *[settings.width] * (depth - 1)]:
+        layers += [
+            nn.Conv2d(channels, settings.width, 3, padding=1),
+            _instance_norm(settings.width),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2),
+        ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(settings.width * side**2, n_classes))
+
+
+def _resnet(block: type[BasicBlock], blocks: list[int], image_px: int, n_classes: int) -> nn.Module:
+    network = ResNet(block, blocks, num_classes=n_classes, norm_layer=_instance_norm)
+    is_pooled = block is _PooledBlock
+    if image_px < LARGE_PX:
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    elif is_pooled:
+        network.conv1 = nn.Conv2d(3, 64, 7, padding=3, bias=False)
+        network.maxpool = nn.AvgPool2d(4)
+    if is_pooled:
+        for module in network.modules():
+            if isinstance(module, _PooledBlock) and isinstance(module.downsample, nn.Sequential):
+                module.downsample = _pooled_shortcut(module.downsample)
+    return network
+
+
+def _pooled_shortcut(strided: nn.Sequential) -> nn.Sequential:
+    convolution, norm = strided.children()
+    assert isinstance(convolution, nn.Conv2d)
+    stride, convolution.stride = convolution.stride[0], (1, 1)
+    return nn.Sequential(convolution, nn.AvgPool2d(stride), norm)
+
+
+class _PooledBlock(BasicBlock):
+    """A basic block that pools after its first activation where the other one would have a stride."""
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, 1, downsample, groups, base_width, dilation, norm_layer)
+        self.pool = nn.AvgPool2d(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.pool(self.relu(self.bn1(self.conv1(x))))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
