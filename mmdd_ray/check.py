@@ -2,13 +2,15 @@
 
 from dataclasses import asdict
 
-from mmdd_ray.config import Covmatch, Edge, Evaluate, Match, Precompute
+from mmdd_ray.config import Covmatch, Edge, Evaluate, Match, Pool, Precompute, Vlcp
 from mmdd_ray.data.shards import check_data, list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
+Settings = Edge | Covmatch | Vlcp | Precompute | Evaluate
 
-def check(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
+
+def check(settings: Settings) -> None:
     """Finds what would otherwise fail only hours later: settings, models and sources that cannot be.
 
     Raises:
@@ -20,6 +22,8 @@ def check(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
         _check_shares(settings)
     if isinstance(settings, Covmatch):
         _check_match(settings.match)
+    if isinstance(settings, Vlcp):
+        _check_vlcp(settings)
     zoo.check(_models(settings))
     if isinstance(settings, Precompute):
         list_shards(settings.data)
@@ -27,7 +31,7 @@ def check(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
         check_data(settings.data, settings.evaluation)
 
 
-def _check_ranges(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
+def _check_ranges(settings: Settings) -> None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -49,13 +53,21 @@ def _check_shares(settings: Edge) -> None:
     _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
 
 
-def _check_pools(settings: Edge | Covmatch | Precompute | Evaluate) -> None:
-    for name in ("features", "synthesis", "captions"):
-        pool = getattr(settings, name, None)
-        if pool and pool.min_actors > pool.max_actors:
+def _check_pools(settings: Settings) -> None:
+    for name, pool in vars(settings).items():
+        if isinstance(pool, Pool) and pool.min_actors > pool.max_actors:
             raise UserError(
                 f"{name}.min_actors={pool.min_actors} is above {name}.max_actors={pool.max_actors}"
             )
+
+
+def _check_vlcp(settings: Vlcp) -> None:
+    _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
+    if "{class_name}" not in settings.describe.template:
+        raise UserError(
+            f"describe.template={settings.describe.template!r} does not have {{class_name}}: it would say the same of "
+            "all classes"
+        )
 
 
 def _check_match(match: Match) -> None:
@@ -67,7 +79,7 @@ def _check_match(match: Match) -> None:
         )
 
 
-def _models(settings: Edge | Covmatch | Precompute | Evaluate) -> dict[str, str]:
+def _models(settings: Settings) -> dict[str, str]:
     """Names of the models that will be loaded, by setting."""
     models = {"features.clip": settings.features.clip}
     if isinstance(settings, Edge):
@@ -80,7 +92,11 @@ def _models(settings: Edge | Covmatch | Precompute | Evaluate) -> dict[str, str]
             "match.image_model": settings.match.image_model,
             "match.text_model": settings.match.text_model,
         }
-    if not isinstance(settings, Precompute):
+    if isinstance(settings, Vlcp):
+        models["finetune.generator"] = settings.finetune.generator
+        if settings.describe.source == "vlm":
+            models["describe.model"] = settings.describe.model
+    if isinstance(settings, Edge | Covmatch | Evaluate):
         models |= {
             "students.image_model": settings.students.image_model,
             "students.text_model": settings.students.text_model,

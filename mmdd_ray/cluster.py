@@ -215,7 +215,7 @@ def pool_size(actors: int | None, gpus_per_actor: float) -> int:
     return fit if actors is None else min(actors, fit)
 
 
-def actor_pool(settings: config.Features | config.Synthesis | config.Captions) -> ActorPool:
+def actor_pool(settings: config.Pool) -> ActorPool:
     """Arguments of ``map_batches`` for a pool of as many of the wanted actors as fit beside the readers."""
     from ray.data import ActorPoolStrategy
 

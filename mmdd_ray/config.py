@@ -84,7 +84,19 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class Pool:
+    """A pool of actors."""
+
+    min_actors: Count = operational(1)
+    """Smallest number of actors."""
+    max_actors: Count = operational(1)
+    """Largest number of actors; Ray adds actors (and the autoscaler machines) up to here."""
+    gpus_per_actor: Weight = operational(1.0)
+    """Share of a GPU for each actor; ignored on clusters without GPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Pool):
     """CLIP features of every pair and the moments of their distribution."""
 
     clip: str = "tiny-clip"
@@ -94,12 +106,6 @@ class Features:
     """Side to which images are decoded for CLIP; its own input size is best."""
     chunk_pairs: Count = 256
     """Images encoded and written together; one output file each."""
-    min_actors: Count = operational(1)
-    """Smallest number of encoder actors."""
-    max_actors: Count = operational(1)
-    """Largest number of encoder actors; Ray adds actors (and the autoscaler machines) up to here."""
-    gpus_per_actor: Weight = operational(1.0)
-    """Share of a GPU for each encoder actor; ignored on clusters without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +169,7 @@ class EdgeFinetune(Finetune):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthesis:
+class Synthesis(Pool):
     """Drawing images with the generator."""
 
     inference_steps: Count = 20
@@ -172,12 +178,6 @@ class Synthesis:
     """Classifier-free guidance scale; 1 switches guidance off."""
     batch_images: Count = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
-    min_actors: Count = operational(1)
-    """Smallest number of generator actors."""
-    max_actors: Count = operational(1)
-    """Largest number of generator actors."""
-    gpus_per_actor: Weight = operational(1.0)
-    """Share of a GPU for each generator actor; ignored on clusters without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class EdgeSynthesis(Synthesis):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions:
+class Captions(Pool):
     """Further captions, written by a vision-language model that looks at the synthetic images."""
 
     model: str = "tiny-captioner"
@@ -208,16 +208,10 @@ class Captions:
     """Length limit of a written caption, in tokens."""
     batch_images: Count = 50
     """Images captioned together."""
-    min_actors: Count = operational(1)
-    """Smallest number of captioner actors."""
-    max_actors: Count = operational(1)
-    """Largest number of captioner actors."""
-    gpus_per_actor: Weight = operational(1.0)
-    """Share of a GPU for each captioner actor; ignored on clusters without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Describe:
+class Describe(Pool):
     """VLCP's descriptions of real images (arXiv 2506.23580, section 3)."""
 
     source: Literal["captions", "vlm", "template"] = "captions"
@@ -240,16 +234,10 @@ class Describe:
     """Side to which images are decoded for the model."""
     chunk_images: Count = 64
     """Images described together; one output file each."""
-    min_actors: Count = operational(1)
-    """Smallest number of describing actors."""
-    max_actors: Count = operational(1)
-    """Largest number of describing actors."""
-    gpus_per_actor: Weight = operational(1.0)
-    """Share of a GPU for each describing actor; ignored on clusters without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prototypes:
+class Prototypes(Pool):
     """VLCP's image and text prototypes of each class."""
 
     images_per_class: Count = 10
@@ -266,12 +254,6 @@ class Prototypes:
     """Images of a class from which mini-batch K-means is used."""
     chunk_images: Count = 256
     """Images encoded by the VAE together; one output file each."""
-    min_actors: Count = operational(1)
-    """Smallest number of encoding actors."""
-    max_actors: Count = operational(1)
-    """Largest number of encoding actors."""
-    gpus_per_actor: Weight = operational(1.0)
-    """Share of a GPU for each encoding actor; ignored on clusters without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,6 +464,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledEvaluation(Evaluation):
+    """Comparing labelled sets by the classifiers they make."""
+
+    baselines: tuple[Literal["random", "herding", "k-center", "prompts", "full"], ...] = (  # type: ignore[assignment]
+        "random",
+        "herding",
+        "k-center",
+        "prompts",
+        "full",
+    )
+    """Sets to compare with: coresets of as many real images of each class; drawings of the generator as it is, prompted
+    with describe.template; and all the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edge:
     """Everything an EDGE run depends on."""
 
@@ -524,7 +521,7 @@ class Vlcp:
     prototypes: Prototypes = field(default_factory=Prototypes)
     synthesis: VlcpSynthesis = field(default_factory=VlcpSynthesis)
     classifiers: Classifiers = field(default_factory=Classifiers)
-    evaluation: Evaluation
+    evaluation: LabelledEvaluation
 
 
 @dataclass(frozen=True, kw_only=True)

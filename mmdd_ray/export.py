@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from mmdd_ray.config import Covmatch, Edge
+from mmdd_ray.config import Covmatch, Edge, Vlcp
 from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
@@ -15,11 +15,12 @@ from mmdd_ray.run import RunDir, Stage, StageResult, resolved
 def export_stage(
     run: RunDir,
     precomputed: Stage,
-    settings: Edge | Covmatch,
+    settings: Edge | Covmatch | Vlcp,
     made: Callable[[], tuple[list[Sample], LearntPairs | None]],
     *,
     method: str,
     models: Mapping[str, str],
+    class_names: Mapping[int, str] | None = None,
 ) -> Stage:
     """The stage `export` of a run, which writes the folder `distilled/`; again, if that was deleted.
 
@@ -28,6 +29,7 @@ def export_stage(
         made: Gives the samples of the set, and the learnt pairs that they show, if they are more than that.
         method: As people write it.
         models: That made the set, by their role.
+        class_names: By label, for labelled sets.
     """
     if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
         run.store.remove("export")  # the set was deleted: write it again
@@ -44,6 +46,7 @@ def export_stage(
             inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
             models=models,
             learnt=learnt,
+            class_names=class_names,
         )
         stage.store.write_json(
             "distilled.json", {name: manifest[name] for name in ("checksum", "shards", "learnt")}

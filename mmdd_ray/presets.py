@@ -4,17 +4,24 @@ from dataclasses import replace
 
 from mmdd_ray.config import (
     Captions,
+    Classifiers,
     Covmatch,
     Data,
+    Describe,
     Edge,
     EdgeFinetune,
     EdgeSynthesis,
     Evaluate,
     Evaluation,
     Features,
+    Finetune,
+    LabelledEvaluation,
     Match,
     Precompute,
+    Prototypes,
     Students,
+    Vlcp,
+    VlcpSynthesis,
 )
 
 
@@ -139,6 +146,79 @@ def covmatch_cc3m() -> Covmatch:
         data=edge.data,
         match=replace(coco.match, real_batch=1024, workers=8, cache_mib=0),
         evaluation=edge.evaluation,
+    )
+
+
+def vlcp_local() -> Vlcp:
+    """A laptop: labelled procedural scenes and the tiny zoo, minutes on two cores, no network."""
+    return Vlcp(
+        data=Data(uri="shapes:2000?seed=1&labelled=1"),
+        finetune=Finetune(optimizer="adamw", learning_rate=1e-4, parameters="full"),
+        prototypes=Prototypes(images_per_class=2),
+        synthesis=VlcpSynthesis(guidance=3.0, negative_prompt=""),
+        evaluation=LabelledEvaluation(
+            val="shapes:300?seed=2&labelled=1", test="shapes:1000?seed=3&labelled=1"
+        ),
+    )
+
+
+def vlcp_imagenette() -> Vlcp:
+    """A GPU cluster: ImageNette as an image folder, Stable Diffusion 1.5, LLaVA's descriptions, 10 images a class."""
+    edge = edge_cc3m()
+    return Vlcp(
+        data=Data(uri="s3://YOUR-BUCKET/imagenette2/train/"),
+        features=edge.features,
+        describe=Describe(
+            source="vlm",
+            class_names="s3://YOUR-BUCKET/imagenette2/classes.txt",
+            model=edge.captions.model,
+            image_px=336,
+            chunk_images=32,
+            max_actors=16,
+        ),
+        finetune=Finetune(
+            generator="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            image_px=512,
+            steps=592,  # 8 epochs of 9,469 images in batches of 128
+            batch_pairs=32,
+            accumulate=4,
+            parameters="full",
+            optimizer="adamw",
+            learning_rate=1e-5,
+            ema_decay=0.9999,
+            checkpoint_steps=100,
+            workers=4,
+        ),
+        prototypes=Prototypes(chunk_images=64, max_actors=16),
+        synthesis=VlcpSynthesis(inference_steps=50, guidance=8.0, batch_images=16, max_actors=16),
+        classifiers=Classifiers(model="resnet-ap-10", image_px=224, steps=4000),  # 2,000 epochs of 100 images
+        evaluation=LabelledEvaluation(
+            val="s3://YOUR-BUCKET/imagenette2/val/",
+            test="s3://YOUR-BUCKET/imagenette2/val/",
+            max_pairs=4000,
+        ),
+    )
+
+
+def vlcp_imagenet1k() -> Vlcp:
+    """A GPU cluster: ImageNet-1K as an image folder, otherwise as ImageNette."""
+    imagenette = vlcp_imagenette()
+    return replace(
+        imagenette,
+        data=replace(imagenette.data, uri="s3://YOUR-BUCKET/imagenet/train/"),
+        describe=replace(
+            imagenette.describe, class_names="s3://YOUR-BUCKET/imagenet/classes.txt", max_actors=64
+        ),
+        finetune=replace(imagenette.finetune, steps=80_000, workers=8, accumulate=2, batch_pairs=64),
+        prototypes=replace(imagenette.prototypes, max_actors=64),
+        synthesis=replace(imagenette.synthesis, max_actors=64),
+        classifiers=replace(imagenette.classifiers, model="resnet-18", steps=300_000),
+        evaluation=replace(
+            imagenette.evaluation,
+            val="s3://YOUR-BUCKET/imagenet/val/",
+            test="s3://YOUR-BUCKET/imagenet/val/",
+            max_pairs=50_000,
+        ),
     )
 
 

@@ -20,7 +20,7 @@ PAPER, FRAME = "#ffffff", "#d5d9e0"
 PROMPT_INK, CAPTION_INK = "#15181d", "#667085"
 
 
-def contact_sheet(pairs: Sequence[tuple[bytes, Sequence[str]]]) -> bytes:
+def contact_sheet(pairs: Sequence[tuple[bytes, Sequence[str]]], columns: int = COLUMNS) -> bytes:
     """PNG file of up to ``MAX_SAMPLES`` of the pairs (encoded image, captions), spread evenly over them all.
 
     The first caption is printed in black, further ones in grey below it; long ones end in an ellipsis.
@@ -33,7 +33,7 @@ def contact_sheet(pairs: Sequence[tuple[bytes, Sequence[str]]]) -> bytes:
     )
     shown = spread(pairs, MAX_SAMPLES)
     texts = [_lines(captions, font) for _, captions in shown]
-    columns = min(COLUMNS, len(shown))
+    columns = min(columns, len(shown))
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
     heights = [TILE_PX + GAP_PX + LINE_PX * max(len(texts[i]) for i in row) for row in rows]
 

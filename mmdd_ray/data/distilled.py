@@ -5,6 +5,7 @@
     00000.tar …          members 000000000.json, .png, .txt: shard (5 digits) and row in it (4 digits)
     README.md            Hugging Face dataset card
     contact_sheet.png    some of the images with their captions
+    images/0003_red_circle/000123.png   the same images as an image folder, where the set has classes
     learnt_pairs.safetensors   where pixels and texts were learnt: what a student trains on. The shards show it
     manifest.json        written last: a folder with a manifest holds a whole set
 
@@ -26,7 +27,7 @@ import jinja2
 from PIL import Image
 
 from mmdd_ray import __version__
-from mmdd_ray.data.contact_sheet import contact_sheet, spread
+from mmdd_ray.data.contact_sheet import COLUMNS, MAX_SAMPLES, contact_sheet, spread
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.schema import tar_samples, write_tar_samples
 from mmdd_ray.errors import UserError
@@ -38,6 +39,7 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 CONTACT_SHEET = "contact_sheet.png"
 LEARNT = "learnt_pairs.safetensors"
+IMAGES = "images"
 NEAREST = "nearest_words"  # of Sample.extra
 FORMAT_VERSION = 1
 CARD_EXAMPLES = 5
@@ -83,11 +85,13 @@ def write_distilled(
     inputs: Mapping[str, Any],
     models: Mapping[str, str] | None = None,
     learnt: LearntPairs | None = None,
+    class_names: Mapping[int, str] | None = None,
     rows_per_shard: int = 1000,
 ) -> dict[str, Any]:
     """Writes the set into the folder ``store`` in the order of ``samples``; gives its manifest.
 
-    ``learnt`` are the pairs that the samples show, where they are more than their images and captions.
+    ``learnt`` are the pairs that the samples show, where they are more than their images and captions. With
+    ``class_names`` by label, the images are written as an image folder, too, and the contact sheet is by class.
 
     A set that is there already is replaced. ``settings`` must have credentials redacted (``run.resolved``);
     ``inputs`` fingerprints what the set was made from, ``models`` names the models that made it.
@@ -117,6 +121,11 @@ def write_distilled(
         files.append({"name": LEARNT, "bytes": len(content), "sha256": sha256})
     else:
         store.remove(LEARNT)
+    store.remove(IMAGES)
+    if class_names is not None:
+        for sample in samples:
+            assert sample.label is not None
+            store.write_bytes(f"{_class_folder(sample.label, class_names)}/{sample.key}.png", sample.image)
     per_image = [len(sample.captions) for sample in samples]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -128,6 +137,7 @@ def write_distilled(
         "checksum": _checksum(files),
         "shards": shards,
         "learnt": files[-1] if learnt is not None else None,
+        "classes": {str(label): name for label, name in (class_names or {}).items()},
         "seed": seed,
         "models": dict(models or {}),
         "inputs": dict(inputs),
@@ -135,10 +145,27 @@ def write_distilled(
         "package_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store.write_bytes(CONTACT_SHEET, contact_sheet([(sample.image, sample.texts) for sample in samples]))
+    shown, columns = (samples, COLUMNS) if class_names is None else _by_class(samples)
+    pictures = [(sample.image, sample.texts) for sample in shown]
+    store.write_bytes(CONTACT_SHEET, contact_sheet(pictures, columns))
     store.write_bytes(CARD, dataset_card(manifest, samples).encode())
     store.write_json(MANIFEST, manifest)
     return manifest
+
+
+def _class_folder(label: int, class_names: Mapping[int, str]) -> str:
+    """Sorted as the labels are, and told apart by them."""
+    return f"{IMAGES}/{label:04d}_{re.sub('[^A-Za-z0-9]+', '_', class_names[label])[:90]}"
+
+
+def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """Samples for a contact sheet whose rows are classes, and its columns: as many as every class can fill."""
+    classes: dict[int | None, list[Sample]] = {}
+    for sample in samples:
+        classes.setdefault(sample.label, []).append(sample)
+    columns = min(COLUMNS, *map(len, classes.values()))
+    chosen = spread(list(classes.values()), MAX_SAMPLES // columns)
+    return [sample for own in chosen for sample in spread(own, columns)], columns
 
 
 def read_distilled(source: Store | str) -> list[Sample]:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,13 +59,21 @@ def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
 
 
 def training_pairs(
-    data: Data, *, image_px: int, seed: int, excluded: Collection[tuple[str, int]] = ()
+    data: Data,
+    *,
+    image_px: int,
+    seed: int,
+    excluded: Collection[tuple[str, int]] = (),
+    texts: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> ray.data.Dataset:
     """The usable pairs of ``data``, decoded, for a training.
 
     Leaves out rejected rows, undecodable images and the ``(shard, index)`` in ``excluded``; the feature stage
     has counted and listed them. Columns: ``image``, uint8 (image_px, image_px, 3); ``captions``; ``first``, a
     random number that says with which caption the pair starts.
+
+    Args:
+        texts: gives the captions of a row of ``PAIR_SCHEMA``, in place of its own.
 
     Raises:
         ValueError: as ``read_pairs``.
@@ -84,7 +92,7 @@ def training_pairs(
             except BadImage:
                 continue
             images.append(pixels)
-            captions.append(row["captions"])
+            captions.append(texts(row) if texts else row["captions"])
             first.append(zlib.crc32(f"{seed}/{address}".encode()))
         return {
             "image": np.stack(images) if images else np.empty((0, image_px, image_px, 3), np.uint8),

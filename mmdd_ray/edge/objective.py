@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from mmdd_ray.config import EdgeFinetune
 from mmdd_ray.edge.losses import denoised_latent, edge_objective, sample_timesteps
-from mmdd_ray.errors import UserError
 from mmdd_ray.models.clip import load_clip
 
 if TYPE_CHECKING:  # imports diffusers, 8 s
@@ -45,16 +44,12 @@ class EdgeLoss(nn.Module):
     """
 
     def __init__(self, pipeline: "Pipeline", settings: EdgeFinetune, clip: str) -> None:
-        from mmdd_ray.models.generator import Denoiser
+        from mmdd_ray.models.generator import Denoiser, check_image_px
 
         super().__init__()
         self.settings = settings
         self.denoiser = Denoiser(pipeline)
-        if settings.image_px % self.denoiser.downscale:
-            raise UserError(
-                f"finetune.image_px={settings.image_px} is no multiple of {self.denoiser.downscale}, the "
-                "downscaling of the generator's VAE"
-            )
+        check_image_px(pipeline, settings.image_px)
         if settings.space == "clip":
             # no submodule: a frozen model needs neither DDP nor a place among the parameters
             self.clip = load_clip(clip, pipeline.device)

@@ -9,7 +9,6 @@ from hashlib import blake2b
 import numpy as np
 
 from mmdd_ray.data.schema import Row
-from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.pairs import decoded
 from mmdd_ray.features.rejects import Reject
 
@@ -81,20 +80,3 @@ class LabelledSet:
         found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
         found.update(repr((self.images.shape, self.labels.tolist(), self.classes)).encode())
         return found.hexdigest()
-
-
-def labels_of(rows_labels: Sequence[int | None], uri: str) -> tuple[int, ...]:
-    """The classes that there are, ascending.
-
-    Raises:
-        UserError: an image has no label, or all have the same.
-    """
-    if missing := rows_labels.count(None):
-        raise UserError(
-            f"{missing:,} of the {len(rows_labels):,} images of {uri} have no label; name the column that has it as "
-            "data.label_column, or use an image folder with one sub-folder per class"
-        )
-    classes = tuple(sorted({label for label in rows_labels if label is not None}))
-    if len(classes) < 2:
-        raise UserError(f"all images of {uri} are of one class; a classifier needs at least two")
-    return classes

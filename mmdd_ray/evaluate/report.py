@@ -29,7 +29,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 EXAMPLES = 12
 
 FULL, CHANCE = "full", "chance"
-BASELINES = ("random", "herding", "k-center", FULL)
+BASELINES = ("random", "herding", "k-center", "prompts", FULL)
 LABELS = {
     "edge": "EDGE",
     "covmatch": "CovMatch",
@@ -37,6 +37,7 @@ LABELS = {
     "random": "Random real pairs",
     "herding": "Herding",
     "k-center": "k-center",
+    "prompts": "Class names as prompts",
     FULL: "Full data",
     CHANCE: "Chance",
 }

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
-from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute
+from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute, Vlcp
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
@@ -46,7 +46,7 @@ def precompute_run(settings: Precompute, preset: str) -> str:
     )
 
 
-def feature_stage(run: RunDir, settings: Precompute | Edge | Covmatch | Evaluate) -> Stage:
+def feature_stage(run: RunDir, settings: Precompute | Edge | Covmatch | Vlcp | Evaluate) -> Stage:
     """The stage `features` of a run, whose folder a `FeatureStore` reads."""
     return run.stage("features", lambda stage: precompute(stage, run.store, settings.data, settings.features))
 

@@ -24,6 +24,11 @@ def chunk_file(shard: str, number: int) -> str:
     return f"pairs/{shard}/{number:05d}.parquet"
 
 
+def shard_files(store: Store, shard: str = "") -> list[str]:
+    """The files of a shard's chunks, or of all, in the order of the dataset."""
+    return [name for name in store.files(f"pairs/{shard}".rstrip("/")) if name.endswith(".parquet")]
+
+
 def feature_table(pairs: pa.Table, shard: str, image_ND: np.ndarray, text_PD: np.ndarray) -> pa.Table:
     """A chunk as a table: one row per image, whose `text` column holds a feature for each of its captions.
 
@@ -77,7 +82,7 @@ class FeatureStore:
     @cached_property
     def files(self) -> list[str]:
         """Paths of the chunks, in the order of the dataset."""
-        return [name for name in self._store.files("pairs") if name.endswith(".parquet")]
+        return shard_files(self._store)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The chunks, one at a time."""

@@ -21,11 +21,11 @@ class Captioner:
         ValueError: The model cannot be loaded.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, setting: str = "captions.model") -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        with loading("captioner", name, "captions.model"):
+        with loading("captioner", name, setting):
             folder = resolve(name)
             self.processor = AutoProcessor.from_pretrained(folder)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -35,7 +35,6 @@ class Captioner:
         self.device, self.dtype = device, dtype
         self.chats = getattr(self.processor, "chat_template", None) is not None
 
-    @torch.inference_mode()
     def write(
         self,
         images: Sequence[Image.Image],
@@ -54,22 +53,39 @@ class Captioner:
         written: list[list[str]] = [[] for _ in images]
         asked = itertools.cycle(instructions if self.chats else ("",))
         for number in range(captions):
-            inputs = self._inputs(images, next(asked))
             first_of_its_kind = number < (len(instructions) if self.chats else 1)
             stream = np.random.SeedSequence(seed, spawn_key=(number,))
             torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
-            tokens = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=not first_of_its_kind
-            )
-            if self.chats:  # the answer follows the question
-                tokens = tokens[:, inputs["input_ids"].shape[1] :]
-            for texts, text in zip(
-                written, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True
-            ):
-                texts.append(" ".join(text.split()))
+            asked_now = [next(asked)] * len(images)
+            texts = self._answers(images, asked_now, max_new_tokens, do_sample=not first_of_its_kind)
+            for own, text in zip(written, texts, strict=True):
+                own.append(text)
         return written
 
-    def _inputs(self, images: Sequence[Image.Image], instruction: str) -> dict[str, Any]:
+    def describe(
+        self, images: Sequence[Image.Image], instructions: Sequence[str], *, max_new_tokens: int
+    ) -> list[str]:
+        """The likeliest answer to each image and its own instruction."""
+        return self._answers(images, instructions, max_new_tokens, do_sample=False)
+
+    @torch.inference_mode()
+    def _answers(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        *,
+        do_sample: bool,
+    ) -> list[str]:
+        inputs = self._inputs(images, instructions)
+        tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=do_sample)
+        if self.chats:  # the answer follows the question
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        return [
+            " ".join(text.split()) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)
+        ]
+
+    def _inputs(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> dict[str, Any]:
         if not self.chats:
             inputs = self.processor(images=list(images), return_tensors="pt")
         else:
@@ -80,7 +96,7 @@ class Captioner:
                         "content": [{"type": "image", "image": i}, {"type": "text", "text": instruction}],
                     }
                 ]
-                for i in images
+                for i, instruction in zip(images, instructions, strict=True)
             ]
             inputs = self.processor.apply_chat_template(
                 chats,

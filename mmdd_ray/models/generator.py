@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
@@ -67,6 +67,15 @@ def load_pipeline(
             raise UserError(f"{setting}={name} has no {part}; name a whole StableDiffusionPipeline")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def check_image_px(pipeline: Pipeline, image_px: int, setting: str = "finetune.image_px") -> None:
+    """Raises ``UserError`` if the VAE cannot halve images of that side as often as it does."""
+    if image_px % pipeline.vae_scale_factor:
+        raise UserError(
+            f"{setting}={image_px} is no multiple of {pipeline.vae_scale_factor}, the downscaling of the "
+            "generator's VAE"
+        )
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path) -> None:
@@ -233,16 +242,86 @@ def draw_images(
 
     The initial noise of each image comes from its own seed and the CPU's generator, the same on every device.
     """
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
-        pipeline.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
-    )
-    drawn = pipeline(
+    return _draw(
+        _with_solver(pipeline),
+        seeds,
         prompt=list(prompts),
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         height=image_px,
         width=image_px,
         num_inference_steps=inference_steps,
         guidance_scale=guidance,
-        output_type="np",
+    )
+
+
+@torch.inference_mode()
+def draw_from_latents(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    latent_BCHW: Tensor | None,
+    *,
+    image_px: int,
+    inference_steps: int,
+    guidance: float,
+    strength: float,
+    negative_prompt: str,
+) -> NDArray[np.uint8]:
+    """Images (B, image_px, image_px, 3) uint8 that begin as noisy latents: image-to-image (SDEdit, ICLR 2022).
+
+    Like ``draw_images``, but prompts of any length count to their end.
+
+    Args:
+        latent_BCHW: what to begin with, as ``Denoiser.encode`` gives it; None begins with noise alone.
+        strength: share of the schedule that is drawn again; at least one of the steps is.
+        negative_prompt: what guidance leads away from.
+    """
+    text_BSL, negative_1SL = encode_prompts(pipeline, prompts, negative_prompt)
+    settings = {
+        "prompt_embeds": text_BSL,
+        "negative_prompt_embeds": negative_1SL.expand_as(text_BSL),
+        "num_inference_steps": inference_steps,
+        "guidance_scale": guidance,
+    }
+    pipeline = _with_solver(pipeline)
+    if latent_BCHW is None:
+        return _draw(pipeline, seeds, height=image_px, width=image_px, **settings)
+    to_image = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    to_image.set_progress_bar_config(disable=True)
+    strength = max(strength, 1 / inference_steps)
+    return _draw(to_image, seeds, image=latent_BCHW, strength=strength, **settings)
+
+
+def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
+    """States of all tokens of the prompts (B, S, L) and of the negative one (1, S, L).
+
+    A text encoder reads 77 tokens at a time. Longer texts are cut into chunks of 75, each is encoded between its own
+    begin and end, and the states follow one another; shorter texts are filled up with empty chunks.
+    """
+    tokenizer = pipeline.tokenizer
+    size = tokenizer.model_max_length - 2
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (*prompts, negative_prompt)]
+    chunks = max(1, *(-(-len(own) // size) for own in ids))
+    pieces = [own[start : start + size] for own in ids for start in range(0, chunks * size, size)]
+    padded = tokenizer.pad(
+        {"input_ids": [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]},
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    state_PSL = pipeline.text_encoder(padded.input_ids.to(pipeline.device)).last_hidden_state
+    state_BSL = state_PSL.reshape(len(ids), -1, state_PSL.shape[-1])
+    return state_BSL[:-1], state_BSL[-1:]
+
+
+def _with_solver(pipeline: Pipeline) -> Pipeline:
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+    )
+    return pipeline
+
+
+def _draw(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
+    drawn = pipeline(
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="np", **settings
     ).images
     return (drawn * 255).round().astype(np.uint8)

@@ -12,7 +12,13 @@ from mmdd_ray.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "zoo"
 NAMES = ("tiny-clip", "tiny-sd", "tiny-captioner", "tiny-nf", "tiny-bert")
-HUB_NAMED = ("finetune.generator", "captions.model", "students.text_model", "match.text_model")
+HUB_NAMED = (
+    "finetune.generator",
+    "captions.model",
+    "describe.model",
+    "students.text_model",
+    "match.text_model",
+)
 """Settings whose models are named as the hub names them."""
 HUB_TIMEOUT_S = 10
 

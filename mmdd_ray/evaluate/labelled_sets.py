@@ -1,0 +1,147 @@
+"""The labelled sets that classifiers are trained on: a synthetic one, coresets of each class, and all the data."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mmdd_ray.config import Data, Vlcp
+from mmdd_ray.coresets import herding, k_center, random_subset
+from mmdd_ray.data.schema import Row
+from mmdd_ray.data.sources import fetch_pairs, read_pairs
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.compare import compare
+from mmdd_ray.evaluate.labelled import LabelledSet
+from mmdd_ray.evaluate.sets import EVALUATION
+from mmdd_ray.features.rejects import Reject, RejectList, Tally
+from mmdd_ray.features.store import FeatureStore, image_features
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+
+Choose = Callable[[list[np.ndarray], int, int], np.ndarray]
+CORESETS: dict[str, Choose] = {
+    "random": lambda blocks, count, seed: random_subset(len(blocks[0]), count, seed),
+    "herding": herding,
+    "k-center": k_center,
+}
+
+
+def labelled_images(
+    images: Sequence[bytes], labels: Sequence[int], classes: tuple[int, ...], image_px: int
+) -> LabelledSet:
+    """A set of encoded synthetic images."""
+    rows = [
+        Row("distilled", i, str(i), image, [], label, None)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    return LabelledSet.from_rows(rows, classes, image_px=image_px, max_pixels=2**31)[0]
+
+
+def class_coresets(
+    features: FeatureStore, classes: tuple[int, ...], per_class: int, names: Sequence[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Sorted rows of `per_class` images of each class, or all where it has fewer, by the name of the coreset.
+
+    Herding and k-center look at CLIP's image features, brought to unit norm.
+    """
+    tables = list(features.tables(["label", "image"]))
+    label_N = np.concatenate([table["label"].to_numpy() for table in tables])
+    feature_ND = np.concatenate([image_features(table) for table in tables])
+    chosen: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for number, label in enumerate(classes):
+        rows = np.flatnonzero(label_N == label)
+        own_ND = feature_ND[rows].astype(np.float32)
+        own_ND /= np.linalg.norm(own_ND, axis=1, keepdims=True) + 1e-12
+        count = min(per_class, len(rows))
+        own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        for name in names:
+            chosen[name].append(rows[CORESETS[name]([own_ND], count, own_seed)])
+    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+
+
+def real_sets(
+    features: FeatureStore, settings: Vlcp, classes: tuple[int, ...], per_class: int
+) -> dict[str, LabelledSet]:
+    """The baselines of `settings.evaluation` that are made of real images."""
+    wanted, seed = settings.evaluation.baselines, settings.run.seed
+    addresses = features.addresses
+    names = [name for name in CORESETS if name in wanted]
+    chosen = class_coresets(features, classes, per_class, names, seed) if names else {}
+    if "full" in wanted:
+        count = min(settings.evaluation.full_pairs, len(addresses))
+        chosen["full"] = np.sort(random_subset(len(addresses), count, seed))
+    needed = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
+    # once for all sets: the rows of a baseline lie in almost every shard
+    fetched = fetch_pairs(settings.data, [addresses[row] for row in needed])
+    rows = dict(zip(needed, fetched, strict=True))
+    found = {}
+    for name, indices in chosen.items():
+        found[name], lost = _labelled(
+            [rows[row] for row in indices.tolist()], classes, settings.data, settings
+        )
+        if lost:
+            raise UserError(
+                f"data.uri={settings.data.uri} has changed since its features were made: {len(lost):,} images of the "
+                f"set {name} are refused now ({lost[0][2]}); restore the data, or set run.dir to a new folder"
+            )
+    return found
+
+
+def _labelled(
+    rows: Sequence[Row], classes: tuple[int, ...], data: Data, settings: Vlcp
+) -> tuple[LabelledSet, list[Reject]]:
+    px = settings.classifiers.image_px
+    return LabelledSet.from_rows(rows, classes, image_px=px, max_pixels=data.max_image_pixels)
+
+
+def held_out_images(
+    part: str, data: Data, settings: Vlcp, classes: tuple[int, ...], listed: RejectList
+) -> LabelledSet:
+    """The validation or test images; `listed` takes the refused rows, with val/ or test/ before their shards.
+
+    Raises:
+        UserError: More than `data.max_reject_ratio` of the rows were refused, or no image is left.
+    """
+    rows = sorted(
+        (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
+    )
+    setting = f"evaluation.{part}"
+    try:
+        found, rejects = _labelled(rows, classes, data, settings)
+    except UserError as error:
+        raise UserError(f"{setting}={data.uri}: {error}") from error
+    tally = Tally(setting, data.max_reject_ratio, listed, total_rows=len(rows))
+    tally.add(len(rows), [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
+    return found
+
+
+def compare_classifiers(
+    stage: Stage,
+    synthetic: Mapping[str, LabelledSet],
+    features: FeatureStore,
+    settings: Vlcp,
+    per_class: int,
+    run_store: Store,
+) -> StageResult:
+    """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
+
+    Args:
+        synthetic: Sets by name, the distilled one first.
+        per_class: Images of each class of the coresets.
+        run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
+    """
+    classes = next(iter(synthetic.values())).classes
+    listed = RejectList(stage.store, run_store)
+    val, test = (
+        held_out_images(part, source, settings, classes, listed)
+        for part, source in zip(("val", "test"), settings.evaluation.sources(settings.data), strict=True)
+    )
+    listed.save()
+    sets = {**synthetic, **real_sets(features, settings, classes, per_class)}
+    found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
+    stage.store.write_json(EVALUATION, found)
+    return StageResult(
+        rows_in=sum(one.n_images for one in (*sets.values(), val, test)),
+        rows_out=len(sets) * settings.evaluation.seeds,
+        rejects=Counter(reason for *_, reason in listed.rows),
+    )

@@ -1,0 +1,173 @@
+"""Descriptions of real images: the data's own captions, a template, or a vision-language model's (VLCP, section 3)."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from fsspec.core import url_to_fs
+from PIL import Image
+
+from mmdd_ray.cluster import actor_pool
+from mmdd_ray.config import Data, Describe
+from mmdd_ray.data.shapes import CLASS_NAMES
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import UserError
+from mmdd_ray.features.store import FeatureStore, shard_files
+from mmdd_ray.features.streaming import ChunkActor, work_off_shards
+from mmdd_ray.models.memory import out_of_memory
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+
+CLASSES = "classes.json"
+SHARDS_HELD = 4  # of descriptions, in a reading task
+
+
+@dataclass(frozen=True)
+class ImageClass:
+    """A class of the data."""
+
+    label: int
+    """In the data."""
+    name: str
+    images: int
+    """Usable ones."""
+
+
+def read_classes(features: FeatureStore, data: Data, describe: Describe) -> list[ImageClass]:
+    """The classes of the usable images, by label.
+
+    Raises:
+        UserError: an image has no label; there are fewer than two classes; or a class has no name.
+    """
+    images: Counter[int | None] = Counter()
+    shared: dict[int | None, set[str]] = {}
+    for table in features.tables(["label", "captions"]):
+        for label, captions in zip(table["label"].to_pylist(), table["captions"].to_pylist(), strict=True):
+            images[label] += 1
+            shared[label] = shared.get(label, set(captions)) & set(captions)
+    if None in images:
+        raise UserError(
+            f"{images[None]:,} of the {images.total():,} images of {data.uri} have no label; name the column that has "
+            "it as data.label_column, or use an image folder with one sub-folder per class"
+        )
+    labels = sorted(label for label in images if label is not None)
+    if len(labels) < 2:
+        raise UserError(f"all images of {data.uri} are of one class; VLCP needs at least two")
+    names = _names(labels, shared, data, describe)
+    return [ImageClass(label, names[label], images[label]) for label in labels]
+
+
+def _names(
+    labels: list[int], shared: Mapping[int | None, set[str]], data: Data, describe: Describe
+) -> Mapping[int, str]:
+    if describe.class_names is not None:
+        lines = _lines(describe.class_names)
+        if unnamed := [label for label in labels if not 0 <= label < len(lines)]:
+            raise UserError(
+                f"describe.class_names={describe.class_names} has {len(lines)} lines, one for each class from 0 on, "
+                f"but {data.uri} has the label {unnamed[0]}"
+            )
+        return dict(enumerate(lines))
+    if data.uri.startswith("shapes:"):
+        return dict(enumerate(CLASS_NAMES))
+    unnamed = [label for label in labels if len(shared[label]) != 1]
+    if unnamed:
+        raise UserError(
+            f"the images of class {unnamed[0]} of {data.uri} share no caption that could be its name; name a text file "
+            "with the name of a class on each line as describe.class_names"
+        )
+    return {label: next(iter(shared[label])) for label in labels}
+
+
+def _lines(uri: str) -> list[str]:
+    fs, path = url_to_fs(uri)
+    try:
+        text = fs.cat_file(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"describe.class_names={uri} cannot be read as text: {error}") from error
+    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+    if not all(lines):
+        raise UserError(f"describe.class_names={uri} has a blank line; a class needs a name")
+    return lines
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """Where the descriptions of real images come from; travels to reading tasks and actors."""
+
+    describe: Describe
+    names: Mapping[int, str]
+    """Of classes, by label."""
+    store: Store | None
+    """What `describe_images` has written, for "vlm"."""
+
+    def of(self, row: Mapping[str, Any]) -> list[str]:
+        """All descriptions of a row with `shard`, `index`, `captions` and `label`; at least one, none of them blank."""
+        if self.describe.source == "captions":
+            return list(row["captions"])
+        text = ""
+        if self.describe.source == "vlm":
+            assert self.store is not None
+            text = _written(self.store.uri, row["shard"]).get(row["index"], "")
+        return [text or self.template(row["label"])]
+
+    def template(self, label: int) -> str:
+        """The template with the name of the class."""
+        return self.describe.template.replace("{class_name}", self.names[label])
+
+
+@lru_cache(maxsize=SHARDS_HELD)
+def _written(uri: str, shard: str) -> dict[int, str]:
+    store = Store(uri)
+    tables = [store.read_parquet(file) for file in shard_files(store, shard)]
+    return {row["index"]: row["description"] for table in tables for row in table.to_pylist()}
+
+
+def describe_images(stage: Stage, data: Data, describe: Describe, classes: list[ImageClass]) -> StageResult:
+    """Has every usable image described, where descriptions are to be written; goes on after the last whole shard."""
+    stage.store.write_json(CLASSES, [vars(one) for one in classes])
+    images = sum(one.images for one in classes)
+    if describe.source == "vlm":
+        chunks = work_off_shards(
+            stage,
+            list_shards(data),
+            data,
+            Describer,
+            image_px=describe.image_px,
+            chunk_pairs=describe.chunk_images,
+            pool=actor_pool(describe),
+            settings=describe,
+            names={one.label: one.name for one in classes},
+        )
+        for _ in chunks:  # what is refused was listed by the features stage
+            pass
+    return StageResult(rows_in=images, rows_out=images, extra={"classes": len(classes)})
+
+
+class Describer(ChunkActor):
+    """Describes a chunk of images, on the GPU if there is one."""
+
+    def __init__(self, store: Store, settings: Describe, names: Mapping[int, str]) -> None:
+        import torch
+
+        from mmdd_ray.models.captioner import Captioner
+
+        super().__init__(store)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.captioner = Captioner(settings.model, device, "describe.model")
+        self.settings, self.names = settings, names
+
+    def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
+        """A table with `index` and `description`, which may be blank."""
+        ask = self.settings.instruction
+        with out_of_memory("describe.chunk_images"):
+            written = self.captioner.describe(
+                [Image.fromarray(image) for image in images_BHWC],
+                [ask.replace("{class_name}", self.names[label]) for label in pairs["label"].to_pylist()],
+                max_new_tokens=self.settings.max_new_tokens,
+            )
+        return pa.table({"index": pairs["index"], "description": written})

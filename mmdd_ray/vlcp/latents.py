@@ -1,0 +1,168 @@
+"""Latents of real images, and the prototypes of each class from them (VLCP, arXiv 2506.23580, section 3).
+
+A pass over the shards encodes images with the generator's VAE. Ray Data then brings the latents of each class together,
+and a task finds its prototypes, in the memory of one class.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from mmdd_ray.cluster import actor_pool
+from mmdd_ray.config import Data, Finetune, Prototypes
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.data.sources import READ_CPUS
+from mmdd_ray.features.store import shard_files
+from mmdd_ray.features.streaming import ChunkActor, work_off_shards
+from mmdd_ray.models.memory import out_of_memory
+from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.store import Store
+from mmdd_ray.vlcp.describe import Descriptions, ImageClass
+
+PROTOTYPES = "prototypes.parquet"
+MAX_PARTITIONS = 200  # of the shuffle: five classes of ImageNet-1K each
+
+PROTOTYPE_SCHEMA = pa.schema(
+    {
+        "label": pa.int64(),
+        "slot": pa.int64(),  # 0, 1, … in its class
+        "latent": pa.list_(pa.float32()),
+        "text": pa.string(),
+        "text_key": pa.string(),  # of the image that the text describes; empty for the template
+        "members": pa.list_(pa.string()),  # keys of the cluster's images
+    }
+)
+
+
+class LatentEncoder(ChunkActor):
+    """Encodes a chunk of images with the VAE of the generator, on the GPU if there is one."""
+
+    def __init__(self, store: Store, generator: str, descriptions: Descriptions) -> None:
+        import torch
+
+        from mmdd_ray.models.generator import Denoiser, load_pipeline
+
+        super().__init__(store)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.denoiser, self.descriptions = Denoiser(load_pipeline(generator, device)), descriptions
+
+    def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
+        """A table with shard, index, key, label, description and latent (flattened float16)."""
+        import torch
+
+        with out_of_memory("prototypes.chunk_images"), torch.inference_mode():
+            latent_BCHW = self.denoiser.encode(images_BHWC)
+        latent_BD = latent_BCHW.flatten(1).cpu().numpy().astype(np.float16)
+        texts = [self.descriptions.of({**row, "shard": shard})[0] for row in pairs.to_pylist()]
+        return pa.table(
+            {
+                "shard": [shard] * len(pairs),
+                "index": pairs["index"],
+                "key": pairs["key"],
+                "label": pairs["label"],
+                "description": texts,
+                "latent": pa.FixedSizeListArray.from_arrays(pa.array(latent_BD.ravel()), latent_BD.shape[1]),
+            }
+        )
+
+
+def encode_latents(
+    stage: Stage, data: Data, finetune: Finetune, prototypes: Prototypes, descriptions: Descriptions
+) -> StageResult:
+    """Writes the latents of all images; goes on after the last whole shard."""
+    chunks = work_off_shards(
+        stage,
+        list_shards(data),
+        data,
+        LatentEncoder,
+        image_px=finetune.image_px,
+        chunk_pairs=prototypes.chunk_images,
+        pool=actor_pool(prototypes),
+        generator=finetune.generator,
+        descriptions=descriptions,
+    )
+    rows = sum(rows_in for rows_in, _ in chunks)
+    return StageResult(rows_in=rows, rows_out=rows)
+
+
+def find_prototypes(
+    stage: Stage,
+    latents: Store,
+    classes: Sequence[ImageClass],
+    excluded: Sequence[tuple[str, int]],
+    prototypes: Prototypes,
+    seed: int,
+) -> StageResult:
+    """Writes the prototypes of all classes, a row each, ordered by label and slot.
+
+    Args:
+        latents: What `encode_latents` has written.
+        excluded: (shard, index) of images that are left out.
+        seed: Of K-means, in each class.
+    """
+    files = [{"file": name} for name in shard_files(latents)]
+    names = {one.label: one.name for one in classes}
+    dataset = ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
+        partial(_read, store=latents, excluded=frozenset(excluded)),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READ_CPUS,
+    )
+    grouped = dataset.groupby("label", num_partitions=min(len(classes), MAX_PARTITIONS)).map_groups(
+        partial(_prototypes_of_class, names=names, settings=prototypes, seed=seed), batch_format="pyarrow"
+    )
+    rows = sorted(grouped.iter_rows(), key=lambda row: (row["label"], row["slot"]))
+    found = pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
+    stage.store.write_parquet(PROTOTYPES, found)
+    return StageResult(rows_in=sum(one.images for one in classes), rows_out=len(found), outputs=[PROTOTYPES])
+
+
+def read_prototypes(store: Store) -> Iterator[dict[str, Any]]:
+    """What `find_prototypes` has written, row by row."""
+    for batch in store.read_parquet(PROTOTYPES).to_batches(max_chunksize=256):
+        yield from batch.to_pylist()
+
+
+def _read(batch: pa.Table, store: Store, excluded: frozenset[tuple[str, int]]) -> pa.Table:
+    (file,) = batch["file"].to_pylist()
+    table = store.read_parquet(file)
+    addresses = zip(table["shard"].to_pylist(), table["index"].to_pylist(), strict=True)
+    return table.filter(pa.array([address not in excluded for address in addresses], pa.bool_()))
+
+
+def _prototypes_of_class(table: pa.Table, names: dict[int, str], settings: Prototypes, seed: int) -> pa.Table:
+    from mmdd_ray.vlcp.prototypes import class_prototypes
+
+    table = table.sort_by([("shard", "ascending"), ("index", "ascending")]).combine_chunks()
+    label = table["label"][0].as_py()
+    column = table["latent"].combine_chunks()
+    latent_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
+    texts, keys = table["description"].to_pylist(), table["key"].to_pylist()
+    found = class_prototypes(
+        latent_ND.astype(np.float32),
+        texts,
+        names[label],
+        settings.images_per_class,
+        neighbours=settings.neighbours,
+        contamination=settings.contamination,
+        words=settings.words,
+        common=settings.common_words,
+        mini_batch_from=settings.mini_batch_from,
+        seed=int(np.random.SeedSequence((seed, label % 2**63)).generate_state(1)[0]),
+    )
+    rows = [
+        {
+            "label": label,
+            "slot": slot,
+            "latent": one.latent_D,
+            "text": texts[one.text] if one.text is not None else "",
+            "text_key": keys[one.text] if one.text is not None else "",
+            "members": [keys[row] for row in one.members],
+        }
+        for slot, one in enumerate(found)
+    ]
+    return pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
