@@ -164,10 +164,11 @@ class Distillation:
         # both updates are under the encoders as they are now.
         if self.settings.encoder_updates:
             real, record["contrastive"] = self._backward_encoders(features, len(images), is_restart)
-        else:
+        elif self.whole is None or is_restart:
             real = self._moments(features, len(images))
         if self.whole is not None and (is_restart or not self.settings.encoder_updates):
-            record |= _sampling_error(real, self.whole)
+            if is_restart:
+                record |= _sampling_error(real, self.whole)
             real = self.whole
         rows = self._rows(iteration)
         self.optimizer.zero_grad()

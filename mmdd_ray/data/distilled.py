@@ -159,13 +159,13 @@ def _class_folder(label: int, class_names: Mapping[int, str]) -> str:
 
 
 def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
-    """Samples for a contact sheet whose rows are classes, and its columns: as many as every class can fill."""
+    """Samples for a contact sheet, class by class and equally many of each, and a width that keeps them together."""
     classes: dict[int | None, list[Sample]] = {}
     for sample in samples:
         classes.setdefault(sample.label, []).append(sample)
-    columns = min(COLUMNS, *map(len, classes.values()))
-    chosen = spread(list(classes.values()), MAX_SAMPLES // columns)
-    return [sample for own in chosen for sample in spread(own, columns)], columns
+    each = min(COLUMNS, *map(len, classes.values()))
+    chosen = spread(list(classes.values()), MAX_SAMPLES // each)
+    return [sample for own in chosen for sample in spread(own, each)], COLUMNS // each * each
 
 
 def read_distilled(source: Store | str) -> list[Sample]:

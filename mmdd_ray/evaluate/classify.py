@@ -56,7 +56,9 @@ def train_classifier(
         )
         milestones = [round(share * settings.steps) for share in DECAYED_AT]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=DECAY)
-        label_N = torch.tensor(images.labels, device=device)  # a copy: sets from the object store are read-only
+        label_N = torch.tensor(
+            images.labels, device=device
+        )  # a copy: sets from the object store are read-only
         for row_B in _batches(images.n_images, settings.batch_images, settings.steps, rng):
             shift_2B = draw_shifts(len(row_B), images.image_px, rng)
             image_BHWC = shifted(torch.from_numpy(images.images[row_B]).to(device), shift_2B)
