@@ -120,6 +120,17 @@ def test_a_chat_model_is_asked_each_instruction_in_turn_and_only_its_answer_is_k
     assert [inputs["do_sample"] for inputs, _ in generated] == [False, False, True]
 
 
+def test_each_image_may_have_a_question_of_its_own(
+    captioner: Captioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
+) -> None:
+    texts = captioner.describe(pictures(2), QUESTIONS, max_new_tokens=4)
+    ((inputs, _),) = generated
+    asked = captioner.processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    assert asked == [f"user {question} assistant" for question in QUESTIONS]
+    assert not inputs["do_sample"]
+    assert len(texts) == 2
+
+
 def test_questions_are_padded_on_the_left_without_a_warning(
     captioner: Captioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,12 +11,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdd_ray.data import shapes
+from mmdd_ray.diffusion.objective import NoiseObjective
+from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import Clip, load_clip
 from mmdd_ray.models.generator import (
     Denoiser,
     Scale,
     Trained,
+    draw_from_latents,
+    encode_prompts,
     load_pipeline,
     save_pipeline,
     trainable_parameters,
@@ -212,3 +216,74 @@ def test_texts_are_encoded_as_the_pipeline_does(pipeline):
     states, pooled = Denoiser(pipeline)._encode_texts(captions)
     torch.testing.assert_close(states, reference)
     assert pooled.shape == (2, 128)
+
+
+# ---- drawing from latents, and long prompts
+
+DRAW = {"image_px": 32, "inference_steps": 4, "guidance": 3.0, "negative_prompt": "a ring"}
+
+
+def test_a_prompt_that_fits_is_encoded_as_the_pipeline_does(pipeline):
+    prompts = ["a red circle on white", "a blue box"]
+    text, negative = encode_prompts(pipeline, prompts, "a ring")
+    wanted, unwanted = pipeline.encode_prompt(prompts, "cpu", 1, True, ["a ring"] * 2)
+    torch.testing.assert_close(text, wanted)
+    torch.testing.assert_close(negative.expand_as(text), unwanted)
+
+
+def test_a_long_prompt_counts_to_its_end_and_short_ones_are_filled_up(pipeline):
+    size = pipeline.tokenizer.model_max_length
+    words = ["red circle, blue square, green star"] * 30
+    longs = [" ".join([*words, end]) for end in ("white", "black")]
+    text, negative = encode_prompts(pipeline, [*longs, "a red ring"], "")
+    assert text.shape[1] > size
+    assert text.shape[1] % size == 0
+    assert negative.shape[1] == text.shape[1]
+    assert not torch.equal(text[0, -size:], text[1, -size:])
+    torch.testing.assert_close(text[0, :size], text[1, :size])
+    torch.testing.assert_close(text[2, size:], negative[0, size:])  # empty chunks
+    alone, _ = encode_prompts(pipeline, ["a red ring"], "")
+    torch.testing.assert_close(text[2:, :size], alone)
+
+
+def test_drawing_from_latents_keeps_more_of_them_the_less_noise_is_added(pipeline):
+    _, images, captions = scenes(3)
+    latents = Denoiser(pipeline).encode(images)
+    distance = []
+    for strength in (0.01, 0.5, 1.0):
+        drawn = draw_from_latents(pipeline, captions, [1, 2, 3], latents, strength=strength, **DRAW)
+        assert (drawn.shape, drawn.dtype) == (images.shape, np.uint8)
+        distance.append(np.abs(drawn.astype(float) - images).mean())
+    assert distance == sorted(distance)
+    assert distance[0] < 0.5 * distance[-1]
+
+
+def test_each_image_drawn_from_latents_depends_on_its_own_row_and_seed_alone(pipeline):
+    _, images, captions = scenes(2)
+    latents = Denoiser(pipeline).encode(images)
+    both = draw_from_latents(pipeline, captions, [1, 2], latents, strength=0.7, **DRAW)
+    second = draw_from_latents(pipeline, captions[1:], [2], latents[1:], strength=0.7, **DRAW)
+    other = draw_from_latents(pipeline, captions[1:], [3], latents[1:], strength=0.7, **DRAW)
+    assert np.abs(both[1].astype(int) - second[0]).max() <= 1  # rounding
+    assert np.abs(other[0].astype(int) - second[0]).max() > 1
+    from_noise = draw_from_latents(pipeline, captions, [1, 2], None, strength=0.7, **DRAW)
+    assert (from_noise != both).any()
+
+
+def test_a_side_that_the_vae_cannot_halve_is_one_sentence(pipeline):
+    with pytest.raises(UserError, match=r"finetune\.image_px=30 is no multiple of 4"):
+        NoiseObjective(30).build(pipeline)
+
+
+def test_the_noise_objective_is_the_error_of_the_prediction(pipeline):
+    _, images, captions = scenes(4)
+    loss = NoiseObjective(32).build(pipeline)
+    found = loss(images, captions, torch.Generator().manual_seed(3))
+    again = torch.Generator().manual_seed(3)
+    steps = torch.randint(1000, (4,), generator=again)
+    denoising = loss.denoiser(images, captions, steps, again)
+    error = (denoising.prediction_BCHW - denoising.target_BCHW).square().mean()
+    torch.testing.assert_close(found["total"], error)
+    found["total"].backward()
+    assert all(p.grad is not None for p in pipeline.unet.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in pipeline.vae.parameters())

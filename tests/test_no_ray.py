@@ -14,16 +14,20 @@ ARITHMETIC = [
     "mmdd_ray.covmatch.objective",
     "mmdd_ray.covmatch.training",
     "mmdd_ray.data.learnt",
+    "mmdd_ray.diffusion.objective",
     "mmdd_ray.diffusion.training",
     "mmdd_ray.edge.choose",
     "mmdd_ray.edge.losses",
     "mmdd_ray.edge.objective",
     "mmdd_ray.edge.selection",
+    "mmdd_ray.evaluate.classify",
+    "mmdd_ray.evaluate.labelled",
     "mmdd_ray.evaluate.metrics",
     "mmdd_ray.evaluate.pairs",
     "mmdd_ray.evaluate.retrieval",
     "mmdd_ray.evaluate.train",
     "mmdd_ray.features.moments",
+    "mmdd_ray.vlcp.prototypes",
     *(f"mmdd_ray.models.{module.name}" for module in pkgutil.iter_modules(mmdd_ray.models.__path__)),
 ]
 
@@ -59,7 +63,12 @@ def test_light_modules_import_neither_ray_nor_torch(module):
 def test_a_driver_imports_no_torch():
     assert (
         brought_in(
-            ["mmdd_ray.edge.distill", "mmdd_ray.covmatch.stages", "mmdd_ray.evaluate.distilled_set"],
+            [
+                "mmdd_ray.edge.distill",
+                "mmdd_ray.covmatch.stages",
+                "mmdd_ray.vlcp.stages",
+                "mmdd_ray.evaluate.distilled_set",
+            ],
             ["torch", "sklearn"],
         )
         == []
