@@ -1,0 +1,345 @@
+"""VLCP end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmdd_ray.check import check
+from mmdd_ray.config import Data, Describe, Prototypes
+from mmdd_ray.data import shapes
+from mmdd_ray.data.distilled import read_distilled
+from mmdd_ray.data.readers import Shard
+from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.labelled_sets import class_coresets
+from mmdd_ray.features.store import FeatureStore, feature_table
+from mmdd_ray.presets import vlcp_imagenet1k, vlcp_imagenette, vlcp_local
+from mmdd_ray.run import Stage
+from mmdd_ray.store import Store
+from mmdd_ray.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
+from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.vlcp.prototypes import class_prototypes
+from mmdd_ray.vlcp.synthesize import drawings_of, prompted
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+    --data.uri shapes:200?seed=1&labelled=1 --run.num_cpus 2 --finetune.steps 3 --finetune.checkpoint_steps 1
+    --prototypes.images_per_class 2 --prototypes.chunk_images 64 --synthesis.inference_steps 3
+    --synthesis.batch_images 24 --classifiers.steps 6 --evaluation.seeds 1 --evaluation.max_pairs 60
+    --classifiers.width 16
+""".split()  # noqa: SIM905
+STAGES = (
+    "features",
+    "describe",
+    "finetune",
+    "latents",
+    "prototypes",
+    "synthesize",
+    "export",
+    "prompts",
+    "evaluate",
+)
+
+
+def command(run_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "jobs/vlcp_imagenette.py", "local", "--run.dir", str(run_dir), *SMALL, *more]
+
+
+def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def report_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An unbroken run, and what its command printed."""
+    run_dir = tmp_path_factory.mktemp("vlcp") / "run"
+    result = run(run_dir)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return run_dir, result
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_leaves_everything_it_promises(finished):
+    run_dir, result = finished
+    report = report_of(run_dir)
+    assert set(report["scores"]) == {"vlcp", "random", "herding", "k-center", "prompts", "full", "chance"}
+    assert "Warning" not in result.stderr
+    assert "Top-1" in result.stdout
+    assert tuple(report["stages"]) == STAGES
+    assert len(report["losses"]["noise"]) == 3
+    assert "Accuracy on the test images" in (run_dir / "report.html").read_text()
+
+    samples = read_distilled(str(run_dir / "distilled"))
+    drawn = list(shapes.pairs(0, 200, seed=1, labelled=True))
+    classes = sorted({pair["label"] for pair in drawn})
+    assert [sample.label for sample in samples] == [label for label in classes for _ in range(2)]
+    by_key = {pair["key"]: pair for pair in drawn}
+    for sample in samples:
+        assert sample.extra["class_name"] == shapes.CLASS_NAMES[sample.label]
+        members = sample.extra["cluster"]
+        assert {by_key[key]["label"] for key in members} == {sample.label}
+        assert sample.source_key in members
+        assert sample.captions == (by_key[sample.source_key]["captions"][0],)
+
+
+@pytest.mark.timeout(1200)
+def test_the_image_folder_is_a_source_with_the_same_classes(finished):
+    folder = finished[0] / "distilled" / "images"
+    manifest = json.loads((finished[0] / "distilled" / "manifest.json").read_text())
+    assert sorted(path.name[:4] for path in folder.iterdir()) == sorted(
+        f"{int(n):04d}" for n in manifest["classes"]
+    )
+    (shard, *_) = list_shards(Data(uri=str(folder)))
+    samples = read_distilled(str(finished[0] / "distilled"))
+    assert isinstance(shard, Shard)
+    written = {path.stem: path.read_bytes() for path in folder.rglob("*.png")}
+    assert written == {sample.key: sample.image for sample in samples}
+
+
+@pytest.mark.timeout(1800)
+def test_a_killed_run_ends_with_the_same_bytes(finished, tmp_path):
+    """Killed while it draws, with everything before that taken over from the unbroken run."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    for stage in STAGES[STAGES.index("synthesize") :]:
+        shutil.rmtree(run_dir / stage)
+    shutil.rmtree(run_dir / "distilled")
+    process = subprocess.Popen(
+        command(run_dir),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(run_dir.glob("synthesize/batches/*.parquet")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / "synthesize/manifest.json").exists()
+
+    again = run(run_dir)
+    assert again.returncode == 0, again.stderr[-3000:]
+    checksum = [report_of(folder)["distilled"]["checksum"] for folder in (run_dir, finished[0])]
+    assert checksum[0] == checksum[1]
+    assert report_of(run_dir)["scores"] == report_of(finished[0])["scores"]
+
+
+# ---- classes and descriptions
+
+
+def features_in(
+    folder: Path, labels: list[int | None], captions: list[list[str]], images: np.ndarray
+) -> FeatureStore:
+    store = Store(str(folder))
+    pairs = pa.table(
+        {
+            "index": range(len(labels)),
+            "key": [f"k{i}" for i in range(len(labels))],
+            "captions": pa.array(captions, pa.list_(pa.string())),
+            "label": pa.array(labels, pa.int64()),
+        }
+    )
+    texts = np.ones((sum(map(len, captions)), 4))
+    store.write_parquet("pairs/s/00000.parquet", feature_table(pairs, "s", images, texts))
+    return FeatureStore(store)
+
+
+def test_classes_are_named_by_what_their_images_share(tmp_path):
+    features = features_in(tmp_path, [5, 2, 5], [["dog", "a dog runs"], ["cat"], ["dog"]], np.ones((3, 4)))
+    data = Data(uri="folder/")
+    assert read_classes(features, data, Describe()) == [ImageClass(2, "cat", 1), ImageClass(5, "dog", 2)]
+
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nfeline\nc\nd\ncanine\n")
+    found = read_classes(features, data, Describe(class_names=str(names)))
+    assert [one.name for one in found] == ["feline", "canine"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "captions", "names", "message"),
+    [
+        (
+            [1, None],
+            ["a", "b"],
+            None,
+            r"1 of the 2 images of x have no label; name the column .* data\.label_column",
+        ),
+        ([1, 1], ["a", "a"], None, "all images of x are of one class"),
+        ([0, 0, 1], ["a", "b", "c"], None, r"class 0 of x share no caption .* describe\.class_names"),
+        ([0, 7], ["a", "b"], "one\ntwo\n", r"has 2 lines.* x has the label 7"),
+        ([0, 1], ["a", "b"], "one\n\nthree", "has a blank line"),
+        ([0, 1], ["a", "b"], b"\xff\xfe\x00", "cannot be read as text"),
+    ],
+)
+def test_data_that_has_no_classes_is_one_sentence(tmp_path, labels, captions, names, message):
+    features = features_in(tmp_path, labels, [[text] for text in captions], np.ones((len(labels), 4)))
+    describe = Describe()
+    if names is not None:
+        file = tmp_path / "names.txt"
+        file.write_bytes(names if isinstance(names, bytes) else names.encode())
+        describe = Describe(class_names=str(file))
+    with pytest.raises(UserError, match=message):
+        read_classes(features, Data(uri="x"), describe)
+
+
+def test_a_missing_file_of_names_is_one_sentence(tmp_path):
+    features = features_in(tmp_path, [0, 1], [["a"], ["b"]], np.ones((2, 4)))
+    with pytest.raises(UserError, match=r"describe\.class_names=.*none\.txt cannot be read"):
+        read_classes(features, Data(uri="x"), Describe(class_names=str(tmp_path / "none.txt")))
+
+
+@pytest.mark.ray
+def test_a_model_describes_every_image_once_and_goes_on_by_shards(ray_cluster, tmp_path):
+    data = Data(uri="shapes:20?seed=1&labelled=1", rows_per_shard=10)
+    describe = Describe(source="vlm", chunk_images=4, max_new_tokens=8)
+    classes = [ImageClass(label, name, 1) for label, name in enumerate(shapes.CLASS_NAMES)]
+    stage = Stage("describe", Store(str(tmp_path)))
+    describe_images(stage, data, describe, classes)
+
+    names = dict(enumerate(shapes.CLASS_NAMES))
+    texts = Descriptions(describe, names, stage.store)
+    shards = [shard.name for shard in list_shards(data)]
+    row = {"shard": shards[1], "index": 3, "captions": ["not this"], "label": 0}
+    (described,) = texts.of(row)
+    assert described
+    assert described != "not this"
+    # what was not described, or with nothing, gets the template
+    assert texts.of(row | {"index": 999}) == ["a photo of a red circle"]
+
+    kept = tmp_path / "pairs" / shards[0] / "00000.parquet"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "shards" / f"{shards[1]}.json").unlink()
+    describe_images(stage, data, describe, classes)
+    assert kept.stat().st_mtime_ns == before
+    assert Descriptions(describe, names, stage.store).of(row) == [described]
+
+
+def test_captions_and_templates_need_no_model():
+    row = {"shard": "s", "index": 0, "captions": ["one", "two"], "label": 3}
+    assert Descriptions(Describe(), {3: "owl"}, None).of(row) == ["one", "two"]
+    assert Descriptions(Describe(source="template", template="an {class_name}"), {3: "owl"}, None).of(
+        row
+    ) == ["an owl"]
+
+
+# ---- prototypes over Ray
+
+
+@pytest.mark.ray
+def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path):
+    """Classes are spread over shards and chunks; the result is that of one class in memory, in the data's order."""
+    data = Data(uri="shapes:60?seed=4&labelled=1", rows_per_shard=25)
+    preset = vlcp_local()
+    settings = Prototypes(images_per_class=2, chunk_images=10)
+    drawn = list(shapes.pairs(0, 60, seed=4, labelled=True))
+    labels = sorted({pair["label"] for pair in drawn})
+    classes = [ImageClass(label, shapes.CLASS_NAMES[label], 1) for label in labels]
+    texts = Descriptions(Describe(), dict(enumerate(shapes.CLASS_NAMES)), None)
+    latents, found = (Stage(name, Store(str(tmp_path / name))) for name in ("latents", "found"))
+    encode_latents(latents, data, preset.finetune, settings, texts)
+    excluded = [("00000", 0)]
+    find_prototypes(found, latents.store, classes, excluded, settings, seed=3)
+
+    stored = pa.concat_tables(
+        pq.read_table(p) for p in sorted((tmp_path / "latents" / "pairs").rglob("*.parquet"))
+    )
+    assert len(stored) == 60
+    rows = [row for row in stored.to_pylist() if (row["shard"], row["index"]) not in excluded]
+    prototypes = list(read_prototypes(found.store))
+    assert [(p["label"], p["slot"]) for p in prototypes] == [
+        (label, slot) for label in sorted({row["label"] for row in rows}) for slot in (0, 1)
+    ]
+    for label in labels:
+        own = [row for row in rows if row["label"] == label]
+        if not own:
+            continue
+        seed = int(np.random.SeedSequence((3, label)).generate_state(1)[0])
+        latent = np.array([row["latent"] for row in own], np.float32)
+        alone = class_prototypes(
+            latent, [r["description"] for r in own], shapes.CLASS_NAMES[label], 2, seed=seed
+        )
+        together = [p for p in prototypes if p["label"] == label]
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one.latent_D, np.float32(other["latent"]))
+            assert [own[row]["key"] for row in one.members] == other["members"]
+            assert own[one.text]["description"] == other["text"]
+
+
+def test_ablations_leave_out_one_prototype_or_the_other():
+    synthesis = vlcp_local().synthesis
+    texts = Descriptions(Describe(template="{class_name}!"), {0: "owl"}, None)
+    rows = [
+        {"label": 0, "latent": [1.0], "text": "a white owl"},
+        {"label": 0, "latent": [2.0], "text": ""},
+    ]
+    both = drawings_of(rows, texts, synthesis, seed=1)
+    assert [(one.prompt, one.latent) for one in both] == [("a white owl", [1.0]), ("owl!", [2.0])]
+    image, text = (
+        drawings_of(rows, texts, replace(synthesis, **{name: False}), seed=1)
+        for name in ("use_text", "use_image")
+    )
+    assert [(one.prompt, one.latent) for one in image] == [("owl!", [1.0]), ("owl!", [2.0])]
+    assert [(one.prompt, one.latent) for one in text] == [("a white owl", None), ("owl!", None)]
+    assert len({one.seed for one in both}) == 2
+    assert [one.seed for one in both] == [one.seed for one in image]
+    assert [one.prompt for one in prompted([ImageClass(0, "owl", 9)], 2, texts, 0)] == ["owl!", "owl!"]
+
+
+# ---- baselines, settings
+
+
+def test_coresets_are_chosen_in_each_class(tmp_path):
+    rng = np.random.default_rng(0)
+    labels: list[int | None] = [0, 1, 1, 0, 1, 1, 1, 0]
+    images = rng.normal(size=(8, 4))
+    features = features_in(tmp_path, labels, [["a"]] * 8, images)
+    names = ("random", "herding", "k-center")
+    found = class_coresets(features, (0, 1), 4, names, seed=2)
+    for rows in found.values():
+        chosen = [labels[row] for row in rows]
+        assert (chosen.count(0), chosen.count(1)) == (3, 4)  # class 0 has no more
+        assert rows.tolist() == sorted(rows)
+    assert found["random"].tolist() == class_coresets(features, (0, 1), 4, names, seed=2)["random"].tolist()
+    (first,) = class_coresets(features, (0, 1), 1, ["herding"], seed=0).values()
+    unit = images / np.linalg.norm(images, axis=1, keepdims=True)
+    for row, label in zip(first, (0, 1), strict=True):
+        own = [i for i, one in enumerate(labels) if one == label]
+        centre = unit[own].mean(0)
+        assert row == min(own, key=lambda i: np.linalg.norm(unit[i] - centre))
+
+
+@pytest.mark.parametrize("preset", [vlcp_imagenette, vlcp_imagenet1k])
+def test_cluster_presets_can_be_shared_out(preset):
+    settings = preset()
+    assert settings.finetune.pairs_per_worker * settings.finetune.workers == settings.finetune.batch_pairs
+    assert "{class_name}" in settings.describe.template
+
+
+def test_settings_that_cannot_be_are_refused_before_ray_starts():
+    settings = vlcp_local()
+    with pytest.raises(UserError, match=r"describe\.template='a photo' does not have \{class_name\}"):
+        check(replace(settings, describe=Describe(template="a photo")))
+    with pytest.raises(UserError, match=r"prototypes\.min_actors=3 is above prototypes\.max_actors=1"):
+        check(replace(settings, prototypes=Prototypes(min_actors=3)))
+    with pytest.raises(UserError, match="finetune"):
+        check(replace(settings, finetune=replace(settings.finetune, batch_pairs=5, workers=2)))
+    with pytest.raises(UserError, match=r"prototypes\.images_per_class"):
+        check(replace(settings, prototypes=Prototypes(images_per_class=0)))
