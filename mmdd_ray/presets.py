@@ -153,9 +153,11 @@ def vlcp_local() -> Vlcp:
     """A laptop: labelled procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Vlcp(
         data=Data(uri="shapes:2000?seed=1&labelled=1"),
-        finetune=Finetune(optimizer="adamw", learning_rate=1e-4, parameters="full"),
+        describe=Describe(template="a picture of a {class_name}"),  # as the captions speak that tiny-sd knows
+        finetune=Finetune(steps=80, parameters="full", optimizer="adamw", learning_rate=2e-4, ema_decay=0.95),
         prototypes=Prototypes(images_per_class=2),
-        synthesis=VlcpSynthesis(guidance=3.0, negative_prompt=""),
+        synthesis=VlcpSynthesis(negative_prompt=""),
+        classifiers=Classifiers(width=32, steps=150, learning_rates=(0.05,)),
         evaluation=LabelledEvaluation(
             val="shapes:300?seed=2&labelled=1", test="shapes:1000?seed=3&labelled=1"
         ),

@@ -56,9 +56,7 @@ def train_classifier(
         )
         milestones = [round(share * settings.steps) for share in DECAYED_AT]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=DECAY)
-        label_N = torch.tensor(
-            images.labels, device=device
-        )  # a copy: sets from the object store are read-only
+        label_N = torch.tensor(images.labels, device=device)
         for row_B in _batches(images.n_images, settings.batch_images, settings.steps, rng):
             shift_2B = draw_shifts(len(row_B), images.image_px, rng)
             image_BHWC = shifted(torch.from_numpy(images.images[row_B]).to(device), shift_2B)
@@ -91,10 +89,10 @@ def evaluate_classifier(network: nn.Module, test: LabelledSet) -> dict[str, floa
     hits = dict.fromkeys(TOPS, 0)
     for start in range(0, test.n_images, TEST_ROWS):
         rows = slice(start, start + TEST_ROWS)
-        logits_BC = network(normalised(torch.from_numpy(test.images[rows]).to(device)))
+        logits_BC = network(normalised(torch.tensor(test.images[rows], device=device)))
         if not logits_BC.isfinite().all():
             return {f"top-{k}": 0.0 for k in TOPS}
-        label_B1 = torch.from_numpy(test.labels[rows]).to(device)[:, None]
+        label_B1 = torch.tensor(test.labels[rows], device=device)[:, None]
         order_BC = logits_BC.argsort(dim=1, descending=True)
         for k in hits:
             hits[k] += int((order_BC[:, :k] == label_B1).sum())
