@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,30 @@ def test_contact_sheet_enlarges_without_smoothing_and_holds_every_tile() -> None
 def test_spread_takes_evenly() -> None:
     assert spread(range(10), 4) == [0, 2, 5, 7]
     assert spread("ab", 40) == ["a", "b"]
+
+
+def test_a_labelled_set_is_an_image_folder_too_and_its_sheet_and_card_are_by_class(tmp_path: Path) -> None:
+    names = {3: "red circle", 12: "crane / bird", 13: "鶴"}
+    labelled = [
+        replace(sample, key=f"{number:06d}", label=label)
+        for number, (sample, label) in enumerate(zip(_samples(7), (3, 3, 3, 12, 12, 13, 13), strict=True))
+    ]
+    manifest = _write(labelled, tmp_path, class_names=names)
+    folders = ["0003_red_circle", "0012_crane_bird", "0013__"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == folders
+    assert (tmp_path / "images/0012_crane_bird/000004.png").read_bytes() == labelled[4].image
+    assert manifest["classes"] == {"3": "red circle", "12": "crane / bird", "13": "鶴"}
+    sheet = Image.open(tmp_path / "contact_sheet.png")
+    # two images of each class, three classes side by side
+    assert sheet.width == GAP_PX + 6 * (TILE_PX + GAP_PX)
+    card = (tmp_path / "README.md").read_text()
+    assert "7 synthetic images of 3 classes" in card
+    assert "image-classification" in card
+    assert "ImageFolder" in card
+    assert "open_clip" not in card
+
+    again = _write(labelled[:5], tmp_path, class_names=names)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == folders[:2]
+    assert again["images"] == 5
+    _write(_samples(2), tmp_path)
+    assert not (tmp_path / "images").exists()
