@@ -173,8 +173,9 @@ class _Bench:
                 self._store.write_json(student.file, found[student])
                 bar.update()
         except RayTaskError as error:
-            # Students that still run end with the driver. They are not cancelled: where a cancellation meets the end of
-            # its task, Ray aborts the driver ("Tried to complete task that was not pending"), and all fail at once here.
+            # Students that still run end with the driver. They are not cancelled: where a cancellation meets the end
+            # of its task, Ray aborts the driver ("Tried to complete task that was not pending"), and all of them are
+            # likely to fail at once.
             raise error.cause from error
         return {student: found[student] for student in wanted}
 
