@@ -149,7 +149,9 @@ def _evaluate(
     stage: Stage, sets: Mapping[str, Sequence[Sample]], features: FeatureStore, settings: Edge
 ) -> StageResult:
     px, seed = settings.students.image_px, settings.run.seed
-    val, test = (read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data))
+    val, test = (
+        read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
+    )
     compared = {name: synthetic_set(samples, px) for name, samples in sets.items()}
     compared |= baseline_sets(features, settings.data, settings.evaluation, PAIRS, px, seed)
     found = compare(compared, val, test, settings.students, settings.evaluation, seed, stage)

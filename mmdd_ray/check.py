@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from mmdd_ray.config import Covmatch, Edge, Evaluate, Match, Pool, Precompute, Vlcp
+from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.shards import check_data, list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
@@ -63,6 +64,13 @@ def _check_pools(settings: Settings) -> None:
 
 def _check_vlcp(settings: Vlcp) -> None:
     _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
+    if settings.describe.class_names is not None:
+        read_class_names(settings.describe.class_names)
+    if len(settings.classifiers.learning_rates) > 1 and settings.evaluation.val is None:
+        raise UserError(
+            f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
+            "to choose with as evaluation.val, or give one rate"
+        )
     if "{class_name}" not in settings.describe.template:
         raise UserError(
             f"describe.template={settings.describe.template!r} does not have {{class_name}}: it would say the same of "

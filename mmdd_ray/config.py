@@ -217,7 +217,8 @@ class Describe(Pool):
     source: Literal["captions", "vlm", "template"] = "captions"
     """Where descriptions come from: the data's own captions, a vision-language model, or a template."""
     template: str = "a photo of a {class_name}"
-    """Description of every image under "template", and of a class without any other."""
+    """Description of every image under "template", and of one that the model has nothing to say of. The sets that
+    are drawn without text prototypes are prompted with it."""
     class_names: str | None = None
     """Text file, a local path or a URI, with the name of a class on each line, from class 0 on. Default: the one
     caption that the images of a class share, as in image folders; labelled shapes have their own."""
@@ -449,24 +450,25 @@ class Evaluation:
     gpus_per_student: Weight = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 
-    def sources(self, data: Data) -> tuple[Data, Data]:
-        """Validation and test pairs: like the training data, with URIs, splits and image folders of their own."""
-
-        def source(uri: str, split: str | None, image_root: str | None) -> Data:
+    def sources(self, data: Data) -> dict[str, Data]:
+        """``val`` and ``test``: like the training data, with URIs, splits and image folders of their own."""
+        found = {}
+        for part in ("val", "test"):
+            uri, image_root = getattr(self, part), getattr(self, f"{part}_image_root")
             if image_root is None and uri == data.uri:
                 image_root = data.image_root
-            return replace(data, uri=uri, split=split, image_root=image_root, limit=self.max_pairs)
-
-        return (
-            source(self.val, self.val_split, self.val_image_root),
-            source(self.test, self.test_split, self.test_image_root),
-        )
+            split = getattr(self, f"{part}_split")
+            if uri is not None:
+                found[part] = replace(data, uri=uri, split=split, image_root=image_root, limit=self.max_pairs)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledEvaluation(Evaluation):
     """Comparing labelled sets by the classifiers they make."""
 
+    val: str | None = None  # type: ignore[assignment]
+    """Images on which learning rates are chosen, where classifiers.learning_rates has several."""
     baselines: tuple[Literal["random", "herding", "k-center", "prompts", "full"], ...] = (  # type: ignore[assignment]
         "random",
         "herding",

@@ -158,9 +158,7 @@ def vlcp_local() -> Vlcp:
         prototypes=Prototypes(images_per_class=2),
         synthesis=VlcpSynthesis(negative_prompt=""),
         classifiers=Classifiers(width=32, steps=150, learning_rates=(0.05,)),
-        evaluation=LabelledEvaluation(
-            val="shapes:300?seed=2&labelled=1", test="shapes:1000?seed=3&labelled=1"
-        ),
+        evaluation=LabelledEvaluation(test="shapes:1000?seed=3&labelled=1"),
     )
 
 
@@ -193,9 +191,13 @@ def vlcp_imagenette() -> Vlcp:
         ),
         prototypes=Prototypes(chunk_images=64, max_actors=16),
         synthesis=VlcpSynthesis(inference_steps=50, guidance=8.0, batch_images=16, max_actors=16),
-        classifiers=Classifiers(model="resnet-ap-10", image_px=224, steps=4000),  # 2,000 epochs of 100 images
+        classifiers=Classifiers(
+            model="resnet-ap-10",
+            image_px=224,
+            steps=4000,  # 2,000 epochs of 100 images
+            cutmix=1.0,
+        ),
         evaluation=LabelledEvaluation(
-            val="s3://YOUR-BUCKET/imagenette2/val/",
             test="s3://YOUR-BUCKET/imagenette2/val/",
             max_pairs=4000,
         ),
@@ -217,7 +219,6 @@ def vlcp_imagenet1k() -> Vlcp:
         classifiers=replace(imagenette.classifiers, model="resnet-18", steps=300_000),
         evaluation=replace(
             imagenette.evaluation,
-            val="s3://YOUR-BUCKET/imagenet/val/",
             test="s3://YOUR-BUCKET/imagenet/val/",
             max_pairs=50_000,
         ),

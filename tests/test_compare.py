@@ -8,7 +8,7 @@ from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.schema import Row
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.compare import _Bench, _encode, _train_and_search, compare
+from mmdd_ray.evaluate.compare import _Bench, _encode, _train_and_test, compare
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.run import Stage
@@ -123,7 +123,7 @@ def test_a_full_gpu_names_the_setting_to_lower(monkeypatch):
     monkeypatch.setattr("mmdd_ray.evaluate.train.frozen_text_features", full)
     pairs = pair_set(0, 2)
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
-        _train_and_search(pairs, None, pairs, None, SHORT, 0.01, 0, "cpu")
+        _train_and_test(pairs, None, pairs, None, SHORT, 0.01, 0, "cpu")
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
         _encode(pairs, SHORT, "cpu")
 

@@ -266,8 +266,22 @@ def test_each_image_drawn_from_latents_depends_on_its_own_row_and_seed_alone(pip
     other = draw_from_latents(pipeline, captions[1:], [3], latents[1:], strength=0.7, **DRAW)
     assert np.abs(both[1].astype(int) - second[0]).max() <= 1  # rounding
     assert np.abs(other[0].astype(int) - second[0]).max() > 1
+    # beside a prompt that needs another chunk, too
+    mixed = draw_from_latents(pipeline, [captions[0] * 9, captions[1]], [1, 2], latents, strength=0.7, **DRAW)
+    assert np.abs(mixed[1].astype(int) - second[0]).max() <= 1
+    assert np.abs(mixed[0].astype(int) - both[0]).max() > 1
     from_noise = draw_from_latents(pipeline, captions, [1, 2], None, strength=0.7, **DRAW)
     assert (from_noise != both).any()
+
+
+@pytest.mark.parametrize("steps", [3, 49])
+def test_at_least_one_step_is_drawn_again(pipeline, steps):
+    _, images, captions = scenes(1)
+    latents = Denoiser(pipeline).encode(images)
+    drawn = draw_from_latents(
+        pipeline, captions, [1], latents, strength=0.001, **DRAW | {"inference_steps": steps}
+    )
+    assert np.abs(drawn.astype(float) - images).mean() < 30
 
 
 def test_a_side_that_the_vae_cannot_halve_is_one_sentence(pipeline):

@@ -17,9 +17,15 @@ ROOT = Path(__file__).parents[1]
 ALL = [
     value
     for name, value in vars(presets).items()
-    if name.endswith(("_local", "_cc3m", "_flickr30k", "_coco"))
+    if not name.startswith("_") and getattr(value, "__module__", "") == presets.__name__
 ]
-JOBS = ("edge_cc3m", "covmatch_flickr30k", "precompute", "evaluate")
+JOBS = {
+    "edge_cc3m": "cc3m",
+    "covmatch_flickr30k": "cc3m",
+    "vlcp_imagenette": "imagenet1k",
+    "precompute": "cc3m",
+    "evaluate": "cc3m",
+}
 
 
 @pytest.mark.parametrize("preset", ALL, ids=lambda preset: preset.__name__)
@@ -38,11 +44,12 @@ def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> N
 )
 def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]) -> None:
     settings = preset()
-    val, test = settings.evaluation.sources(settings.data)
-    assert len({(source.uri, source.split) for source in (settings.data, val, test)}) == 3
+    sources = [settings.data, *settings.evaluation.sources(settings.data).values()]
+    assert len({(source.uri, source.split) for source in sources}) == len(sources)
+    assert len(sources) == 3 or len(settings.classifiers.learning_rates) == 1
 
 
-@pytest.mark.parametrize("preset", [presets.edge_local, presets.covmatch_local])
+@pytest.mark.parametrize("preset", [presets.edge_local, presets.covmatch_local, presets.vlcp_local])
 def test_a_local_preset_needs_no_network(preset: Callable[[], Any]) -> None:
     check(preset())
 
@@ -51,7 +58,7 @@ def test_a_local_preset_needs_no_network(preset: Callable[[], Any]) -> None:
 def test_help_shows_every_setting_without_torch_or_ray(job: str) -> None:
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['jobs/{job}.py', 'cc3m', '--help']\n"
+        f"sys.argv = ['jobs/{job}.py', '{JOBS[job]}', '--help']\n"
         "try:\n"
         f"    runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
         "except SystemExit as stop:\n"

@@ -416,7 +416,7 @@ def test_validation_and_test_images_lie_in_folders_of_their_own(tmp_path):
     data = Data(uri=train, image_root=str(tmp_path / "train2017"))
     evaluation = Evaluation(val=val, val_image_root=str(tmp_path / "val2017"), test=test)
     check_data(data, evaluation)
-    assert [[row.key for row in read(source)] for source in (data, *evaluation.sources(data))] == [
+    assert [[row.key for row in read(source)] for source in (data, *evaluation.sources(data).values())] == [
         ["a"],
         ["b"],
         ["d"],
@@ -435,7 +435,10 @@ def test_splits_of_one_karpathy_file_share_its_image_folder(tmp_path):
     data = Data(uri=uri, image_root=str(tmp_path / "images"), split="train")
     evaluation = Evaluation(val=uri, val_split="val", test=uri, test_split="test")
     check_data(data, evaluation)
-    assert [[row.key for row in read(source)] for source in evaluation.sources(data)] == [["val"], ["test"]]
+    assert [[row.key for row in read(source)] for source in evaluation.sources(data).values()] == [
+        ["val"],
+        ["test"],
+    ]
     with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_split='dev' is not in"):
         check_data(data, replace(evaluation, test_split="dev"))
 
@@ -446,7 +449,7 @@ def test_a_missing_image_root_is_named(tmp_path):
         list_shards(Data(uri=uri, image_root=str(tmp_path / "nowhere")))
 
 
-def test_an_image_folder_is_labelled_by_sorted_class(tmp_path):
+def test_an_image_folder_is_labelled_by_sorted_class(tmp_path):  # and its rows are in the order of a hash
     write_images(tmp_path, "tabby_cat/2.JPEG", "airplane/x/1.png", "airplane/0.jpg", "stray.jpg")
     (tmp_path / "airplane" / "notes.md").write_text("no image")
     rows = read(Data(uri=str(tmp_path), rows_per_shard=3))
@@ -465,7 +468,18 @@ def test_images_that_differ_in_their_suffix_alone_get_keys_of_their_own(tmp_path
     rows = read(Data(uri=str(tmp_path)))
     assert [row.reject for row in rows] == [None] * 5
     names = ("cat/1.jpg", "cat/1.jpg.png", "cat/1.png", "cat/2", "dog/1")
-    assert [row.key for row in rows] == [safe_name(name) for name in names]
+    assert {row.key for row in rows} == {safe_name(name) for name in names}
+
+
+def test_any_run_of_an_image_folder_has_all_classes(tmp_path):
+    """Whoever trains in the order of the rows, or takes the first of them, must not see class after class."""
+    write_images(tmp_path, *(f"{name}/{n}.jpg" for name in "abc" for n in range(40)))
+    labels = [row.label for row in read(Data(uri=str(tmp_path)))]
+    assert sorted(labels) == [0] * 40 + [1] * 40 + [2] * 40
+    for start in range(0, 120, 30):
+        assert min(labels[start : start + 30].count(label) for label in range(3)) >= 3
+    assert {row.label for row in read(Data(uri=str(tmp_path), limit=20))} == {0, 1, 2}
+    assert labels == [row.label for row in read(Data(uri=str(tmp_path)))]
 
 
 def test_a_folder_of_images_without_classes_is_one_sentence(tmp_path):
@@ -791,7 +805,7 @@ def test_s3_reads_like_a_local_folder(s3_server, img2dataset):
     local = read(Data(uri=str(img2dataset)))
     for pattern in ("", "/", "/*.tar", "/{00000..00002}.tar"):
         assert read(Data(uri=f"s3://pairs/cc3m{pattern}")) == local
-    assert [row.reject for row in read(Data(uri="s3://pairs/photos"))] == [None, "zero-byte image"]
+    assert {row.reject for row in read(Data(uri="s3://pairs/photos"))} == {None, "zero-byte image"}
     for uri, complaint in (("s3://pairs/cc4m", "no such file"), ("s3://no-bucket/x.tar", "no such file")):
         with pytest.raises(ValueError, match=complaint):
             list_shards(Data(uri=uri))

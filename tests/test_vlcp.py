@@ -20,16 +20,18 @@ from mmdd_ray.config import Data, Describe, Prototypes
 from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import read_distilled
 from mmdd_ray.data.readers import Shard
+from mmdd_ray.data.schema import Row
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.labelled_sets import class_coresets
+from mmdd_ray.evaluate.labelled_sets import _same_names, class_coresets
 from mmdd_ray.features.store import FeatureStore, feature_table
 from mmdd_ray.presets import vlcp_imagenet1k, vlcp_imagenette, vlcp_local
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
-from mmdd_ray.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
+from mmdd_ray.vlcp.describe import Descriptions, ImageClass, check_names, describe_images, read_classes
 from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
 from mmdd_ray.vlcp.prototypes import class_prototypes
+from mmdd_ray.vlcp.stages import samples
 from mmdd_ray.vlcp.synthesize import drawings_of, prompted
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +188,7 @@ def test_classes_are_named_by_what_their_images_share(tmp_path):
         ([0, 0, 1], ["a", "b", "c"], None, r"class 0 of x share no caption .* describe\.class_names"),
         ([0, 7], ["a", "b"], "one\ntwo\n", r"has 2 lines.* x has the label 7"),
         ([0, 1], ["a", "b"], "one\n\nthree", "has a blank line"),
+        ([0, 1], ["a", "b"], "\none\ntwo", "has a blank line"),
         ([0, 1], ["a", "b"], b"\xff\xfe\x00", "cannot be read as text"),
     ],
 )
@@ -229,7 +232,9 @@ def test_a_model_describes_every_image_once_and_goes_on_by_shards(ray_cluster, t
     (tmp_path / "shards" / f"{shards[1]}.json").unlink()
     describe_images(stage, data, describe, classes)
     assert kept.stat().st_mtime_ns == before
-    assert Descriptions(describe, names, stage.store).of(row) == [described]
+    again = Descriptions(describe, names, stage.store, version="another")  # reads again
+    assert again.of(row) == [described]
+    assert again.first(row | {"index": 999}) == ""
 
 
 def test_captions_and_templates_need_no_model():
@@ -255,7 +260,7 @@ def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path
     texts = Descriptions(Describe(), dict(enumerate(shapes.CLASS_NAMES)), None)
     latents, found = (Stage(name, Store(str(tmp_path / name))) for name in ("latents", "found"))
     encode_latents(latents, data, preset.finetune, settings, texts)
-    excluded = [("00000", 0)]
+    excluded = [("shapes-00000", 0)]
     find_prototypes(found, latents.store, classes, excluded, settings, seed=3)
 
     stored = pa.concat_tables(
@@ -263,7 +268,9 @@ def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path
     )
     assert len(stored) == 60
     rows = [row for row in stored.to_pylist() if (row["shard"], row["index"]) not in excluded]
+    assert len(rows) == 59
     prototypes = list(read_prototypes(found.store))
+    assert all(drawn[0]["key"] not in prototype["members"] for prototype in prototypes)
     assert [(p["label"], p["slot"]) for p in prototypes] == [
         (label, slot) for label in sorted({row["label"] for row in rows}) for slot in (0, 1)
     ]
@@ -326,6 +333,43 @@ def test_coresets_are_chosen_in_each_class(tmp_path):
         assert row == min(own, key=lambda i: np.linalg.norm(unit[i] - centre))
 
 
+def test_held_out_classes_must_be_numbered_as_the_real_ones(tmp_path):
+    """A folder that lacks a class moves the labels of all classes after it."""
+    features = features_in(tmp_path / "f", [0, 1, 2], [["ape"], ["bee"], ["cat"]], np.ones((3, 4)))
+    lacking = [Row("s", 0, "a", b"", ["ape"], 0, None), Row("s", 1, "c", b"", ["cat"], 1, None)]
+    with pytest.raises(UserError, match=r"test=t/ has the label 1 for 'cat', data\.uri=x/ for 'bee'"):
+        _same_names(lacking, features, "evaluation.test=t/", "x/")
+    _same_names(lacking[:1], features, "evaluation.test=t/", "x/")
+    told = [Row("s", i, "k", b"", [f"told {i}"], 1, None) for i in range(2)]
+    _same_names(told, features, "evaluation.test=t/", "x/")  # captions that name no class
+
+
+def test_a_run_goes_on_with_the_names_it_was_begun_with_only(tmp_path):
+    store = Store(str(tmp_path))
+    check_names(store, [ImageClass(0, "owl", 2)], None)
+    store.write_json("classes.json", [{"label": 0, "name": "owl", "images": 2}])
+    check_names(store, [ImageClass(0, "owl", 2)], None)
+    with pytest.raises(UserError, match=r"describe\.class_names=names\.txt.*set run\.dir to a new folder"):
+        check_names(store, [ImageClass(0, "crane", 2)], "names.txt")
+
+
+def test_ablations_export_only_what_an_image_comes_from(tmp_path):
+    found, drawn = (Stage(name, Store(str(tmp_path / name))) for name in ("found", "drawn"))
+    row = {"label": 0, "slot": 0, "latent": [1.0], "text": "white", "text_key": "k1", "members": ["k1", "k2"]}
+    found.store.write_parquet("prototypes.parquet", pa.Table.from_pylist([row]))
+    image = next(shapes.pairs(0, 1, seed=0))["image"]
+    made = {"index": 0, "prompt": "white", "seed": 3, "image": image}
+    drawn.store.write_parquet("batches/000000.parquet", pa.Table.from_pylist([made]))
+    classes, synthesis = [ImageClass(0, "owl", 2)], vlcp_local().synthesis
+    for changes, source, cluster in (
+        ({}, "k1", ["k1", "k2"]),
+        ({"use_text": False}, "", ["k1", "k2"]),
+        ({"use_image": False}, "k1", []),
+    ):
+        (sample,) = samples(found, drawn, classes, replace(synthesis, **changes))
+        assert (sample.source_key, sample.extra["cluster"]) == (source, cluster)
+
+
 @pytest.mark.parametrize("preset", [vlcp_imagenette, vlcp_imagenet1k])
 def test_cluster_presets_can_be_shared_out(preset):
     settings = preset()
@@ -339,6 +383,11 @@ def test_settings_that_cannot_be_are_refused_before_ray_starts():
         check(replace(settings, describe=Describe(template="a photo")))
     with pytest.raises(UserError, match=r"prototypes\.min_actors=3 is above prototypes\.max_actors=1"):
         check(replace(settings, prototypes=Prototypes(min_actors=3)))
+    several = replace(settings.classifiers, learning_rates=(0.01, 0.1))
+    with pytest.raises(UserError, match=r"several to choose from; name images .* evaluation\.val"):
+        check(replace(settings, classifiers=several))
+    with pytest.raises(UserError, match=r"describe\.class_names=/none\.txt cannot be read"):
+        check(replace(settings, describe=Describe(class_names="/none.txt")))
     with pytest.raises(UserError, match="finetune"):
         check(replace(settings, finetune=replace(settings.finetune, batch_pairs=5, workers=2)))
     with pytest.raises(UserError, match=r"prototypes\.images_per_class"):

@@ -176,6 +176,11 @@ def test_other_scripts_are_counted_and_words_in_most_descriptions_are_left_out()
     assert class_prototypes(np.zeros((2, 2)), ["一只白色的狗", "狗在雪地里"], "狗", 1)[0].text == 0
 
 
+def test_possessives_contractions_and_marks_are_no_words_of_their_own() -> None:
+    texts = ["The dog's coat isn't brown", "a dog’s tail", "हिन्दी"]
+    assert word_counts(texts, "dog", 0.7).toarray().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
 def test_descriptions_without_any_word_leave_the_order() -> None:
     assert [one.text for one in class_prototypes(np.eye(2), ["42", "!"], "dog", 2, seed=1)] == [0, 1]
 

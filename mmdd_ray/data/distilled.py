@@ -155,7 +155,8 @@ def write_distilled(
 
 def _class_folder(label: int, class_names: Mapping[int, str]) -> str:
     """Sorted as the labels are, and told apart by them."""
-    return f"{IMAGES}/{label:04d}_{re.sub('[^A-Za-z0-9]+', '_', class_names[label])[:90]}"
+    digits = max(4, len(str(max(class_names))))
+    return f"{IMAGES}/{label:0{digits}d}_{re.sub('[^A-Za-z0-9]+', '_', class_names[label])[:90]}"
 
 
 def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:

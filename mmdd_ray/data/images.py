@@ -1,5 +1,6 @@
 """Image files: how an annotation file or a folder lists them, and what their bytes decode to."""
 
+import hashlib
 import io
 import os
 import posixpath
@@ -208,7 +209,9 @@ def _stays_inside(path: str) -> bool:
 
 
 def folder_entries(paths: Sequence[str]) -> list[Entry]:
-    """Rows of an image folder from its files' relative paths, sorted.
+    """Rows of an image folder from its files' relative paths, in an order that mixes the classes.
+
+    It is that of a hash of their paths: any run of rows, such as a shard, a batch or the first rows, has all classes.
 
     The first sub-folder is the class: its name, underscores as spaces, is the caption and its place among
     the sorted names the label. A file outside any class has no caption and will be refused. The key is the
@@ -219,7 +222,7 @@ def folder_entries(paths: Sequence[str]) -> list[Entry]:
     stems = {path: posixpath.splitext(path)[0] for path in paths}
     taken = Counter([*stems.values(), *paths])  # 1.jpg.png must not take the key of a 1.jpg beside 1.gif
     entries = []
-    for path in sorted(paths):
+    for path in sorted(paths, key=lambda path: (hashlib.blake2s(os.fsencode(path)).digest(), path)):
         label = label_of[path.split("/")[0]] if "/" in path else None
         captions = () if label is None else (classes[label].replace("_", " "),)
         key = stems[path] if taken[stems[path]] == 1 else path

@@ -58,7 +58,7 @@ def check_data(data: Data, evaluation: Evaluation) -> None:
         UserError: as ``list_shards``; for validation and test data it names the setting in ``evaluation``.
     """
     list_shards(data)
-    for name, source in zip(("val", "test"), evaluation.sources(data), strict=True):
+    for name, source in evaluation.sources(data).items():
         try:
             list_shards(source)
         except UserError as error:

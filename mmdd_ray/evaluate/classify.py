@@ -23,7 +23,7 @@ from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.precision import autocast
 
 DECAY, DECAYED_AT = 0.2, (2 / 3, 5 / 6)
-TEST_ROWS = 256
+TEST_ROWS = 64
 
 
 def train_classifier(

@@ -153,8 +153,7 @@ class _Bench:
         # keeps the first GPU that a process has seen, so students in workers that are used again would pile up on
         # one GPU of a node. Ten seconds of imports are little beside a student that is worth a GPU; on CPUs workers
         # are used again.
-        train: Any = _train_and_search if isinstance(settings, Students) else _train_and_classify
-        self._train = ray.remote(max_retries=RETRIES, **resources)(train)
+        self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_test)
         self._encode = ray.remote(max_retries=RETRIES, **resources)(_encode)
 
     def sizes(self, name: str) -> dict[str, int]:
@@ -211,50 +210,34 @@ class _Bench:
         return [self._sets[student.set].fingerprint, self._held_out[student.held_out].fingerprint]
 
 
-def _train_and_search(
-    pairs: PairSet | LearntPairs,
+def _train_and_test(
+    trained_on: TrainedOn,
     text_PT: np.ndarray | None,
-    held_out: PairSet,
+    held_out: HeldOut,
     held_out_text_PT: np.ndarray | None,
-    settings: Students,
+    settings: Students | Classifiers,
     learning_rate: float,
     seed: int,
     device: str,
 ) -> Result:
-    from mmdd_ray.evaluate.train import evaluate_student, train_student
-
     started = monotonic()
-    with out_of_memory(MEMORY_SETTING):
-        student, losses = train_student(
-            pairs, settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=text_PT
-        )
-        metrics = evaluate_student(student, held_out, text_PT=held_out_text_PT)
-    return {
-        "metrics": metrics,
-        "loss_curve": _curve(losses),
-        "seconds": round(monotonic() - started, 3),
-    }
+    options: Any = {"learning_rate": learning_rate, "seed": seed, "device": device}
+    if isinstance(settings, Classifiers):
+        from mmdd_ray.evaluate.classify import evaluate_classifier, train_classifier
 
+        assert isinstance(trained_on, LabelledSet)
+        assert isinstance(held_out, LabelledSet)
+        with out_of_memory("classifiers.batch_images"):
+            network, losses = train_classifier(trained_on, settings, **options)
+            metrics = evaluate_classifier(network, held_out)
+    else:
+        from mmdd_ray.evaluate.train import evaluate_student, train_student
 
-def _train_and_classify(
-    images: LabelledSet,
-    _: None,
-    held_out: LabelledSet,
-    __: None,
-    settings: Classifiers,
-    learning_rate: float,
-    seed: int,
-    device: str,
-) -> Result:
-    """As ``_train_and_search``, which takes features of captions beside the sets."""
-    from mmdd_ray.evaluate.classify import evaluate_classifier, train_classifier
-
-    started = monotonic()
-    with out_of_memory("classifiers.batch_images"):
-        network, losses = train_classifier(
-            images, settings, learning_rate=learning_rate, seed=seed, device=device
-        )
-        metrics = evaluate_classifier(network, held_out)
+        assert not isinstance(trained_on, LabelledSet)
+        assert not isinstance(held_out, LabelledSet)
+        with out_of_memory(MEMORY_SETTING):
+            student, losses = train_student(trained_on, settings, text_PT=text_PT, **options)
+            metrics = evaluate_student(student, held_out, text_PT=held_out_text_PT)
     return {
         "metrics": metrics,
         "loss_curve": _curve(losses),

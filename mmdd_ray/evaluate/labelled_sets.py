@@ -14,7 +14,7 @@ from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.labelled import LabelledSet
 from mmdd_ray.evaluate.sets import EVALUATION
 from mmdd_ray.features.rejects import Reject, RejectList, Tally
-from mmdd_ray.features.store import FeatureStore, image_features
+from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
 
@@ -95,17 +95,24 @@ def _labelled(
 
 
 def held_out_images(
-    part: str, data: Data, settings: Vlcp, classes: tuple[int, ...], listed: RejectList
+    part: str,
+    data: Data,
+    settings: Vlcp,
+    features: FeatureStore,
+    classes: tuple[int, ...],
+    listed: RejectList,
 ) -> LabelledSet:
     """The validation or test images; `listed` takes the refused rows, with val/ or test/ before their shards.
 
     Raises:
-        UserError: More than `data.max_reject_ratio` of the rows were refused, or no image is left.
+        UserError: More than `data.max_reject_ratio` of the rows were refused, no image is left, or the classes are
+            numbered in another way than in the training data.
     """
     rows = sorted(
         (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
     )
     setting = f"evaluation.{part}"
+    _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
     try:
         found, rejects = _labelled(rows, classes, data, settings)
     except UserError as error:
@@ -113,6 +120,21 @@ def held_out_images(
     tally = Tally(setting, data.max_reject_ratio, listed, total_rows=len(rows))
     tally.add(len(rows), [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
     return found
+
+
+def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: str) -> None:
+    """Refuses held-out classes that are called otherwise than those of the training data.
+
+    The label of an image in a folder is the place of its class among the folders there are, so one folder more or less
+    would silently move the labels of all after it.
+    """
+    own = shared_captions((row.label, row.captions) for row in rows if row.reject is None)
+    for label, captions in features.shared_captions().items():
+        if len(captions) == 1 and len(own.get(label, ())) == 1 and own[label] != captions:
+            raise UserError(
+                f"{where} has the label {label} for {next(iter(own[label]))!r}, data.uri={real} for "
+                f"{next(iter(captions))!r}; use sources with the same classes"
+            )
 
 
 def compare_classifiers(
@@ -132,10 +154,11 @@ def compare_classifiers(
     """
     classes = next(iter(synthetic.values())).classes
     listed = RejectList(stage.store, run_store)
-    val, test = (
-        held_out_images(part, source, settings, classes, listed)
-        for part, source in zip(("val", "test"), settings.evaluation.sources(settings.data), strict=True)
-    )
+    sources = settings.evaluation.sources(settings.data)
+    test = held_out_images("test", sources["test"], settings, features, classes, listed)
+    val = test  # which a grid of one learning rate has no use for
+    if len(settings.classifiers.learning_rates) > 1:
+        val = held_out_images("val", sources["val"], settings, features, classes, listed)
     listed.save()
     sets = {**synthetic, **real_sets(features, settings, classes, per_class)}
     found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)

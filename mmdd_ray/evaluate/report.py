@@ -34,7 +34,7 @@ LABELS = {
     "edge": "EDGE",
     "covmatch": "CovMatch",
     "vlcp": "VLCP",
-    "random": "Random real pairs",
+    "random": "Random real data",
     "herding": "Herding",
     "k-center": "k-center",
     "prompts": "Class names as prompts",
@@ -54,9 +54,8 @@ TEXTS = {
     },
     "vlcp": {
         "losses": "Fine-tuning of the generator",
-        "quality": "Prototypes",
-        "quality_note": "",
-        "examples_note": "The caption is the text prototype: the real description that the image was drawn from.",
+        "examples_note": "The caption is the prompt: the text prototype, a description of a real image, unless "
+        "text prototypes were left out.",
     },
     "covmatch": {
         "losses": "Matching, and InfoNCE of the encoders",
@@ -271,7 +270,10 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
             tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the {short} of {full}"))
     if distilled := report["distilled"]:
-        tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
+        if report["task"] == "classification":
+            tiles.append((f"{distilled['images']:,}", "synthetic images"))
+        else:
+            tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
     return [*tiles, (_duration(report["seconds"]), "in all stages")]
 
 

@@ -70,7 +70,9 @@ def held_out_sets(settings: Edge | Covmatch | Evaluate, listed: RejectList) -> t
         UserError: More than `data.max_reject_ratio` of the rows of one of them were refused, or no pair is left.
     """
     sources = settings.evaluation.sources(settings.data)
-    return _held_out("val", sources[0], settings, listed), _held_out("test", sources[1], settings, listed)
+    return _held_out("val", sources["val"], settings, listed), _held_out(
+        "test", sources["test"], settings, listed
+    )
 
 
 def _held_out(part: str, source: Data, settings: Edge | Covmatch | Evaluate, listed: RejectList) -> PairSet:

@@ -3,7 +3,7 @@
 Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the order of the dataset.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -73,6 +73,14 @@ def table_moments(table: pa.Table) -> Moments:
     return Moments.of_images(image_features(table), text_features(table), _counts(table))
 
 
+def shared_captions(rows: Iterable[tuple[int | None, Sequence[str]]]) -> dict[int | None, set[str]]:
+    """Captions that all images of a label have, from (label, captions) of each image: the name of the class, if one."""
+    shared: dict[int | None, set[str]] = {}
+    for label, captions in rows:
+        shared[label] = shared[label].intersection(captions) if label in shared else set(captions)
+    return shared
+
+
 class FeatureStore:
     """Reads a committed feature stage. Rows are images, numbered in the order of the dataset."""
 
@@ -103,6 +111,13 @@ class FeatureStore:
         """(shard, index) of each row, where the source has it."""
         tables = self.tables(["shard", "index"])
         return [pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)]
+
+    def shared_captions(self) -> dict[int | None, set[str]]:
+        """As the function of that name."""
+        tables = self.tables(["label", "captions"])
+        return shared_captions(
+            pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)
+        )
 
     def require(self, needs: Mapping[str, int], uri: str) -> None:
         """Finds before expensive work that there are too few rows for what comes after it.

@@ -12,7 +12,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from mmdd_ray.config import Classifiers
 from mmdd_ray.errors import UserError
 
-LARGE_PX = 96  # from here on ResNets begin as on ImageNet: a convolution of 7 x 7, and a quarter of the side
+SMALL_PX, MEDIUM_PX = (
+    64,
+    128,
+)  # up to here ResNets begin with a convolution of 3 x 3 alone, or with half of the side
 
 
 def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
@@ -55,12 +58,13 @@ def _convnet(settings: Classifiers, depth: int, n_classes: int) -> nn.Module:
 def _resnet(block: type[BasicBlock], blocks: list[int], image_px: int, n_classes: int) -> nn.Module:
     network = ResNet(block, blocks, num_classes=n_classes, norm_layer=_instance_norm)
     is_pooled = block is _PooledBlock
-    if image_px < LARGE_PX:
+    if image_px <= MEDIUM_PX:
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
+        network.maxpool = nn.Identity() if image_px <= SMALL_PX else nn.AvgPool2d(2)
     elif is_pooled:
         network.conv1 = nn.Conv2d(3, 64, 7, padding=3, bias=False)
         network.maxpool = nn.AvgPool2d(4)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the others are
     if is_pooled:
         for module in network.modules():
             if isinstance(module, _PooledBlock) and isinstance(module.downsample, nn.Sequential):

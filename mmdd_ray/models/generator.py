@@ -275,20 +275,32 @@ def draw_from_latents(
         strength: share of the schedule that is drawn again; at least one of the steps is.
         negative_prompt: what guidance leads away from.
     """
-    text_BSL, negative_1SL = encode_prompts(pipeline, prompts, negative_prompt)
-    settings = {
-        "prompt_embeds": text_BSL,
-        "negative_prompt_embeds": negative_1SL.expand_as(text_BSL),
-        "num_inference_steps": inference_steps,
-        "guidance_scale": guidance,
-    }
     pipeline = _with_solver(pipeline)
-    if latent_BCHW is None:
-        return _draw(pipeline, seeds, height=image_px, width=image_px, **settings)
     to_image = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     to_image.set_progress_bar_config(disable=True)
-    strength = max(strength, 1 / inference_steps)
-    return _draw(to_image, seeds, image=latent_BCHW, strength=strength, **settings)
+    drawn_BHWC = np.empty((len(prompts), image_px, image_px, 3), np.uint8)
+    # Prompts of one length at a time: an image must not depend on how long its neighbours' prompts are.
+    length_B = [len(_chunks(pipeline, prompt)) for prompt in prompts]
+    for length in sorted(set(length_B)):
+        rows = [row for row, own in enumerate(length_B) if own == length]
+        text_BSL, negative_1SL = encode_prompts(pipeline, [prompts[row] for row in rows], negative_prompt)
+        settings = {
+            "prompt_embeds": text_BSL,
+            "negative_prompt_embeds": negative_1SL.expand_as(text_BSL),
+            "num_inference_steps": inference_steps,
+            "guidance_scale": guidance,
+        }
+        own_seeds = [seeds[row] for row in rows]
+        if latent_BCHW is None:
+            drawn = _draw(pipeline, own_seeds, height=image_px, width=image_px, **settings)
+        else:
+            steps = max(1, int(inference_steps * strength))
+            share = min(
+                (steps + 0.5) / inference_steps, 1.0
+            )  # which diffusers makes the same number of steps again
+            drawn = _draw(to_image, own_seeds, image=latent_BCHW[rows], strength=share, **settings)
+        drawn_BHWC[rows] = drawn
+    return drawn_BHWC
 
 
 def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
@@ -298,10 +310,9 @@ def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: 
     begin and end, and the states follow one another; shorter texts are filled up with empty chunks.
     """
     tokenizer = pipeline.tokenizer
-    size = tokenizer.model_max_length - 2
-    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (*prompts, negative_prompt)]
-    chunks = max(1, *(-(-len(own) // size) for own in ids))
-    pieces = [own[start : start + size] for own in ids for start in range(0, chunks * size, size)]
+    texts = [_chunks(pipeline, text) for text in (*prompts, negative_prompt)]
+    longest = max(map(len, texts))
+    pieces = [piece for own in texts for piece in own + [[]] * (longest - len(own))]
     padded = tokenizer.pad(
         {"input_ids": [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]},
         padding="max_length",
@@ -309,8 +320,16 @@ def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: 
         return_tensors="pt",
     )
     state_PSL = pipeline.text_encoder(padded.input_ids.to(pipeline.device)).last_hidden_state
-    state_BSL = state_PSL.reshape(len(ids), -1, state_PSL.shape[-1])
+    state_BSL = state_PSL.reshape(len(texts), -1, state_PSL.shape[-1])
     return state_BSL[:-1], state_BSL[-1:]
+
+
+def _chunks(pipeline: Pipeline, text: str) -> list[list[int]]:
+    """Token ids of the text in runs that the text encoder can read; one empty run of an empty text."""
+    size = pipeline.tokenizer.model_max_length - 2
+    # quietly: transformers warns of texts that are too long for one run
+    ids = pipeline.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return [ids[start : start + size] for start in range(0, max(len(ids), 1), size)]
 
 
 def _with_solver(pipeline: Pipeline) -> Pipeline:

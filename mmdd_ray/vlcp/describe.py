@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from PIL import Image
 
 from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Data, Describe
+from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
@@ -24,6 +24,7 @@ from mmdd_ray.store import Store
 
 CLASSES = "classes.json"
 SHARDS_HELD = 4  # of descriptions, in a reading task
+UNKNOWN = "object"  # class of a row that is left out in the end, because an earlier shard has its key
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,8 @@ def read_classes(features: FeatureStore, data: Data, describe: Describe) -> list
         UserError: an image has no label; there are fewer than two classes; or a class has no name.
     """
     images: Counter[int | None] = Counter()
-    shared: dict[int | None, set[str]] = {}
-    for table in features.tables(["label", "captions"]):
-        for label, captions in zip(table["label"].to_pylist(), table["captions"].to_pylist(), strict=True):
-            images[label] += 1
-            shared[label] = shared.get(label, set(captions)) & set(captions)
+    for table in features.tables(["label"]):
+        images.update(table["label"].to_pylist())
     if None in images:
         raise UserError(
             f"{images[None]:,} of the {images.total():,} images of {data.uri} have no label; name the column that has "
@@ -57,15 +55,13 @@ def read_classes(features: FeatureStore, data: Data, describe: Describe) -> list
     labels = sorted(label for label in images if label is not None)
     if len(labels) < 2:
         raise UserError(f"all images of {data.uri} are of one class; VLCP needs at least two")
-    names = _names(labels, shared, data, describe)
+    names = _names(labels, features, data, describe)
     return [ImageClass(label, names[label], images[label]) for label in labels]
 
 
-def _names(
-    labels: list[int], shared: Mapping[int | None, set[str]], data: Data, describe: Describe
-) -> Mapping[int, str]:
+def _names(labels: list[int], features: FeatureStore, data: Data, describe: Describe) -> Mapping[int, str]:
     if describe.class_names is not None:
-        lines = _lines(describe.class_names)
+        lines = read_class_names(describe.class_names)
         if unnamed := [label for label in labels if not 0 <= label < len(lines)]:
             raise UserError(
                 f"describe.class_names={describe.class_names} has {len(lines)} lines, one for each class from 0 on, "
@@ -74,6 +70,7 @@ def _names(
         return dict(enumerate(lines))
     if data.uri.startswith("shapes:"):
         return dict(enumerate(CLASS_NAMES))
+    shared = features.shared_captions()
     unnamed = [label for label in labels if len(shared[label]) != 1]
     if unnamed:
         raise UserError(
@@ -81,18 +78,6 @@ def _names(
             "with the name of a class on each line as describe.class_names"
         )
     return {label: next(iter(shared[label])) for label in labels}
-
-
-def _lines(uri: str) -> list[str]:
-    fs, path = url_to_fs(uri)
-    try:
-        text = fs.cat_file(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"describe.class_names={uri} cannot be read as text: {error}") from error
-    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
-    if not all(lines):
-        raise UserError(f"describe.class_names={uri} has a blank line; a class needs a name")
-    return lines
 
 
 @dataclass(frozen=True)
@@ -104,27 +89,47 @@ class Descriptions:
     """Of classes, by label."""
     store: Store | None
     """What `describe_images` has written, for "vlm"."""
+    version: str = ""
+    """When that was; processes that read descriptions hold them for a while."""
 
     def of(self, row: Mapping[str, Any]) -> list[str]:
         """All descriptions of a row with `shard`, `index`, `captions` and `label`; at least one, none of them blank."""
         if self.describe.source == "captions":
             return list(row["captions"])
-        text = ""
-        if self.describe.source == "vlm":
-            assert self.store is not None
-            text = _written(self.store.uri, row["shard"]).get(row["index"], "")
-        return [text or self.template(row["label"])]
+        return [self.first(row) or self.template(row["label"])]
+
+    def first(self, row: Mapping[str, Any]) -> str:
+        """The first description of a row; blank where the model had nothing to say."""
+        if self.describe.source == "captions":
+            return row["captions"][0]
+        if self.describe.source == "template":
+            return self.template(row["label"])
+        assert self.store is not None
+        return _written(self.store.uri, self.version, row["shard"]).get(row["index"], "")
 
     def template(self, label: int) -> str:
         """The template with the name of the class."""
-        return self.describe.template.replace("{class_name}", self.names[label])
+        return self.describe.template.replace("{class_name}", self.names.get(label, UNKNOWN))
 
 
 @lru_cache(maxsize=SHARDS_HELD)
-def _written(uri: str, shard: str) -> dict[int, str]:
+def _written(uri: str, version: str, shard: str) -> dict[int, str]:
     store = Store(uri)
-    tables = [store.read_parquet(file) for file in shard_files(store, shard)]
+    tables = [store.read_parquet(file, ["index", "description"]) for file in shard_files(store, shard)]
     return {row["index"]: row["description"] for table in tables for row in table.to_pylist()}
+
+
+def check_names(store: Store, classes: list[ImageClass], setting: str | None) -> None:
+    """Refuses to go on with a run whose descriptions speak of classes by other names.
+
+    Raises:
+        UserError: They do.
+    """
+    if store.exists(CLASSES) and store.read_json(CLASSES) != [vars(one) for one in classes]:
+        raise UserError(
+            f"the classes or their names (describe.class_names={setting}) are not those that this run was begun with; "
+            "set run.dir to a new folder"
+        )
 
 
 def describe_images(stage: Stage, data: Data, describe: Describe, classes: list[ImageClass]) -> StageResult:
@@ -162,12 +167,12 @@ class Describer(ChunkActor):
         self.settings, self.names = settings, names
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
-        """A table with `index` and `description`, which may be blank."""
-        ask = self.settings.instruction
+        """A table with `index`, `key` and `description`, which may be blank."""
+        ask, labels = self.settings.instruction, pairs["label"].to_pylist()
         with out_of_memory("describe.chunk_images"):
             written = self.captioner.describe(
                 [Image.fromarray(image) for image in images_BHWC],
-                [ask.replace("{class_name}", self.names[label]) for label in pairs["label"].to_pylist()],
+                [ask.replace("{class_name}", self.names.get(label, UNKNOWN)) for label in labels],
                 max_new_tokens=self.settings.max_new_tokens,
             )
-        return pa.table({"index": pairs["index"], "description": written})
+        return pa.table({"index": pairs["index"], "key": pairs["key"], "description": written})

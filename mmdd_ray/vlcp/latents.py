@@ -1,7 +1,7 @@
 """Latents of real images, and the prototypes of each class from them (VLCP, arXiv 2506.23580, section 3).
 
-A pass over the shards encodes images with the generator's VAE. Ray Data then brings the latents of each class together,
-and a task finds its prototypes, in the memory of one class.
+A pass over the shards encodes images with the generator's VAE. Ray Data then brings the latents of each class together;
+a task finds the prototypes of the few classes that share a partition of its shuffle, one class after the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,16 +48,21 @@ class LatentEncoder(ChunkActor):
 
         super().__init__(store)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.denoiser, self.descriptions = Denoiser(load_pipeline(generator, device)), descriptions
+        pipeline = load_pipeline(generator, device)
+        pipeline.vae.enable_slicing()  # an image at a time, whatever the chunk: 64 of 512 px would need a GPU of 80 GB
+        self.pipeline, self.denoiser, self.descriptions = pipeline, Denoiser(pipeline), descriptions
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
         """A table with shard, index, key, label, description and latent (flattened float16)."""
         import torch
 
+        from mmdd_ray.models.generator import check_image_px
+
+        check_image_px(self.pipeline, images_BHWC.shape[1])
         with out_of_memory("prototypes.chunk_images"), torch.inference_mode():
             latent_BCHW = self.denoiser.encode(images_BHWC)
         latent_BD = latent_BCHW.flatten(1).cpu().numpy().astype(np.float16)
-        texts = [self.descriptions.of({**row, "shard": shard})[0] for row in pairs.to_pylist()]
+        texts = [self.descriptions.first({**row, "shard": shard}) for row in pairs.to_pylist()]
         return pa.table(
             {
                 "shard": [shard] * len(pairs),
@@ -85,8 +90,9 @@ def encode_latents(
         generator=finetune.generator,
         descriptions=descriptions,
     )
-    rows = sum(rows_in for rows_in, _ in chunks)
-    return StageResult(rows_in=rows, rows_out=rows)
+    counts = [(rows_in, len(rejects)) for rows_in, rejects in chunks]
+    rows, refused = (sum(column) for column in zip(*counts, strict=True))
+    return StageResult(rows_in=rows, rows_out=rows - refused)
 
 
 def find_prototypes(

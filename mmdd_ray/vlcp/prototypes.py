@@ -6,12 +6,12 @@ description that has the words which are most frequent in its cluster, but not i
 
 # N images of a class, D values of a latent, K clusters, W distinct words
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import regex
 from scipy.sparse import csr_array
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -19,7 +19,10 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 from sklearn.neighbors import LocalOutlierFactor
 from threadpoolctl import threadpool_limits
 
-WORD = r"(?u)[^\W\d_]+"  # letters of any script
+WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")  # letters of any script, with their marks
+CONTRACTED = regex.compile(
+    r"\p{L}+n['’]t\b|['’]\p{L}{1,2}\b"
+)  # isn't, don't: stop words; the dog's, they're: endings
 STARTS = 10  # of K-means, of which the best is kept
 
 
@@ -126,8 +129,8 @@ def word_counts(descriptions: Sequence[str], class_name: str, common: float) -> 
     name, and words of at least ``common`` of the descriptions that are not blank (in other languages the stop words are
     among those).
     """
-    unwanted = set(ENGLISH_STOP_WORDS) | set(re.findall(WORD, class_name.lower()))
-    vectorizer = CountVectorizer(token_pattern=WORD)
+    unwanted = set(ENGLISH_STOP_WORDS) | set(_words(class_name.lower()))
+    vectorizer = CountVectorizer(tokenizer=_words, token_pattern=None)
     try:
         counts_NW = csr_array(vectorizer.fit_transform(descriptions))
     except ValueError:  # scikit-learn's answer where there is no word at all
@@ -137,6 +140,10 @@ def word_counts(descriptions: Sequence[str], class_name: str, common: float) -> 
     names = vectorizer.get_feature_names_out()
     wanted = [w for w, name in enumerate(names) if name not in unwanted and not is_common_W[w]]
     return counts_NW[:, wanted]
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(CONTRACTED.sub(" ", text))
 
 
 def rank_descriptions(counts_MW: csr_array, words: int) -> np.ndarray:

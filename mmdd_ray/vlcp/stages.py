@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from mmdd_ray.cluster import connected
-from mmdd_ray.config import Vlcp
+from mmdd_ray.config import Vlcp, VlcpSynthesis
 from mmdd_ray.data.distilled import FOLDER, Sample, read_distilled
 from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
@@ -15,9 +15,9 @@ from mmdd_ray.export import export_stage
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
-from mmdd_ray.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
+from mmdd_ray.vlcp.describe import Descriptions, ImageClass, check_names, describe_images, read_classes
 from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
-from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn, untuned
+from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn
 
 JOB = "vlcp_imagenette"
 LOSS_COLUMNS = ("step", "noise")
@@ -40,10 +40,16 @@ def distill(settings: Vlcp, preset: str) -> dict[str, Any]:
         features = FeatureStore(precomputed.store)
         classes = read_classes(features, settings.data, settings.describe)
         features.require({"finetune.batch_pairs": settings.finetune.batch_pairs}, settings.data.uri)
+        check_names(run.store.child("describe"), classes, settings.describe.class_names)
         described = run.stage(
             "describe", lambda stage: describe_images(stage, settings.data, settings.describe, classes)
         )
-        texts = Descriptions(settings.describe, {one.label: one.name for one in classes}, described.store)
+        texts = Descriptions(
+            settings.describe,
+            {one.label: one.name for one in classes},
+            described.store,
+            described.manifest["finished"],
+        )
         tuned = run.stage("finetune", lambda stage: finetune(stage, features, texts, settings))
         encoded = run.stage(
             "latents",
@@ -65,7 +71,7 @@ def distill(settings: Vlcp, preset: str) -> dict[str, Any]:
             run,
             precomputed,
             settings,
-            lambda: (samples(found, drawn, classes), None),
+            lambda: (samples(found, drawn, classes, settings.synthesis), None),
             method="VLCP",
             models=_models(settings),
             class_names={one.label: one.name for one in classes},
@@ -102,12 +108,12 @@ def synthesize(stage: Stage, found: Stage, tuned: Stage, texts: Descriptions, se
 def draw_prompts(stage: Stage, classes: list[ImageClass], texts: Descriptions, settings: Vlcp) -> StageResult:
     """Draws the baseline that knows no more than the names of the classes, by the generator as it is."""
     drawings = prompted(classes, settings.prototypes.images_per_class, texts, settings.run.seed)
-    generator, synthesis = settings.finetune.generator, untuned(settings.synthesis)
+    generator, synthesis = settings.finetune.generator, settings.synthesis
     return draw(stage, drawings, generator, synthesis, settings.finetune.image_px)
 
 
-def samples(found: Stage, drawn: Stage, classes: list[ImageClass]) -> list[Sample]:
-    """The distilled set: an image of each prototype with its text, its class, and where the prototype comes from."""
+def samples(found: Stage, drawn: Stage, classes: list[ImageClass], synthesis: VlcpSynthesis) -> list[Sample]:
+    """The distilled set: an image of each prototype with its text, its class, and what of the data it comes from."""
     names = {one.label: one.name for one in classes}
     return [
         Sample(
@@ -115,11 +121,11 @@ def samples(found: Stage, drawn: Stage, classes: list[ImageClass]) -> list[Sampl
             image=row["image"],
             captions=(row["prompt"],),
             seed=row["seed"],
-            source_key=prototype["text_key"],
+            source_key=prototype["text_key"] if synthesis.use_text else "",
             label=prototype["label"],
             extra={
                 "class_name": names[prototype["label"]],
-                "cluster": prototype["members"],
+                "cluster": prototype["members"] if synthesis.use_image else [],
             },
         )
         for number, (prototype, row) in enumerate(

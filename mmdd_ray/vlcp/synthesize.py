@@ -1,7 +1,7 @@
 """Drawing an image from each pair of an image and a text prototype (VLCP, arXiv 2506.23580, section 3)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -125,8 +125,3 @@ class Painter(BatchActor):
 def read_drawn(store: Store) -> list[dict[str, Any]]:
     """What `draw` has drawn, in the order of the drawings, with the columns of `DRAWN_SCHEMA`."""
     return read_batches(store).to_pylist()
-
-
-def untuned(synthesis: VlcpSynthesis) -> VlcpSynthesis:
-    """The settings of the baseline that prompts with class names."""
-    return replace(synthesis, use_image=False, use_text=False)

@@ -1,0 +1,208 @@
+"""VLCP on photographs: ten classes of Tiny-ImageNet, ten images of each, and what each prototype contributes.
+
+    python benchmarks/vlcp_tiny_imagenet.py --tiny-imagenet FOLDER --photos FOLDER
+
+Pretrains a small generator and a small captioner (`benchmarks/photo_models.py`), has the photographs described, and
+draws sets with both prototypes, with either alone, and with neither. Learning rates of the classifiers are chosen on 50
+training images of each class that no method sees; figures are of the val shard. Killed at any point, the same command
+goes on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import photo_models
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+
+from mmdd_ray import cli
+from mmdd_ray.cluster import connected
+from mmdd_ray.config import (
+    Classifiers,
+    Data,
+    Describe,
+    Features,
+    Finetune,
+    LabelledEvaluation,
+    Prototypes,
+    Run,
+    Vlcp,
+    VlcpSynthesis,
+)
+from mmdd_ray.evaluate.labelled import LabelledSet
+from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
+from mmdd_ray.evaluate.sets import EVALUATION
+from mmdd_ray.features.precompute import feature_stage
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import RunDir
+from mmdd_ray.store import Store
+from mmdd_ray.vlcp import stages
+from mmdd_ray.vlcp.describe import Descriptions, describe_images, read_classes
+from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.vlcp.synthesize import Drawing, draw, drawings_of, prompted, read_drawn
+
+CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has them or a relative
+    "golden retriever",
+    "tabby",
+    "brown bear",
+    "king penguin",
+    "school bus",
+    "sports car",
+    "steel arch bridge",
+    "orange",
+    "monarch",
+    "seashore",
+)
+HELD_OUT = 50  # training images of each class, for learning rates
+ARMS: dict[str, dict[str, bool]] = {
+    "both": {},
+    "image-only": {"use_text": False},
+    "text-only": {"use_image": False},
+    "names-tuned": {"use_image": False, "use_text": False},
+}
+
+
+@dataclass
+class TinyImageNet:
+    """Measures VLCP on ten classes of Tiny-ImageNet."""
+
+    tiny_imagenet: Path
+    """Folder of Tiny-ImageNet's shards."""
+    photos: Path
+    """Folder of Flickr8k's shards, on which the captioner is trained."""
+    out: Path = Path("runs/vlcp-tiny-imagenet")
+    """Folder of the models, of the ten classes and of the run directory."""
+    images_per_class: int = 10
+    """IPC."""
+    finetune_steps: int = 600
+    """Of the generator, on the ten classes and their descriptions."""
+    classifier_steps: int = 500
+    """Steps of every classifier."""
+    seeds: int = 3
+    """Classifiers per set."""
+
+
+def ten_classes(asked: TinyImageNet) -> Path:
+    """Writes the images of the ten classes as train, choose and test Parquet files; gives their folder."""
+    folder = asked.out / "data"
+    if not (folder / "train.parquet").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        whole, test = (_read(asked.tiny_imagenet, split) for split in ("train", "val"))
+        parts = [whole.filter(pc.equal(whole["class_name"], name)) for name in CLASSES]
+        pq.write_table(test, folder / "test.parquet")
+        pq.write_table(pa.concat_tables(part.slice(0, HELD_OUT) for part in parts), folder / "choose.parquet")
+        pq.write_table(pa.concat_tables(part.slice(HELD_OUT) for part in parts), folder / "train.parquet")
+    return folder
+
+
+def _read(folder: Path, split: str) -> pa.Table:
+    table = pq.read_table(sorted(folder.glob(f"tiny-imagenet32-{split}-*.parquet")))
+    return table.filter(pc.is_in(table["class_name"], pa.array(CLASSES)))
+
+
+def settings_of(asked: TinyImageNet) -> Vlcp:
+    folder, models = asked.out.absolute() / "data", asked.out.absolute() / "models"
+    return Vlcp(
+        run=Run(dir=str(asked.out.absolute() / "run")),
+        data=Data(uri=f"{folder}/train.parquet", caption_columns=("class_name",)),
+        features=Features(max_actors=2),
+        describe=Describe(source="vlm", model=str(models / "captioner"), max_new_tokens=30, max_actors=2),
+        finetune=Finetune(
+            generator=str(models / "sd"),
+            steps=asked.finetune_steps,
+            batch_pairs=64,
+            parameters="full",
+            optimizer="adamw",
+            learning_rate=3e-4,
+            ema_decay=0.99,
+        ),
+        prototypes=Prototypes(images_per_class=asked.images_per_class),
+        synthesis=VlcpSynthesis(inference_steps=25, negative_prompt=""),
+        classifiers=Classifiers(width=64, steps=asked.classifier_steps, learning_rates=(0.01, 0.05)),
+        evaluation=LabelledEvaluation(
+            val=f"{folder}/choose.parquet", test=f"{folder}/test.parquet", seeds=asked.seeds
+        ),
+    )
+
+
+def measure(asked: TinyImageNet) -> Iterator[str]:
+    """Runs what is left; gives the figures of the models and the table."""
+    models = asked.out / "models"
+    figures = photo_models.pretrain(photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, models))
+    yield ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    ten_classes(asked)
+    settings = settings_of(asked)
+    seed, px = settings.run.seed, settings.finetune.image_px
+    with (
+        RunDir.open(settings.run.dir, "vlcp_tiny_imagenet", "benchmark", settings) as run,
+        connected(settings.run, run.store),
+    ):
+        features = FeatureStore(feature_stage(run, settings).store)
+        classes = read_classes(features, settings.data, settings.describe)
+        described = run.stage(
+            "describe", lambda stage: describe_images(stage, settings.data, settings.describe, classes)
+        )
+        texts = Descriptions(settings.describe, {one.label: one.name for one in classes}, described.store)
+        tuned = run.stage("finetune", lambda stage: stages.finetune(stage, features, texts, settings))
+        encoded = run.stage(
+            "latents",
+            lambda stage: encode_latents(stage, settings.data, settings.finetune, settings.prototypes, texts),
+        )
+        found = run.stage(
+            "prototypes",
+            lambda stage: find_prototypes(stage, encoded.store, classes, [], settings.prototypes, seed),
+        )
+        labels = tuple(one.label for one in classes)
+        own = [row["label"] for row in read_prototypes(found.store)]
+
+        def drawn(name: str, drawings: list[Drawing], generator: Store | str) -> LabelledSet:
+            stage = run.stage(
+                f"draw-{name}", lambda stage: draw(stage, drawings, generator, settings.synthesis, px)
+            )
+            return labelled_images([row["image"] for row in read_drawn(stage.store)], own, labels, px)
+
+        sets = {
+            name: drawn(
+                name,
+                drawings_of(
+                    read_prototypes(found.store), texts, replace(settings.synthesis, **changes), seed
+                ),
+                tuned.store.child("generator"),
+            )
+            for name, changes in ARMS.items()
+        }
+        names = prompted(classes, asked.images_per_class, texts, seed)
+        sets["names-as-is"] = drawn("names-as-is", names, settings.finetune.generator)
+        evaluated = run.stage(
+            "evaluate",
+            lambda stage: compare_classifiers(
+                stage, sets, features, settings, asked.images_per_class, run.store
+            ),
+        )
+        yield table(evaluated.store.read_json(EVALUATION))
+
+
+def table(found: dict[str, Any]) -> str:
+    """A Markdown table: accuracy in percent, mean ± standard deviation over the classifiers of a set."""
+    rows = [["set", "images", "top-1", "top-5", "learning rate"], ["---"] * 5]
+    for name, one in found["sets"].items():
+        scores = [
+            f"{one['metrics'][m]['mean']:.1f} ± {one['metrics'][m]['std']:.1f}" for m in ("top-1", "top-5")
+        ]
+        rows.append([name, f"{one['images']:,}", *scores, str(one["learning_rate"])])
+    rows.append(["chance", "", *(f"{found['chance'][m]:.1f}" for m in ("top-1", "top-5")), ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    asked = tyro.cli(TinyImageNet)
+    for shown in measure(asked):
+        print(f"\n{shown}\n", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(main))
