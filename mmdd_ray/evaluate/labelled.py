@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 
 from mmdd_ray.data.schema import Row
-from mmdd_ray.evaluate.pairs import decoded
+from mmdd_ray.evaluate.pairs import check_images, decoded
 from mmdd_ray.features.rejects import Reject
 
 
@@ -28,11 +28,8 @@ class LabelledSet:
     """The label in the data of each class, ascending."""
 
     def __post_init__(self) -> None:
-        n, *shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
-            raise ValueError(
-                f"images must be uint8 (N, px, px, 3), N > 0, not {self.images.dtype} {self.images.shape}"
-            )
+        check_images(self.images)
+        n = self.n_images
         if self.labels.shape != (n,) or not np.isin(self.labels, np.arange(len(self.classes))).all():
             raise ValueError(f"{n} images need as many labels below {len(self.classes)}")
 

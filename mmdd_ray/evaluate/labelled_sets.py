@@ -8,11 +8,11 @@ import numpy as np
 from mmdd_ray.config import Data, Vlcp
 from mmdd_ray.coresets import herding, k_center, random_subset
 from mmdd_ray.data.schema import Row
-from mmdd_ray.data.sources import fetch_pairs, read_pairs
+from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.labelled import LabelledSet
-from mmdd_ray.evaluate.sets import EVALUATION
+from mmdd_ray.evaluate.sets import EVALUATION, read_rows
 from mmdd_ray.features.rejects import Reject, RejectList, Tally
 from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
 from mmdd_ray.run import Stage, StageResult
@@ -108,9 +108,7 @@ def held_out_images(
         UserError: More than `data.max_reject_ratio` of the rows were refused, no image is left, or the classes are
             numbered in another way than in the training data.
     """
-    rows = sorted(
-        (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
-    )
+    rows = read_rows(data)
     setting = f"evaluation.{part}"
     _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
     try:

@@ -27,11 +27,8 @@ class PairSet:
     captions: list[list[str]]
 
     def __post_init__(self) -> None:
-        n, *shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
-            raise ValueError(
-                f"images must be uint8 (N, px, px, 3), N > 0, not {self.images.dtype} {self.images.shape}"
-            )
+        check_images(self.images)
+        n = self.n_images
         if len(self.captions) != n or not all(self.captions):
             raise ValueError(f"each of {n} images needs a caption; {sum(map(bool, self.captions))} have one")
 
@@ -81,6 +78,13 @@ class PairSet:
         found = blake2b(np.ascontiguousarray(self.images).data, digest_size=16)
         found.update(repr((self.images.shape, self.captions)).encode())
         return found.hexdigest()
+
+
+def check_images(images: np.ndarray) -> None:
+    """Raises ``ValueError`` unless they are uint8 (N, px, px, 3) with N > 0."""
+    n, *shape = images.shape
+    if images.dtype != np.uint8 or len(shape) != 3 or shape != [shape[0], shape[0], 3] or n == 0:
+        raise ValueError(f"images must be uint8 (N, px, px, 3), N > 0, not {images.dtype} {images.shape}")
 
 
 def decoded(

@@ -45,6 +45,13 @@ def synthetic_set(samples: Sequence[Sample], image_px: int) -> PairSet:
     return PairSet.from_rows(rows, image_px=image_px, max_pixels=2**31)[0]
 
 
+def read_rows(data: Data) -> list[Row]:
+    """All rows of `data`, refused ones too, in the order of the shards."""
+    return sorted(
+        (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
+    )
+
+
 def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple[PairSet, list[Reject]]:
     """All usable pairs of `data` with all of their captions, in the order of the shards, and the refused rows.
 
@@ -54,11 +61,8 @@ def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple
     Raises:
         UserError: There are no usable pairs.
     """
-    rows = sorted(
-        (Row(**row) for row in read_pairs(data).iter_rows()), key=lambda row: (row.shard, row.index)
-    )
     try:
-        return PairSet.from_rows(rows, image_px=image_px, max_pixels=data.max_image_pixels)
+        return PairSet.from_rows(read_rows(data), image_px=image_px, max_pixels=data.max_image_pixels)
     except UserError as error:
         raise UserError(f"{setting}={data.uri}: {error}") from error
 
