@@ -159,24 +159,27 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
         labels = tuple(one.label for one in classes)
         own = [row["label"] for row in read_prototypes(found.store)]
 
-        def drawn(name: str, drawings: list[Drawing], generator: Store | str) -> LabelledSet:
+        def drawn(
+            name: str,
+            drawings: list[Drawing],
+            prototypes: Store | None,
+            generator: Store | str,
+            synthesis: VlcpSynthesis,
+        ) -> LabelledSet:
             stage = run.stage(
-                f"draw-{name}", lambda stage: draw(stage, drawings, generator, settings.synthesis, px)
+                f"draw-{name}", lambda stage: draw(stage, drawings, prototypes, generator, synthesis, px)
             )
             return labelled_images([row["image"] for row in read_drawn(stage.store)], own, labels, px)
 
-        sets = {
-            name: drawn(
-                name,
-                drawings_of(
-                    read_prototypes(found.store), texts, replace(settings.synthesis, **changes), seed
-                ),
-                tuned.store.child("generator"),
-            )
-            for name, changes in ARMS.items()
-        }
+        sets = {}
+        for name, changes in ARMS.items():
+            synthesis = replace(settings.synthesis, **changes)
+            drawings = drawings_of(read_prototypes(found.store), texts, synthesis, seed)
+            sets[name] = drawn(name, drawings, found.store, tuned.store.child("generator"), synthesis)
         names = prompted(classes, asked.images_per_class, texts, seed)
-        sets["names-as-is"] = drawn("names-as-is", names, settings.finetune.generator)
+        sets["names-as-is"] = drawn(
+            "names-as-is", names, None, settings.finetune.generator, settings.synthesis
+        )
         evaluated = run.stage(
             "evaluate",
             lambda stage: compare_classifiers(

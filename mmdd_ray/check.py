@@ -29,7 +29,7 @@ def check(settings: Settings) -> None:
     if isinstance(settings, Precompute):
         list_shards(settings.data)
     else:
-        check_data(settings.data, settings.evaluation)
+        check_data(settings.data, settings.evaluation, labelled=isinstance(settings, Vlcp))
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -64,6 +64,7 @@ def _check_pools(settings: Settings) -> None:
 
 def _check_vlcp(settings: Vlcp) -> None:
     _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
+    _ = settings.classifiers.poolings  # raises where the images are too small
     if settings.describe.class_names is not None:
         read_class_names(settings.describe.class_names)
     if len(settings.classifiers.learning_rates) > 1 and settings.evaluation.val is None:

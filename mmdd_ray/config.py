@@ -300,6 +300,19 @@ class Classifiers:
     precision: Precision = "auto"
     """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and float32 on CPUs."""
 
+    @property
+    def poolings(self) -> int | None:
+        """How often a ConvNet halves the side of an image, None for ResNets; raises ``UserError`` when it cannot."""
+        depth = self.model.removeprefix("convnet-")
+        if not depth.isdecimal():
+            return None
+        if not self.image_px >> int(depth):
+            raise UserError(
+                f"classifiers.model={self.model} halves the side of images {depth} times, but "
+                f"classifiers.image_px={self.image_px}; choose a shallower one"
+            )
+        return int(depth)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Students:

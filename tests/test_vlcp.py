@@ -14,25 +14,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mmdd_ray.check import check
 from mmdd_ray.config import Data, Describe, Prototypes
 from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import read_distilled
+from mmdd_ray.data.images import encode_png
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.labelled_sets import _same_names, class_coresets
 from mmdd_ray.features.store import FeatureStore, feature_table
+from mmdd_ray.models import zoo
+from mmdd_ray.models.generator import draw_from_latents, load_pipeline
 from mmdd_ray.presets import vlcp_imagenet1k, vlcp_imagenette, vlcp_local
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 from mmdd_ray.vlcp.describe import Descriptions, ImageClass, check_names, describe_images, read_classes
-from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_centres, read_prototypes
 from mmdd_ray.vlcp.prototypes import class_prototypes
 from mmdd_ray.vlcp.stages import samples
-from mmdd_ray.vlcp.synthesize import drawings_of, prompted
+from mmdd_ray.vlcp.synthesize import Painter, drawings_of, prompted
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -236,6 +240,19 @@ def test_a_model_describes_every_image_once_and_goes_on_by_shards(ray_cluster, t
     assert again.of(row) == [described]
     assert again.first(row | {"index": 999}) == ""
 
+    # images of which the model says nothing are counted; if it says nothing at all, something is wrong
+    files = sorted(Path(tmp_path, "pairs").rglob("*.parquet"))
+    blank = 0
+    for file in files:
+        table = pq.read_table(file)
+        silent = pa.array([" "] * len(table))
+        pq.write_table(table.set_column(table.column_names.index("description"), "description", silent), file)
+        blank += len(table)
+        if file != files[-1]:
+            assert describe_images(stage, data, describe, classes).extra["blank_descriptions"] == blank
+    with pytest.raises(UserError, match=r"describe\.model=tiny-captioner has nothing to say of any image"):
+        describe_images(stage, data, describe, classes)
+
 
 def test_captions_and_templates_need_no_model():
     row = {"shard": "s", "index": 0, "captions": ["one", "two"], "label": 3}
@@ -269,7 +286,7 @@ def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path
     assert len(stored) == 60
     rows = [row for row in stored.to_pylist() if (row["shard"], row["index"]) not in excluded]
     assert len(rows) == 59
-    prototypes = list(read_prototypes(found.store))
+    prototypes = read_prototypes(found.store)
     assert all(drawn[0]["key"] not in prototype["members"] for prototype in prototypes)
     assert [(p["label"], p["slot"]) for p in prototypes] == [
         (label, slot) for label in sorted({row["label"] for row in rows}) for slot in (0, 1)
@@ -284,33 +301,62 @@ def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path
             latent, [r["description"] for r in own], shapes.CLASS_NAMES[label], 2, seed=seed
         )
         together = [p for p in prototypes if p["label"] == label]
+        np.testing.assert_array_equal([one.latent_D for one in alone], read_centres(found.store, label))
         for one, other in zip(alone, together, strict=True):
-            np.testing.assert_array_equal(one.latent_D, np.float32(other["latent"]))
             assert [own[row]["key"] for row in one.members] == other["members"]
             assert own[one.text]["description"] == other["text"]
 
 
-def test_ablations_leave_out_one_prototype_or_the_other():
+def test_drawings_without_text_prototypes_are_prompted_with_the_class():
     synthesis = vlcp_local().synthesis
     texts = Descriptions(Describe(template="{class_name}!"), {0: "owl"}, None)
     rows = [
-        {"label": 0, "latent": [1.0], "text": "a white owl"},
-        {"label": 0, "latent": [2.0], "text": ""},
+        {"label": 0, "slot": 0, "text": "a white owl"},
+        {"label": 0, "slot": 1, "text": ""},
     ]
     both = drawings_of(rows, texts, synthesis, seed=1)
-    assert [(one.prompt, one.latent) for one in both] == [("a white owl", [1.0]), ("owl!", [2.0])]
-    image, text = (
-        drawings_of(rows, texts, replace(synthesis, **{name: False}), seed=1)
-        for name in ("use_text", "use_image")
-    )
-    assert [(one.prompt, one.latent) for one in image] == [("owl!", [1.0]), ("owl!", [2.0])]
-    assert [(one.prompt, one.latent) for one in text] == [("a white owl", None), ("owl!", None)]
+    assert [(one.prompt, one.label, one.slot) for one in both] == [("a white owl", 0, 0), ("owl!", 0, 1)]
+    image = drawings_of(rows, texts, replace(synthesis, use_text=False), seed=1)
+    assert [(one.prompt, one.label, one.slot) for one in image] == [("owl!", 0, 0), ("owl!", 0, 1)]
     assert len({one.seed for one in both}) == 2
     assert [one.seed for one in both] == [one.seed for one in image]
     assert [one.prompt for one in prompted([ImageClass(0, "owl", 9)], 2, texts, 0)] == ["owl!", "owl!"]
 
 
 # ---- baselines, settings
+
+
+def test_each_image_begins_with_its_own_prototype(tmp_path):
+    store, generator = Store(str(tmp_path)), str(zoo.FOLDER / "tiny-sd")
+    centres = {
+        label: np.float32(label + np.random.default_rng(label).normal(size=(2, 256))) for label in (0, 7)
+    }
+    for label, centre_KD in centres.items():
+        store.write_parquet(
+            f"centres/{label}.parquet",
+            pa.table({"latent": pa.FixedSizeListArray.from_arrays(pa.array(centre_KD.ravel()), 256)}),
+        )
+    classes = [ImageClass(0, "owl", 9), ImageClass(7, "crane", 9)]
+    texts = Descriptions(Describe(), {0: "owl", 7: "crane"}, None)
+    rows = [vars(one) for one in prompted(classes, 2, texts, seed=3)]
+    synthesis = replace(vlcp_local().synthesis, inference_steps=3)
+
+    begun = Painter(store, store, generator, synthesis, 32).work(0, rows[1:])["image"].to_pylist()
+    latents = np.stack([centres[row["label"]][row["slot"]] for row in rows[1:]]).reshape(3, -1, 8, 8)
+    expected = draw_from_latents(
+        load_pipeline(generator),
+        [row["prompt"] for row in rows[1:]],
+        [row["seed"] for row in rows[1:]],
+        torch.from_numpy(latents),
+        image_px=32,
+        inference_steps=3,
+        guidance=synthesis.guidance,
+        strength=synthesis.strength,
+        negative_prompt=synthesis.negative_prompt,
+    )
+    assert begun == [encode_png(image) for image in expected]
+    from_noise = Painter(store, None, generator, synthesis, 32).work(0, rows[1:])["image"].to_pylist()
+    assert not set(begun) & set(from_noise)
 
 
 def test_coresets_are_chosen_in_each_class(tmp_path):
@@ -355,7 +401,7 @@ def test_a_run_goes_on_with_the_names_it_was_begun_with_only(tmp_path):
 
 def test_ablations_export_only_what_an_image_comes_from(tmp_path):
     found, drawn = (Stage(name, Store(str(tmp_path / name))) for name in ("found", "drawn"))
-    row = {"label": 0, "slot": 0, "latent": [1.0], "text": "white", "text_key": "k1", "members": ["k1", "k2"]}
+    row = {"label": 0, "slot": 0, "text": "white", "text_key": "k1", "members": ["k1", "k2"]}
     found.store.write_parquet("prototypes.parquet", pa.Table.from_pylist([row]))
     image = next(shapes.pairs(0, 1, seed=0))["image"]
     made = {"index": 0, "prompt": "white", "seed": 3, "image": image}
@@ -390,5 +436,14 @@ def test_settings_that_cannot_be_are_refused_before_ray_starts():
         check(replace(settings, describe=Describe(class_names="/none.txt")))
     with pytest.raises(UserError, match="finetune"):
         check(replace(settings, finetune=replace(settings.finetune, batch_pairs=5, workers=2)))
+    small = replace(settings.classifiers, model="convnet-6")
+    with pytest.raises(UserError, match=r"classifiers\.model=convnet-6 halves the side of images 6 times"):
+        check(replace(settings, classifiers=small))
+    for name, changes in (
+        ("", {"data": Data(uri="shapes:20?seed=0")}),
+        (r"evaluation\.test: ", {"evaluation": replace(settings.evaluation, test="shapes:20?seed=1")}),
+    ):
+        with pytest.raises(UserError, match=f"{name}none of the first 20 images of shapes:.* has a label"):
+            check(replace(settings, **changes))
     with pytest.raises(UserError, match=r"prototypes\.images_per_class"):
         check(replace(settings, prototypes=Prototypes(images_per_class=0)))

@@ -51,21 +51,40 @@ def list_shards(data: Data) -> list[Shard]:
     return shards if data.limit is None else _first_rows(shards, data, data.limit)
 
 
-def check_data(data: Data, evaluation: Evaluation) -> None:
+def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) -> None:
     """Looks at all three sources of a run.
+
+    Args:
+        labelled: Whether their rows must be labelled.
 
     Raises:
         UserError: as ``list_shards``; for validation and test data it names the setting in ``evaluation``.
     """
-    list_shards(data)
+    _check_source(data, labelled)
     for name, source in evaluation.sources(data).items():
         try:
-            list_shards(source)
+            _check_source(source, labelled)
         except UserError as error:
             sentence = str(error)
             for own in ("split", "image_root"):  # the other settings of the source are those of data
                 sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
             raise UserError(f"evaluation.{name}: {sentence}") from error
+
+
+def _check_source(data: Data, labelled: bool) -> None:
+    shards = list_shards(data)
+    if not labelled:
+        return
+    with _reachable("data.uri", data.uri):
+        rows = chain.from_iterable(
+            islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards[:PROBE_SHARDS]
+        )
+        labels = [row.label for row in rows if row.reject is None]
+    if labels and labels.count(None) == len(labels):
+        raise UserError(
+            f"none of the first {len(labels)} images of {data.uri} has a label; name the column that has it as "
+            "data.label_column, or use an image folder with one sub-folder per class"
+        )
 
 
 # ---- listing

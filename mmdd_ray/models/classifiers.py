@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from mmdd_ray.config import Classifiers
-from mmdd_ray.errors import UserError
 
 SMALL_PX, MEDIUM_PX = (
     64,
@@ -24,10 +23,9 @@ def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
     Raises:
         UserError: the images are too small for so many poolings.
     """
-    kind, _, number = settings.model.rpartition("-")
-    if kind == "convnet":
-        return _convnet(settings, int(number), n_classes)
-    if kind == "resnet-ap":
+    if settings.poolings is not None:
+        return _convnet(settings, settings.poolings, n_classes)
+    if settings.model == "resnet-ap-10":
         return _resnet(_PooledBlock, [1, 1, 1, 1], settings.image_px, n_classes)
     return _resnet(BasicBlock, [2, 2, 2, 2], settings.image_px, n_classes)
 
@@ -39,11 +37,6 @@ def _instance_norm(channels: int) -> nn.Module:
 
 def _convnet(settings: Classifiers, depth: int, n_classes: int) -> nn.Module:
     side = settings.image_px >> depth
-    if not side:
-        raise UserError(
-            f"classifiers.model={settings.model} halves the side of images {depth} times, but "
-            f"classifiers.image_px={settings.image_px}; choose a shallower one"
-        )
     layers: list[nn.Module] = []
     for channels in [3, *[settings.width] * (depth - 1)]:
         layers += [

@@ -133,9 +133,14 @@ def check_names(store: Store, classes: list[ImageClass], setting: str | None) ->
 
 
 def describe_images(stage: Stage, data: Data, describe: Describe, classes: list[ImageClass]) -> StageResult:
-    """Has every usable image described, where descriptions are to be written; goes on after the last whole shard."""
+    """Has every usable image described, where descriptions are to be written; goes on after the last whole shard.
+
+    Raises:
+        UserError: the model has nothing to say of any image.
+    """
     stage.store.write_json(CLASSES, [vars(one) for one in classes])
     images = sum(one.images for one in classes)
+    described = blank = 0
     if describe.source == "vlm":
         chunks = work_off_shards(
             stage,
@@ -150,7 +155,18 @@ def describe_images(stage: Stage, data: Data, describe: Describe, classes: list[
         )
         for _ in chunks:  # what is refused was listed by the features stage
             pass
-    return StageResult(rows_in=images, rows_out=images, extra={"classes": len(classes)})
+        for file in shard_files(stage.store):
+            written = stage.store.read_parquet(file, ["description"])["description"].to_pylist()
+            described += len(written)
+            blank += sum(not text.strip() for text in written)
+        if blank == described:
+            raise UserError(
+                f"describe.model={describe.model} has nothing to say of any image; change describe.instruction, or "
+                "choose another model"
+            )
+    return StageResult(
+        rows_in=images, rows_out=images, extra={"classes": len(classes), "blank_descriptions": blank}
+    )
 
 
 class Describer(ChunkActor):

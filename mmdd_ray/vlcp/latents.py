@@ -4,7 +4,7 @@ A pass over the shards encodes images with the generator's VAE. Ray Data then br
 a task finds the prototypes of the few classes that share a partition of its shuffle, one class after the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,13 @@ from mmdd_ray.store import Store
 from mmdd_ray.vlcp.describe import Descriptions, ImageClass
 
 PROTOTYPES = "prototypes.parquet"
+CENTRES = "centres"
 MAX_PARTITIONS = 200  # of the shuffle: five classes of ImageNet-1K each
 
 PROTOTYPE_SCHEMA = pa.schema(
     {
         "label": pa.int64(),
         "slot": pa.int64(),  # 0, 1, … in its class
-        "latent": pa.list_(pa.float32()),
         "text": pa.string(),
         "text_key": pa.string(),  # of the image that the text describes; empty for the template
         "members": pa.list_(pa.string()),  # keys of the cluster's images
@@ -70,7 +70,7 @@ class LatentEncoder(ChunkActor):
                 "key": pairs["key"],
                 "label": pairs["label"],
                 "description": texts,
-                "latent": pa.FixedSizeListArray.from_arrays(pa.array(latent_BD.ravel()), latent_BD.shape[1]),
+                "latent": _latent_column(latent_BD),
             }
         )
 
@@ -103,7 +103,9 @@ def find_prototypes(
     prototypes: Prototypes,
     seed: int,
 ) -> StageResult:
-    """Writes the prototypes of all classes, a row each, ordered by label and slot.
+    """Writes the prototypes of all classes; read them with `read_prototypes` and `read_centres`.
+
+    Centres stay out of the driver: at 512 px those of ImageNet-1K are 640 MB at ten images per class.
 
     Args:
         latents: What `encode_latents` has written.
@@ -119,18 +121,36 @@ def find_prototypes(
         num_cpus=READ_CPUS,
     )
     grouped = dataset.groupby("label", num_partitions=min(len(classes), MAX_PARTITIONS)).map_groups(
-        partial(_prototypes_of_class, names=names, settings=prototypes, seed=seed), batch_format="pyarrow"
+        partial(_prototypes_of_class, store=stage.store, names=names, settings=prototypes, seed=seed),
+        batch_format="pyarrow",
     )
     rows = sorted(grouped.iter_rows(), key=lambda row: (row["label"], row["slot"]))
     found = pa.Table.from_pylist(rows, PROTOTYPE_SCHEMA)
     stage.store.write_parquet(PROTOTYPES, found)
-    return StageResult(rows_in=sum(one.images for one in classes), rows_out=len(found), outputs=[PROTOTYPES])
+    return StageResult(rows_in=sum(one.images for one in classes), rows_out=len(found))
 
 
-def read_prototypes(store: Store) -> Iterator[dict[str, Any]]:
-    """What `find_prototypes` has written, row by row."""
-    for batch in store.read_parquet(PROTOTYPES).to_batches(max_chunksize=256):
-        yield from batch.to_pylist()
+def read_prototypes(store: Store) -> list[dict[str, Any]]:
+    """What `find_prototypes` has found, with the columns of `PROTOTYPE_SCHEMA`, ordered by label and slot."""
+    return store.read_parquet(PROTOTYPES).to_pylist()
+
+
+def read_centres(store: Store, label: int) -> np.ndarray:
+    """Centres of the clusters of a class by slot, flattened, float32."""
+    return _rows(store.read_parquet(_centres_file(label))["latent"])
+
+
+def _centres_file(label: int) -> str:
+    return f"{CENTRES}/{label}.parquet"
+
+
+def _latent_column(latent_ND: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(latent_ND.ravel()), latent_ND.shape[1])
+
+
+def _rows(column: pa.ChunkedArray) -> np.ndarray:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def _read(batch: pa.Table, store: Store, excluded: frozenset[tuple[str, int]]) -> pa.Table:
@@ -140,16 +160,16 @@ def _read(batch: pa.Table, store: Store, excluded: frozenset[tuple[str, int]]) -
     return table.filter(pa.array([address not in excluded for address in addresses], pa.bool_()))
 
 
-def _prototypes_of_class(table: pa.Table, names: dict[int, str], settings: Prototypes, seed: int) -> pa.Table:
+def _prototypes_of_class(
+    table: pa.Table, store: Store, names: dict[int, str], settings: Prototypes, seed: int
+) -> pa.Table:
     from mmdd_ray.vlcp.prototypes import class_prototypes
 
     table = table.sort_by([("shard", "ascending"), ("index", "ascending")]).combine_chunks()
     label = table["label"][0].as_py()
-    column = table["latent"].combine_chunks()
-    latent_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
     texts, keys = table["description"].to_pylist(), table["key"].to_pylist()
     found = class_prototypes(
-        latent_ND.astype(np.float32),
+        _rows(table["latent"]).astype(np.float32),
         texts,
         names[label],
         settings.images_per_class,
@@ -160,11 +180,12 @@ def _prototypes_of_class(table: pa.Table, names: dict[int, str], settings: Proto
         mini_batch_from=settings.mini_batch_from,
         seed=int(np.random.SeedSequence((seed, label % 2**63)).generate_state(1)[0]),
     )
+    centre_KD = np.stack([one.latent_D for one in found])
+    store.write_parquet(_centres_file(label), pa.table({"latent": _latent_column(centre_KD)}))
     rows = [
         {
             "label": label,
             "slot": slot,
-            "latent": one.latent_D,
             "text": texts[one.text] if one.text is not None else "",
             "text_key": keys[one.text] if one.text is not None else "",
             "members": [keys[row] for row in one.members],

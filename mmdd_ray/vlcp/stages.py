@@ -102,14 +102,14 @@ def synthesize(stage: Stage, found: Stage, tuned: Stage, texts: Descriptions, se
     """Draws an image from each prototype."""
     drawings = drawings_of(read_prototypes(found.store), texts, settings.synthesis, settings.run.seed)
     generator = tuned.store.child("generator")
-    return draw(stage, drawings, generator, settings.synthesis, settings.finetune.image_px)
+    return draw(stage, drawings, found.store, generator, settings.synthesis, settings.finetune.image_px)
 
 
 def draw_prompts(stage: Stage, classes: list[ImageClass], texts: Descriptions, settings: Vlcp) -> StageResult:
     """Draws the baseline that knows no more than the names of the classes, by the generator as it is."""
     drawings = prompted(classes, settings.prototypes.images_per_class, texts, settings.run.seed)
     generator, synthesis = settings.finetune.generator, settings.synthesis
-    return draw(stage, drawings, generator, synthesis, settings.finetune.image_px)
+    return draw(stage, drawings, None, generator, synthesis, settings.finetune.image_px)
 
 
 def samples(found: Stage, drawn: Stage, classes: list[ImageClass], synthesis: VlcpSynthesis) -> list[Sample]:

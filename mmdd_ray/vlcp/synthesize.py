@@ -17,6 +17,7 @@ from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
 from mmdd_ray.vlcp.describe import Descriptions, ImageClass
+from mmdd_ray.vlcp.latents import read_centres
 
 DRAWN_SCHEMA = pa.schema(
     {"index": pa.int64(), "prompt": pa.string(), "seed": pa.int64(), "image": pa.binary()}
@@ -31,8 +32,10 @@ class Drawing:
     """Position in the list of all drawings; batches are cut by it."""
     prompt: str
     seed: int
-    latent: list[float] | None
-    """What to begin with, flattened; None begins with noise alone."""
+    """Seed of the noise."""
+    label: int
+    slot: int
+    """Place among the drawings of its class: that of its prototype, if it has one."""
 
 
 def drawings_of(
@@ -45,7 +48,8 @@ def drawings_of(
             index,
             (row["text"] if synthesis.use_text else "") or descriptions.template(row["label"]),
             own_seed,
-            row["latent"] if synthesis.use_image else None,
+            row["label"],
+            row["slot"],
         )
         for index, (row, own_seed) in enumerate(zip(rows, sample_seeds(seed, len(rows)), strict=True))
     ]
@@ -55,19 +59,27 @@ def prompted(
     classes: Iterable[ImageClass], per_class: int, descriptions: Descriptions, seed: int
 ) -> list[Drawing]:
     """What the baseline draws: the template with the name of each class, from noise alone."""
-    labels = [one.label for one in classes for _ in range(per_class)]
+    places = [(one.label, slot) for one in classes for slot in range(per_class)]
     return [
-        Drawing(index, descriptions.template(label), own_seed, None)
-        for index, (label, own_seed) in enumerate(zip(labels, sample_seeds(seed, len(labels)), strict=True))
+        Drawing(index, descriptions.template(label), own_seed, label, slot)
+        for index, ((label, slot), own_seed) in enumerate(
+            zip(places, sample_seeds(seed, len(places)), strict=True)
+        )
     ]
 
 
 def draw(
-    stage: Stage, drawings: list[Drawing], generator: Store | str, synthesis: VlcpSynthesis, image_px: int
+    stage: Stage,
+    drawings: list[Drawing],
+    prototypes: Store | None,
+    generator: Store | str,
+    synthesis: VlcpSynthesis,
+    image_px: int,
 ) -> StageResult:
-    """Draws all of `drawings`; read them with `read_batches`.
+    """Draws all of `drawings`; read them with `read_drawn`.
 
     Args:
+        prototypes: What `find_prototypes` has written; without it, or `synthesis.use_image`, noise alone is begun with.
         generator: The folder of a pipeline in storage, or the name of one.
     """
     work_off(
@@ -78,6 +90,7 @@ def draw(
         unit="images",
         store=stage.store,
         pool=actor_pool(synthesis),
+        prototypes=prototypes if synthesis.use_image else None,
         generator=generator,
         synthesis=synthesis,
         image_px=image_px,
@@ -88,12 +101,20 @@ def draw(
 class Painter(BatchActor):
     """Draws a batch, on the GPU if there is one."""
 
-    def __init__(self, store: Store, generator: Store | str, synthesis: VlcpSynthesis, image_px: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prototypes: Store | None,
+        generator: Store | str,
+        synthesis: VlcpSynthesis,
+        image_px: int,
+    ) -> None:
         import torch
 
         from mmdd_ray.models.generator import draw_from_latents, load_pipeline
 
         super().__init__(store)
+        self.prototypes = prototypes
         on_gpu = torch.cuda.is_available()
         folder = generator if isinstance(generator, str) else str(generator.fetch(""))
         self.pipeline = load_pipeline(folder, "cuda" if on_gpu else "cpu", half_precision=on_gpu)
@@ -113,8 +134,11 @@ class Painter(BatchActor):
         import torch
 
         latents = None
-        if rows[0]["latent"] is not None:
-            latent_BD = np.array([row["latent"] for row in rows], np.float32)
+        if self.prototypes is not None:
+            centres = {
+                label: read_centres(self.prototypes, label) for label in {row["label"] for row in rows}
+            }
+            latent_BD = np.stack([centres[row["label"]][row["slot"]] for row in rows])
             latents = torch.from_numpy(latent_BD).unflatten(1, (-1, self.side, self.side))
         with out_of_memory("synthesis.batch_images"):
             images = self.draw([row["prompt"] for row in rows], [row["seed"] for row in rows], latents)
