@@ -76,7 +76,12 @@ def work_off(
 
 def read_batches(store: Store) -> pa.Table:
     """The results of all batches, in their order."""
-    return pa.concat_tables(store.read_parquet(name) for name in store.files(FOLDER))
+    return pa.concat_tables(store.read_parquet(name) for name in batch_files(store))
+
+
+def batch_files(store: Store) -> list[str]:
+    """The files of all batches, in their order."""
+    return store.files(FOLDER)
 
 
 def _file(number: int) -> str:

@@ -8,8 +8,9 @@ from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.evaluate.sets import compare_with_baselines, distilled_set
 from mmdd_ray.features.store import MOMENTS, FeatureStore
+from mmdd_ray.models import zoo
 from mmdd_ray.redact import redact
-from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+from mmdd_ray.run import RunDir, Stage, StageResult, resolved, versions
 
 
 def export_stage(
@@ -28,7 +29,7 @@ def export_stage(
         precomputed: The features stage.
         made: Gives the samples of the set, and the learnt pairs that they show, if they are more than that.
         method: As people write it.
-        models: That made the set, by their role.
+        models: Names of those that made the set, by their role.
         class_names: By label, for labelled sets.
     """
     if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
@@ -44,7 +45,8 @@ def export_stage(
             settings=resolved(settings),
             seed=settings.run.seed,
             inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
-            models=models,
+            models={role: {"name": name, "version": zoo.version(name)} for role, name in models.items()},
+            versions=versions(),
             learnt=learnt,
             class_names=class_names,
         )

@@ -191,7 +191,7 @@ class RunDir:
             "outputs": _outputs(stage.store, result.outputs),
             "inputs": dict(self._fingerprints),
             "devices": self.devices,
-            "versions": _versions(),
+            "versions": versions(),
             "extra": dict(result.extra),
         }
         stage.store.write_json(MANIFEST, manifest)
@@ -299,7 +299,8 @@ def _fingerprint(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest["outputs"]).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python, this package and the libraries that results depend on."""
     found = {"python": platform.python_version()}
     for library in ("mmdd-ray", *LIBRARIES):
         try:

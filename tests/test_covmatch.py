@@ -21,6 +21,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.presets import covmatch_local
 from mmdd_ray.store import Store
+from mmdd_ray.verify import verify
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--data.uri", "shapes:120?seed=1", "--run.num_cpus", "2")
@@ -76,6 +77,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     card = (run_dir / "distilled" / "README.md").read_text()
     assert "learnt_pairs.safetensors" in card
     assert samples[0].extra["nearest_words"] == learnt.nearest[0]
+    assert list(verify(str(run_dir / "distilled"), regenerate=3).differences.values()) == [0, 0, 0]
 
 
 @pytest.mark.timeout(1800)

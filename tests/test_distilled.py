@@ -78,7 +78,9 @@ def test_the_same_samples_give_the_same_shards(tmp_path: Path) -> None:
 
 def test_manifest_counts_images_and_pairs_apart(tmp_path: Path) -> None:
     samples = [*_samples(3, captions=2), *_samples(6, captions=5)[3:5]]
-    manifest = _write(samples, tmp_path, rows_per_shard=2, models={"generator": "tiny-sd"})
+    manifest = _write(
+        samples, tmp_path, rows_per_shard=2, models={"generator": {"name": "tiny-sd", "version": None}}
+    )
     assert (manifest["images"], manifest["pairs"]) == (5, 3 * 2 + 2 * 5)
     assert manifest["captions_per_image"] == {"min": 2, "max": 5}
     assert [shard["rows"] for shard in manifest["shards"]] == [2, 2, 1]
@@ -272,7 +274,9 @@ def test_card_front_matter_is_yaml_and_captions_are_only_text(tmp_path: Path) ->
     samples = [
         Sample(key="k", image=_samples(1)[0].image, captions=(HOSTILE, HOSTILE), seed=1, source_key="s")
     ]
-    manifest = _write(samples, tmp_path, models={"generator": "hub/name_v1"})
+    manifest = _write(
+        samples, tmp_path, models={"generator": {"name": "hub/name_v1", "version": "commit:1a2b"}}
+    )
     card = (tmp_path / "README.md").read_text()
     assert card == dataset_card(manifest, samples)
     _, front, body = card.split("---\n", 2)
@@ -289,7 +293,7 @@ def test_card_front_matter_is_yaml_and_captions_are_only_text(tmp_path: Path) ->
         )
         == 2
     )
-    assert "<td>hub/name_v1</td>" in page
+    assert "<td>hub/name_v1, commit:1a2b</td>" in page
     assert manifest["checksum"] in page
 
 

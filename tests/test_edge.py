@@ -103,6 +103,9 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
     assert store.read_bytes("distilled/contact_sheet.png").startswith(b"\x89PNG")
     samples = read_distilled(store.child("distilled"))
     assert [len(sample.captions) for sample in samples] == [2] * 6
+    manifest = store.read_json("distilled/manifest.json")
+    assert manifest["versions"].keys() >= {"python", "ray", "torch"}
+    assert all(model["version"].startswith("sha256:") for model in manifest["models"].values())
 
 
 def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
@@ -157,6 +160,15 @@ def test_any_distilled_set_can_be_evaluated(finished: Finished, tars: str, tmp_p
     # the same set, students and seeds as in the run that made it, so the same figures
     made = Store(finished[0]).read_json("report.json")
     assert report["scores"]["edge"] == made["scores"]["edge"]
+
+
+@pytest.mark.timeout(600)
+def test_any_image_of_the_set_can_be_made_again(finished: Finished) -> None:
+    verify = [sys.executable, "jobs/verify.py", f"{finished[0]}/distilled", "--regenerate", "2"]
+    result = subprocess.run(verify, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"6 images, whole; checksum {checksum(finished[0])}" in result.stdout
+    assert "2 of 2 images made again alike" in result.stdout
 
 
 @pytest.mark.parametrize(

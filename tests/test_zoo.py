@@ -1,6 +1,7 @@
 """The tiny zoo: it loads through the calls that load published models, and it is as good as its card says."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -137,6 +138,23 @@ def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyP
     zoo.check({"students.image_model": "nfnet_l0", "features.clip": "ViT-B-32/openai"})  # no names of the hub
     with pytest.raises(ValueError, match=r"no model 'a/typo'.*correct --finetune\.generator"):
         zoo.check({"finetune.generator": "a/typo"})
+
+
+def test_versions_tell_weights_of_one_name_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of_zoo = zoo.version("tiny-sd")
+    shutil.copytree(zoo.FOLDER / "tiny-sd", tmp_path / "copy")
+    assert zoo.version(str(tmp_path / "copy")) == of_zoo
+    weights = next((tmp_path / "copy").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\1")
+    assert zoo.version(str(tmp_path / "copy")) != of_zoo
+
+    asked: list[str] = []
+    hub_that(monkeypatch, lambda name: asked.append(name) or Mock(sha="1a2b"))  # type: ignore[func-returns-value]
+    names = ("a/b", "hf-hub:c/d", "ViT-B-32/laion2b_s34b_b79k", "nfnet_l0")
+    assert [zoo.version(name) for name in names] == ["commit:1a2b"] * 4
+    assert asked == ["a/b", "c/d", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "timm/nfnet_l0.ra2_in1k"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert zoo.version("a/b") is None
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def write_distilled(
     settings: Mapping[str, Any],
     seed: int,
     inputs: Mapping[str, Any],
-    models: Mapping[str, str] | None = None,
+    models: Mapping[str, Mapping[str, str | None]] | None = None,
+    versions: Mapping[str, str] | None = None,
     learnt: LearntPairs | None = None,
     class_names: Mapping[int, str] | None = None,
     rows_per_shard: int = 1000,
@@ -94,7 +95,8 @@ def write_distilled(
     ``class_names`` by label, the images are written as an image folder, too, and the contact sheet is by class.
 
     A set that is there already is replaced. ``settings`` must have credentials redacted (``run.resolved``);
-    ``inputs`` fingerprints what the set was made from, ``models`` names the models that made it.
+    ``inputs`` fingerprints what the set was made from, ``models`` gives "name" and "version" of the models that made it
+    by their role, ``versions`` those of libraries.
 
     Raises ``UserError`` when there are no samples, or two have the same key.
     """
@@ -142,6 +144,7 @@ def write_distilled(
         "models": dict(models or {}),
         "inputs": dict(inputs),
         "settings": dict(settings),
+        "versions": dict(versions or {}),
         "package_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -4,6 +4,7 @@ A name of the zoo becomes the path of its folder, and from there on a tiny model
 loads a published one. Weights are read from safetensors only, and no code of a model repository is ever run.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,8 +78,51 @@ def check(models: Mapping[str, str]) -> None:
             ) from error
 
 
+def version(name: str) -> str | None:
+    """What tells the weights of this name from others that had it before or will have it.
+
+    "sha256:…" of the weight files of a folder, or "commit:…" of a hub's repository, of which the hub is asked; None
+    where it does not say, or HF_HUB_OFFLINE is set.
+    """
+    source = resolve(name)
+    if _is_local(source):
+        return f"sha256:{_hash_weights(Path(source.removeprefix('local-dir:')))}"
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        found = HfApi().model_info(_repository(name), timeout=HUB_TIMEOUT_S).sha
+    except Exception:  # whichever HTTP client this version of huggingface_hub has
+        return None
+    return f"commit:{found}" if found else None
+
+
 def _is_local(resolved: str) -> bool:
     return resolved.startswith("local-dir:") or Path(resolved).is_dir()
+
+
+def _hash_weights(folder: Path) -> str:
+    """What ``sha256sum`` of all safetensors files, sorted by their paths, hashed again, prints."""
+    lines = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _repository(name: str) -> str:
+    """The hub's name of a model that open_clip or timm may name in their own way."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    import open_clip
+    import timm
+
+    architecture, _, tag = name.partition("/")
+    if found := (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("hf_hub"):
+        return found.rstrip("/")
+    config = None if tag else timm.get_pretrained_cfg(name, allow_unregistered=False)
+    return (config and config.hf_hub_id) or name
 
 
 @contextmanager

@@ -20,7 +20,14 @@ from mmdd_ray.vlcp.describe import Descriptions, ImageClass
 from mmdd_ray.vlcp.latents import read_centres
 
 DRAWN_SCHEMA = pa.schema(
-    {"index": pa.int64(), "prompt": pa.string(), "seed": pa.int64(), "image": pa.binary()}
+    {
+        "index": pa.int64(),
+        "prompt": pa.string(),
+        "seed": pa.int64(),
+        "label": pa.int64(),
+        "slot": pa.int64(),
+        "image": pa.binary(),  # PNG
+    }
 )
 
 
@@ -90,7 +97,7 @@ def draw(
         unit="images",
         store=stage.store,
         pool=actor_pool(synthesis),
-        prototypes=prototypes if synthesis.use_image else None,
+        prototypes=prototypes,
         generator=generator,
         synthesis=synthesis,
         image_px=image_px,
@@ -114,7 +121,7 @@ class Painter(BatchActor):
         from mmdd_ray.models.generator import draw_from_latents, load_pipeline
 
         super().__init__(store)
-        self.prototypes = prototypes
+        self.prototypes = prototypes if synthesis.use_image else None
         on_gpu = torch.cuda.is_available()
         folder = generator if isinstance(generator, str) else str(generator.fetch(""))
         self.pipeline = load_pipeline(folder, "cuda" if on_gpu else "cpu", half_precision=on_gpu)
