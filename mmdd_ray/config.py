@@ -80,7 +80,8 @@ class Data:
     max_caption_chars: Count = 10_000
     """Longer captions are rejected."""
     max_reject_ratio: Annotated[float, Ge(0), Le(1)] = 0.2
-    """The run stops when more than this share of the rows had to be rejected."""
+    """The run stops when more than this share of the rows had to be rejected, or of the files of a brace range are not
+    there."""
 
 
 @dataclass(frozen=True, kw_only=True)

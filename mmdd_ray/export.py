@@ -44,7 +44,11 @@ def export_stage(
             method=method,
             settings=resolved(settings),
             seed=settings.run.seed,
-            inputs={"uri": redact(settings.data.uri), "moments": checksums[MOMENTS]},
+            inputs={
+                "uri": redact(settings.data.uri),
+                "fingerprint": precomputed.manifest["extra"]["source"]["fingerprint"],
+                "moments": checksums[MOMENTS],
+            },
             models={role: {"name": name, "version": zoo.version(name)} for role, name in models.items()},
             versions=versions(),
             learnt=learnt,

@@ -1,5 +1,7 @@
 """The feature stage: what it stores, what it counts, and that a killed run resumes to the same bytes."""
 
+import json
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from mmdd_ray.config import Data, Features
 from mmdd_ray.data import shapes
+from mmdd_ray.data.inventory import about_source
+from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
@@ -81,6 +85,55 @@ def test_chunks_are_cut_by_row_number_and_count_what_they_refuse(shards: Path) -
     row = chunks[0].to_row()
     assert read_ipc(row["pairs"])["index"].to_pylist() == [0, 1, 2, 3, 4, 6, 7]
     assert len(read_ipc(row["pairs"])["image"][0].as_py()) == 8 * 8 * 3
+
+
+def digest(shard: Shard, data: Data, chunk_pairs: int = 8) -> str:
+    return list(read_chunks(shard, data, image_px=8, chunk_pairs=chunk_pairs))[-1].digest
+
+
+def test_the_fingerprint_is_of_all_that_is_read_and_of_nothing_else(shards: Path, tmp_path: Path) -> None:
+    data = Data(uri=str(shards / "*.tar"))
+    found = [digest(shard, data) for shard in list_shards(data)]
+    assert len(set(found)) == 3
+    elsewhere = Data(uri=str(shutil.copytree(shards, tmp_path / "elsewhere")))
+    assert [digest(shard, elsewhere, chunk_pairs=5) for shard in list_shards(elsewhere)] == found
+    pairs = list(shapes.pairs(0, 20, seed=11))
+    changes = ({"image": b"another"}, {"key": "another"}, {"captions": ["another"]})
+    for number, change in enumerate(changes):
+        write_tar(tmp_path / f"{number}.tar", [*pairs[:7], pairs[7] | change, *pairs[8:]])
+        (shard,) = list_shards(changed := Data(uri=str(tmp_path / f"{number}.tar")))
+        assert digest(shard, changed) != found[0]
+
+
+@pytest.mark.ray
+def test_what_was_never_downloaded_is_told(
+    ray_cluster: None, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records of img2dataset: the second shard was cut after 20 of 23 rows, that of the third says nothing."""
+    for shard, record in (("00000", (40, 20)), ("00001", (35, 23)), ("00002", ("many", 3))):
+        stats = dict(zip(("count", "successes"), record, strict=True))
+        (shards / f"{shard}_stats.json").write_text(json.dumps(stats))
+    from mmdd_ray.features.precompute import precompute
+
+    data = Data(uri=f"{shards}/{{00000..00003}}.tar", max_reject_ratio=0.3)
+    with RunDir.open(str(tmp_path / "run"), "features", "test", data) as run:
+        stage = run.stage("features", lambda stage: precompute(stage, run.store, data, FEATURES))
+    assert "1 files are not there: 00003.tar" in capsys.readouterr().out
+    source = stage.manifest["extra"]["source"]
+    assert {name: value for name, value in source.items() if name != "fingerprint"} == {
+        "shards": 3,
+        "missing_files": ["00003.tar"],
+        "recorded_shards": 2,
+        "listed": 75,
+        "downloaded": 43,
+    }
+    assert stage.manifest["rows_in"] == 63
+    assert stage.manifest["rejects"]["missing row of img2dataset's count"] == 3
+    assert about_source(source) == [
+        "43 of 75 listed pairs of 2 shards were downloaded (57.3 %)",
+        "1 files of the range are not there: 00003.tar",
+        f"fingerprint {source['fingerprint']}",
+    ]
 
 
 @pytest.mark.ray

@@ -46,9 +46,18 @@ def list_shards(data: Data) -> list[Shard]:
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
             raise UserError(f"data.{name}={count} must be at least 1")
-    shards = _shapes_shards(data) if data.uri.startswith("shapes:") else _stored_shards(data)
+    shards = _shapes_shards(data) if data.uri.startswith("shapes:") else _stored_shards(data)[0]
     _probe(shards, data)
     return shards if data.limit is None else _first_rows(shards, data, data.limit)
+
+
+def missing_files(data: Data) -> list[str]:
+    """Names of the files of the brace range of ``data.uri`` that are not there, sorted.
+
+    Raises:
+        UserError: as ``list_shards``, if there is no other file, or more than ``data.max_reject_ratio`` are missing.
+    """
+    return [] if data.uri.startswith("shapes:") else _stored_shards(data)[1]
 
 
 def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) -> None:
@@ -99,15 +108,31 @@ class _Stored(NamedTuple):
         return not self.is_folder and self.uri.lower().endswith(suffix)
 
 
-def _stored_shards(data: Data) -> list[Shard]:
+def _stored_shards(data: Data) -> tuple[list[Shard], list[str]]:
+    """The shards, and the names of files that a brace range has too many."""
     patterns = expand_braces(data.uri)
     with _reachable("data.uri", data.uri), ThreadPoolExecutor(LIST_THREADS) as pool:
-        found = sorted(set(chain.from_iterable(pool.map(_find, patterns))))
+        hits = list(pool.map(_find_some if len(patterns) > 1 else _find, patterns))
+        missing = [pattern for pattern, hit in zip(patterns, hits, strict=True) if not hit]
+        if len(missing) == len(patterns):
+            _find(patterns[0])  # raises what is wrong, unless it is a glob
+        found = sorted(set(chain.from_iterable(hits)))
         folder = found[0].uri if len(found) == 1 and found[0].is_folder else None
         if folder is not None:
             found = sorted(_inside(folder))
     if not found and folder is None:
         raise UserError(f"data.uri={data.uri}: no file matches")
+    names = sorted(pattern.rpartition("/")[2] for pattern in missing)
+    if len(names) > data.max_reject_ratio * len(patterns):
+        raise UserError(
+            f"data.uri={data.uri}: {len(names):,} of {len(patterns):,} files are not there ({', '.join(names[:3])}"
+            f"{', …' if len(names) > 3 else ''}), more than data.max_reject_ratio={data.max_reject_ratio:g} allows; "
+            "correct the range or raise that setting"
+        )
+    return _shards_of(found, folder, data), names
+
+
+def _shards_of(found: list[_Stored], folder: str | None, data: Data) -> list[Shard]:
     for kind in ("tar", "parquet"):  # tars first: img2dataset writes a .parquet and a .json beside each
         if files := [stored for stored in found if stored.has_suffix(f".{kind}")]:
             _refuse_split(data)
@@ -152,6 +177,13 @@ def expand_braces(pattern: str) -> list[str]:
         raise UserError(f"data.uri: the range {group[0]} runs backwards")
     before, after = pattern[: group.start()], pattern[group.end() :]
     return [full for option in options for full in expand_braces(before + option + after)]
+
+
+def _find_some(pattern: str) -> list[_Stored]:
+    try:
+        return _find(pattern)
+    except FileNotFoundError:
+        return []
 
 
 def _find(pattern: str) -> list[_Stored]:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from mmdd_ray.data.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
+from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluate import charts
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.redact import redact
@@ -126,6 +127,7 @@ def build_report(
             for name, one in _ordered(sets)
         },
         "real_images": real_images,
+        "source": stages["features"]["extra"].get("source") if "features" in stages else None,
         "distilled": distilled
         and {key: distilled[key] for key in ("images", "pairs", "captions_per_image", "bytes", "checksum")},
         "stages": {
@@ -222,6 +224,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
         best=_best(report["scores"]),
         about_full=_about_full(report),
+        about_source=about_source(report["source"]) if report["source"] else [],
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))
@@ -330,6 +333,8 @@ def summary_table(report: Mapping[str, Any]) -> str:
             f"{'set':<13}{distilled['images']:,} images, {distilled['pairs']:,} pairs, "
             f"sha256 {distilled['checksum'][:16]}…"
         )
+    if report["source"]:
+        blocks += [f"{'source':<13}{line}" for line in about_source(report["source"])[:-1]]
     resumed = [name for name, stage in report["stages"].items() if stage["resumed"]]
     footnote = f" (only the last attempt of {', '.join(resumed)})" if resumed else ""
     blocks.append(f"{'time':<13}{_duration(report['seconds'])}{footnote}")

@@ -7,6 +7,7 @@ shard that was not committed is read from its start, and its chunks are written 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class Chunk:
     """(image_px, image_px, 3) uint8, one for each of `pairs`."""
     rejects: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason)."""
+    digest: str = ""
+    """Of all rows of the shard as they are stored, in the last chunk."""
 
     def add(self, row: Row, data: Data, image_px: int) -> None:
         """Count a row, and decode its image if there is one."""
@@ -62,6 +65,7 @@ class Chunk:
             "number": self.number,
             "rows_in": self.rows_in,
             "is_last": self.is_last,
+            "digest": self.digest,
             "image_px": self.images[0].shape[0] if self.images else 0,
             "pairs": _ipc(pairs),
             "rejects": _ipc(pa.table({"reject": [list(reject) for reject in self.rejects]})),
@@ -74,13 +78,16 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
     Raises:
         TransportError: The storage failed.
     """
-    chunk = Chunk(shard.name, 0)
+    chunk, seen = Chunk(shard.name, 0), blake2b(digest_size=16)
     for row in iter_shard(shard, data):
+        facts = (row.key, row.captions, row.label, row.reject, len(row.image or b""))
+        seen.update(repr(facts).encode())
+        seen.update(row.image or b"")
         if chunk.rows_in == chunk_pairs:
             yield chunk
             chunk = Chunk(shard.name, chunk.number + 1)
         chunk.add(row, data, image_px)
-    chunk.is_last = True
+    chunk.is_last, chunk.digest = True, seen.hexdigest()
     yield chunk
 
 

@@ -4,6 +4,7 @@
 """
 
 from collections import defaultdict
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,9 @@ from pandas.util import hash_array
 
 from mmdd_ray.cluster import actor_pool, connected
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute, Vlcp
+from mmdd_ray.data.inventory import about_source, read_downloads
 from mmdd_ray.data.readers import Shard
-from mmdd_ray.data.shards import list_shards
+from mmdd_ray.data.shards import list_shards, missing_files
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
@@ -38,10 +40,11 @@ def precompute_run(settings: Precompute, preset: str) -> str:
         run.devices = devices.as_json()
         stage = feature_stage(run, settings)
         manifest, store = stage.manifest, stage.store
+    source = "".join(f"\nsource    {line}" for line in about_source(manifest["extra"]["source"]))
     rejects = "".join(f"\n  {count:>12,} {reason}" for reason, count in manifest["rejects"].items())
     return (
         f"{manifest['rows_in']:,} rows, {manifest['rows_out']:,} usable images, "
-        f"{manifest['extra']['pairs']:,} pairs{rejects}\nfeatures  {store.path('pairs')}\n"
+        f"{manifest['extra']['pairs']:,} pairs{rejects}{source}\nfeatures  {store.path('pairs')}\n"
         f"moments   {store.path(MOMENTS)}"
     )
 
@@ -69,6 +72,8 @@ def precompute(
     """
     source = source or ClipSource(features.clip)
     shards = list_shards(data)
+    if missing := missing_files(data):
+        print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     chunks = work_off_shards(
@@ -85,7 +90,7 @@ def precompute(
     for rows_in, rejects in chunks:
         tally.add(rows_in, rejects)
     tally.judge()
-    return _commit(stage.store, run_store, shards, data, source)
+    return _commit(stage.store, run_store, shards, missing, data, source)
 
 
 def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
@@ -98,15 +103,25 @@ def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
 
 
 def _commit(
-    store: Store, run_store: Store | None, shards: list[Shard], data: Data, source: EncoderSource
+    store: Store,
+    run_store: Store | None,
+    shards: list[Shard],
+    missing: list[str],
+    data: Data,
+    source: EncoderSource,
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     moments: Moments | None = None
+    downloads, fingerprint = read_downloads(shards), sha256()
     for shard in shards:
         record = store.read_json(shard_file(shard.name))
+        fingerprint.update(record["digest"].encode())
         tally.add(*counted(shard.name, record))
+        if shard.name in downloads:  # a tar that was cut between two samples looks whole
+            lacking = max(downloads[shard.name].written - record["rows_in"], 0)
+            tally.add(lacking, [(shard.name, "", "missing row of img2dataset's count")] * lacking)
         if record["rows_out"]:
             part = Moments.from_bytes(store.read_bytes(_shard_moments(shard.name)))
             moments = part if moments is None else moments + part
@@ -127,7 +142,18 @@ def _commit(
         rows_in=tally.rows_in,
         rows_out=tally.rows_in - tally.reasons.total(),
         rejects=tally.reasons,
-        extra={"pairs": moments.count, "shards": len(shards), "encoder": source.name},
+        extra={
+            "pairs": moments.count,
+            "encoder": source.name,
+            "source": {
+                "shards": len(shards),
+                "missing_files": missing,
+                "recorded_shards": len(downloads),
+                "listed": sum(download.listed for download in downloads.values()),
+                "downloaded": sum(download.written for download in downloads.values()),
+                "fingerprint": fingerprint.hexdigest(),
+            },
+        },
     )
 
 

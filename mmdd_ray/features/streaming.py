@@ -151,6 +151,7 @@ def _commit_shard(
     if commit:
         commit(store, shard, [chunk_file(shard, chunk["number"]) for chunk in chunks if chunk["rows_out"]])
     record = {
+        "digest": chunks[-1]["digest"],
         "rows_in": sum(chunk["rows_in"] for chunk in chunks),
         "rows_out": sum(chunk["rows_out"] for chunk in chunks),
         "rejects": [reject for chunk in chunks for reject in chunk["rejects"]],
@@ -164,7 +165,7 @@ def counted(shard: str, counts: dict[str, Any]) -> tuple[int, list[Reject]]:
 
 
 def shard_file(shard: str) -> str:
-    """Record of a committed shard: rows_in, rows_out and rejects as (key, reason)."""
+    """Record of a committed shard: its digest, rows_in, rows_out, and rejects as (key, reason)."""
     return f"{SHARDS}/{shard}.json"
 
 
