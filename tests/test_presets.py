@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mmdd_ray import presets
 from mmdd_ray.check import check
@@ -69,27 +68,3 @@ def test_help_shows_every_setting_without_torch_or_ray(job: str) -> None:
     for setting in ("--run.dir", "--data.uri", "--features.clip"):
         assert setting in shown.stdout
     assert "ViT-B-32/laion2b_s34b_b79k" in shown.stdout
-
-
-def test_the_cluster_file_is_one_that_ray_accepts() -> None:
-    import botocore.session
-    import botocore.validate
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(cluster))
-    ec2 = botocore.session.get_session().get_service_model("ec2")
-    shape = ec2.operation_model("RunInstances").input_shape
-    for node in cluster["available_node_types"].values():
-        request = {"MinCount": 1, "MaxCount": 1, **node["node_config"]}
-        report = botocore.validate.ParamValidator().validate(request, shape)
-        assert not report.has_errors(), report.generate_report()
-    assert cluster["available_node_types"]["gpu.spot"]["min_workers"] == 0
-
-
-def test_the_cluster_runs_the_ray_of_the_lock() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    version = next(line.split("==")[1].split()[0] for line in lock.splitlines() if line.startswith("ray=="))
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    assert f"ray:{version}-py311" in cluster["docker"]["image"]
-    assert f"ray:{version}-py311" in cluster["docker"]["head_image"]
