@@ -5,8 +5,15 @@ ray job submit --working-dir . -- python jobs/covmatch_flickr30k.py flickr30k --
 """
 
 from mmdd_ray import cli
-from mmdd_ray.check import check
+from mmdd_ray.config import Covmatch
 from mmdd_ray.presets import covmatch_cc3m, covmatch_coco, covmatch_flickr30k, covmatch_local
+
+
+def run(settings: Covmatch, preset: str) -> str:
+    from mmdd_ray.covmatch.stages import distill
+    from mmdd_ray.evaluate.report import summary_table
+
+    return summary_table(distill(settings, preset))
 
 
 def main() -> int:
@@ -16,13 +23,7 @@ def main() -> int:
         "coco": covmatch_coco,
         "cc3m": covmatch_cc3m,
     }
-    preset, settings = cli.parse("covmatch_flickr30k", presets)
-    check(settings)  # mistakes show before Ray is even imported
-    from mmdd_ray.covmatch.stages import distill
-    from mmdd_ray.evaluate.report import summary_table
-
-    print(summary_table(distill(settings, preset)))
-    return 0
+    return cli.start("covmatch_flickr30k", presets, run)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ python jobs/evaluate.py local --set runs/edge_cc3m-local/distilled
 """
 
 from mmdd_ray import cli
-from mmdd_ray.check import check
+from mmdd_ray.config import Evaluate
 from mmdd_ray.presets import evaluate_cc3m, evaluate_local
 
 
-def main() -> int:
-    preset, settings = cli.parse("evaluate", {"local": evaluate_local, "cc3m": evaluate_cc3m})
-    check(settings)
+def run(settings: Evaluate, preset: str) -> str:
     from mmdd_ray.evaluate.distilled_set import evaluate_set
     from mmdd_ray.evaluate.report import summary_table
 
-    print(summary_table(evaluate_set(settings, preset)))
-    return 0
+    return summary_table(evaluate_set(settings, preset))
+
+
+def main() -> int:
+    return cli.start("evaluate", {"local": evaluate_local, "cc3m": evaluate_cc3m}, run)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,20 @@ ray job submit --working-dir . -- python jobs/vlcp_imagenette.py imagenette --da
 """
 
 from mmdd_ray import cli
-from mmdd_ray.check import check
+from mmdd_ray.config import Vlcp
 from mmdd_ray.presets import vlcp_imagenet1k, vlcp_imagenette, vlcp_local
+
+
+def run(settings: Vlcp, preset: str) -> str:
+    from mmdd_ray.evaluate.report import summary_table
+    from mmdd_ray.vlcp.stages import distill
+
+    return summary_table(distill(settings, preset))
 
 
 def main() -> int:
     presets = {"local": vlcp_local, "imagenette": vlcp_imagenette, "imagenet1k": vlcp_imagenet1k}
-    preset, settings = cli.parse("vlcp_imagenette", presets)
-    check(settings)  # mistakes show before Ray is even imported
-    from mmdd_ray.evaluate.report import summary_table
-    from mmdd_ray.vlcp.stages import distill
-
-    print(summary_table(distill(settings, preset)))
-    return 0
+    return cli.start("vlcp_imagenette", presets, run)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import tyro
 
+from mmdd_ray.check import check
 from mmdd_ray.cluster import set_environment
 from mmdd_ray.errors import TransportError, UserError
 from mmdd_ray.redact import redact
@@ -49,6 +50,25 @@ def parse(
         config=(tyro.conf.AvoidSubcommands,),  # an optional section is given by the preset
     )
     return preset, settings
+
+
+def start(
+    job: str, presets: Mapping[str, Callable[[], Settings]], run: Callable[[Settings, str], str]
+) -> int:
+    """What every job does: reads the command line, looks for mistakes, and plans or runs; gives the exit status.
+
+    ``run`` takes the settings and the name of the preset, and gives what is shown in the end. Neither torch nor ray is
+    imported before it is called.
+    """
+    preset, settings = parse(job, presets)
+    check(settings)  # type: ignore[arg-type]  # of jobs, it knows all settings
+    if settings.plan.show:  # type: ignore[attr-defined]
+        from mmdd_ray.plan import show_plan
+
+        print(show_plan(settings, job))  # type: ignore[arg-type]
+    else:
+        print(run(settings, preset))
+    return 0
 
 
 def _first_line(documented: object) -> str:

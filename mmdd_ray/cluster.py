@@ -191,23 +191,26 @@ def devices() -> Devices:
     return Devices(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), gpu_types=tuple(types))
 
 
-def actor_resources(gpus_per_actor: float) -> ActorResources:
+def actor_resources(gpus_per_actor: float, has: Devices | None = None) -> ActorResources:
     """``num_cpus`` and ``num_gpus`` of one actor, for ``map_batches`` or ``.options``.
+
+    The cluster is the connected one, unless ``has`` describes another.
 
     Without GPUs in the cluster an actor takes one CPU. The CPU share shrinks where the cluster has few CPUs,
     so that actors on every GPU leave one free: Ray Data waits for ever when a pool holds all CPUs and a read
     task needs one.
     """
-    has = devices()
+    has = has or devices()
     if gpus_per_actor > 0 and has.gpus > 0:
         actors = max(has.gpus / gpus_per_actor, 1)
         return {"num_cpus": _cpu_share(has.cpus, actors), "num_gpus": gpus_per_actor}
     return {"num_cpus": _cpu_share(has.cpus, 1), "num_gpus": 0}
 
 
-def pool_size(actors: int | None, gpus_per_actor: float) -> int:
+def pool_size(actors: int | None, gpus_per_actor: float, has: Devices | None = None) -> int:
     """How many of the wanted actors (``None``: all that fit) may run and leave one CPU free; at least 1."""
-    has, each = devices(), actor_resources(gpus_per_actor)
+    has = has or devices()
+    each = actor_resources(gpus_per_actor, has)
     fit = (has.cpus - 1) / each["num_cpus"]
     if each["num_gpus"]:
         fit = min(fit, has.gpus / each["num_gpus"])

@@ -6,6 +6,7 @@ A job's preset is a function that returns one of these; see ``jobs/``. Sizes car
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+import tyro
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from mmdd_ray.errors import UserError
@@ -44,6 +45,22 @@ class Run:
     """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
     object_store_mib: Annotated[int, Ge(80)] = operational(512)
     """Shared-memory object store of that local Ray, in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will cost, printed before it starts."""
+
+    show: Annotated[bool, tyro.conf.arg(name="plan", prefix_name=False)] = operational(False)
+    """Print the plan of the run, and stop."""
+    like: str | None = operational(None)
+    """Run directory whose times the plan is made from. Default: figures of the local preset, on two CPU cores."""
+    cpus: Count | None = operational(None)
+    """Plan for a cluster with so many CPUs. Default: the one that the run would join, or this machine."""
+    gpus: Annotated[int, Ge(0)] | None = operational(None)
+    """Plan for a cluster with so many GPUs."""
+    gpu_hour_price: Weight = operational(0.0)
+    """Price of an hour of one GPU, in any currency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,6 +516,7 @@ class Edge:
     """Everything an EDGE run depends on."""
 
     run: Run = field(default_factory=Run)
+    plan: Plan = field(default_factory=Plan)
     data: Data
     features: Features = field(default_factory=Features)
     finetune: EdgeFinetune = field(default_factory=EdgeFinetune)
@@ -518,6 +536,7 @@ class Covmatch:
     """Everything a CovMatch run depends on."""
 
     run: Run = field(default_factory=Run)
+    plan: Plan = field(default_factory=Plan)
     data: Data
     features: Features = field(default_factory=Features)
     match: Match = field(default_factory=Match)
@@ -530,6 +549,7 @@ class Vlcp:
     """Everything a VLCP run depends on."""
 
     run: Run = field(default_factory=Run)
+    plan: Plan = field(default_factory=Plan)
     data: Data
     features: Features = field(default_factory=Features)
     describe: Describe = field(default_factory=Describe)
@@ -545,6 +565,7 @@ class Precompute:
     """CLIP features and moments of a dataset, and nothing else."""
 
     run: Run = field(default_factory=Run)
+    plan: Plan = field(default_factory=Plan)
     data: Data
     features: Features = field(default_factory=Features)
 
@@ -556,6 +577,7 @@ class Evaluate:
     set: str
     """The distilled set: a folder or URI with its manifest.json."""
     run: Run = field(default_factory=Run)
+    plan: Plan = field(default_factory=Plan)
     data: Data
     features: Features = field(default_factory=Features)
     students: Students = field(default_factory=Students)

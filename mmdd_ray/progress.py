@@ -2,12 +2,21 @@
 
 import sys
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from tqdm import tqdm
 
 LOG_EVERY_S = 10.0  # a log file of an hour's stage stays within 360 lines
 REDRAW_EVERY_S = 0.2
+
+
+class Pace(NamedTuple):
+    """How fast something went on."""
+
+    units: float
+    """In all."""
+    per_second: float
+    """Since the first of them."""
 
 
 class progress(tqdm):
@@ -17,6 +26,9 @@ class progress(tqdm):
     neither the start of actors nor what an earlier attempt had done makes it wrong. The line goes to stderr; a
     terminal loses it when the block ends, a log file never sees it when that takes less than ten seconds.
     """
+
+    paces: ClassVar[list[Pace]] = []
+    """Of the lines of this process that have ended, for whoever empties it."""
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
 
@@ -41,6 +53,12 @@ class progress(tqdm):
             self._first = (self.n + n, monotonic())
         return super().update(n)
 
+    def close(self) -> None:
+        """Ends the line."""
+        if not self.disable and (rate := self._rate()):
+            self.paces.append(Pace(self.n, rate))
+        super().close()
+
     def note(self, **values: float | int | str) -> None:
         """Shows the latest values at the end of the line, e.g. ``note(loss=0.31)``."""
         self.set_postfix_str(
@@ -63,7 +81,7 @@ class progress(tqdm):
         if rate := self._rate():
             parts.append(f"{_short(rate)} {state['unit']}/s")
             if total:
-                parts.append(f"eta {_duration(max(total - done, 0) / rate)}")
+                parts.append(f"eta {duration(max(total - done, 0) / rate)}")
         if state["postfix"]:
             parts.append(state["postfix"])
         line = "   ".join(parts)
@@ -83,7 +101,8 @@ def _short(value: float | int | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words, for people."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

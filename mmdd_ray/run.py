@@ -30,6 +30,7 @@ from typing import IO, Any
 from botocore.exceptions import BotoCoreError
 
 from mmdd_ray.errors import UserError
+from mmdd_ray.progress import progress
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
 
@@ -178,13 +179,16 @@ class RunDir:
             stage.store.write_json(STARTED, {"started": _now(), "inputs": self._fingerprints})
         _say(name, "continues" if resumed else "starts")
         started, clock_s = _now(), time.monotonic()
+        progress.paces.clear()
         result = body(stage)
+        seconds = time.monotonic() - clock_s
         manifest = {
             "stage": name,
             "rows_in": result.rows_in,
             "rows_out": result.rows_out,
             "rejects": dict(result.rejects),
-            "seconds": round(time.monotonic() - clock_s, 3),
+            "seconds": round(seconds, 3),
+            "startup_seconds": _startup(seconds),
             "resumed": resumed,  # then the seconds are those of the last attempt only
             "started": started,
             "finished": _now(),
@@ -308,6 +312,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # mmdd-ray run from a checkout, or an optional library
             continue
     return found
+
+
+def _startup(seconds: float) -> float | None:
+    """What a stage took beside its work at a steady pace, where it had one: the starts of processes, mostly."""
+    if not progress.paces:
+        return None
+    return round(max(seconds - sum(pace.units / pace.per_second for pace in progress.paces), 0.0), 3)
 
 
 def _now() -> str:

@@ -105,7 +105,13 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
     }
     assert read["scores"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
     assert list(read["stages"]) == ["features", "synthesis"]
-    assert set(read["stages"]["features"]) == {"rows_in", "rows_out", "seconds", "resumed"}
+    assert set(read["stages"]["features"]) == {
+        "rows_in",
+        "rows_out",
+        "seconds",
+        "resumed",
+        "planned_seconds",
+    }
     assert read["real_images"] == 9
     assert (read["stages"]["features"]["rows_in"], read["stages"]["synthesis"]["rows_out"]) == (12, 3)
     assert read["seconds"] == pytest.approx(sum(stage["seconds"] for stage in read["stages"].values()))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from mmdd_ray.config import Run
 from mmdd_ray.errors import UserError
+from mmdd_ray.progress import progress
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, RunDir, StageResult
 from mmdd_ray.store import TEMPORARY
@@ -110,6 +112,21 @@ def test_a_killed_stage_runs_again_and_keeps_its_whole_outputs(tmp_path):
     assert seen == ["part-0", "started.json"]
     assert stage.manifest["resumed"]
     assert [output["path"] for output in stage.manifest["outputs"]] == ["part-0", "part-1"]
+
+
+def test_the_start_of_a_stage_is_told_from_its_work(tmp_path):
+    def body(stage):
+        time.sleep(0.5)
+        with progress(stage.name, total=100) as bar:
+            for _ in range(10):
+                time.sleep(0.02)
+                bar.update(10)
+        return StageResult(rows_in=100, rows_out=100)
+
+    with reopen(tmp_path / "run") as run:
+        manifest = run.stage("features", body).manifest
+        assert 0.3 < manifest["startup_seconds"] < manifest["seconds"] - 0.1
+        assert run.stage("choose", Body()).manifest["startup_seconds"] is None
 
 
 def test_a_body_that_fails_leaves_no_manifest(tmp_path):

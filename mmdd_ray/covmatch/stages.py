@@ -4,7 +4,6 @@ import shlex
 import sys
 from typing import Any
 
-from mmdd_ray.cluster import connected
 from mmdd_ray.config import Covmatch
 from mmdd_ray.covmatch.moments import read_whole, whole_stage
 from mmdd_ray.data import distilled
@@ -14,9 +13,9 @@ from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, coreset
 from mmdd_ray.export import evaluate_stage, export_stage
-from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
+from mmdd_ray.start import started
 
 JOB = "covmatch_flickr30k"
 START = "start.json"
@@ -36,12 +35,7 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
     Raises:
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
     """
-    with (
-        RunDir.open(settings.run.dir, JOB, preset, settings) as run,
-        connected(settings.run, run.store) as devices,
-    ):
-        run.devices = devices.as_json()
-        precomputed = feature_stage(run, settings)
+    with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         check_size(features, settings)
         whole = None

@@ -7,14 +7,20 @@ given, and how many images it got.
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO, Any, NamedTuple
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.data.readers import Shard
+from mmdd_ray.config import Data
+from mmdd_ray.data.readers import Shard, iter_shard, open_stored
+from mmdd_ray.data.schema import open_parquet, tar_samples
+from mmdd_ray.data.shards import list_shards
 
 THREADS = 16
 MISSING_SHOWN = 10
+HEAD_ROWS = 500  # that are looked at to tell what all of them are like
 
 
 class Download(NamedTuple):
@@ -62,3 +68,102 @@ def about_source(source: Mapping[str, Any]) -> list[str]:
         shown = f"{', '.join(missing[:MISSING_SHOWN])}{', …' if len(missing) > MISSING_SHOWN else ''}"
         lines.append(f"{len(missing):,} files of the range are not there: {shown}")
     return [*lines, f"fingerprint {source['fingerprint']}"]
+
+
+# ---- before it is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is known of a source before it is read whole."""
+
+    rows: int
+    exact: bool = True
+    """Otherwise `rows` is estimated from the head of the first shard."""
+    shards: int = 1
+    bytes: int | None = None
+    """In storage, where files say so."""
+    captions_per_row: float = 1.0
+    text_bytes_per_row: float = 0.0
+    """Keys and captions."""
+    classes: int = 0
+    """Labels seen."""
+    holds: str = ""
+    """What its first shard is made of, for people."""
+
+
+def look_at(data: Data) -> Source:
+    """Looks at the shards of a source, and at the head of the first one.
+
+    Raises:
+        UserError: as ``list_shards``.
+        TransportError: The storage failed.
+    """
+    shards = list_shards(data)
+    head = [row for row in islice(iter_shard(shards[0], data), HEAD_ROWS) if row.reject is None]
+    sizes = [shard.size_bytes for shard in shards]
+    known = [size for size in sizes if size is not None]
+    rows, exact = _count_rows(shards, data)
+    texts = [sum(len(text.encode()) for text in (row.key, *row.captions)) for row in head]
+    return Source(
+        rows=rows,
+        exact=exact,
+        shards=len(shards),
+        bytes=sum(known) if len(known) == len(sizes) else None,
+        captions_per_row=sum(len(row.captions) for row in head) / max(len(head), 1),
+        text_bytes_per_row=sum(texts) / max(len(head), 1),
+        classes=len({row.label for row in head} - {None}),
+        holds=_holds(shards[0], data),
+    )
+
+
+def _count_rows(shards: Sequence[Shard], data: Data) -> tuple[int, bool]:
+    """Rows of all shards, and whether that is exact."""
+    counts = [shard.rows for shard in shards]
+    if None not in counts:
+        return sum(count or 0 for count in counts), True
+    records = read_downloads(shards)
+    if len(records) == len(shards):
+        return sum(record.written for record in records.values()), True
+    first = shards[0]
+    if first.kind == "parquet":
+        with open_stored(first.uri) as file:
+            parquet = open_parquet(file)
+            rows, seen_bytes = (parquet.metadata.num_rows if parquet else 1), first.size_bytes or 1
+    else:
+        with open_stored(first.uri) as file:
+            counted = _Counted(file)
+            head = islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS)  # type: ignore[arg-type]
+            rows, seen_bytes = sum(1 for _ in head), counted.bytes
+    all_bytes = sum(shard.size_bytes or 0 for shard in shards)
+    whole = len(shards) == 1 and (first.kind == "parquet" or rows < HEAD_ROWS)
+    return (rows, True) if whole else (round(rows * all_bytes / max(seen_bytes, 1)), False)
+
+
+class _Counted:
+    """Counts what is read through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.bytes = 0
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size)
+        self.bytes += len(found)
+        return found
+
+
+def _holds(shard: Shard, data: Data) -> str:
+    if shard.kind == "tar":
+        with open_stored(shard.uri) as file:
+            samples = list(islice(tar_samples(file, data.max_member_mib * 2**20), HEAD_ROWS))
+        members = sorted({suffix for sample in samples for suffix in sample.parts})
+        keys = sorted({key for sample in samples for key in sample.record()})
+        return f"{', '.join('.' + suffix for suffix in members)}" + (
+            f"; JSON keys {', '.join(keys)}" if keys else ""
+        )
+    if shard.kind == "parquet":
+        with open_stored(shard.uri) as file:
+            parquet = open_parquet(file)
+            return f"columns {', '.join(parquet.schema_arrow.names)}" if parquet else "a damaged file"
+    return "image files" if shard.kind == "files" else "procedural scenes"

@@ -4,7 +4,6 @@ import shlex
 import sys
 from typing import Any
 
-from mmdd_ray.cluster import connected
 from mmdd_ray.config import Edge
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
@@ -14,9 +13,9 @@ from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION
 from mmdd_ray.export import evaluate_stage, export_stage
-from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
+from mmdd_ray.start import started
 
 JOB = "edge_cc3m"
 LOSS_COLUMNS = ("step", "contrastive", "diversity", "noise", "total")
@@ -30,12 +29,7 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
     Raises:
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
     """
-    with (
-        RunDir.open(settings.run.dir, JOB, preset, settings) as run,
-        connected(settings.run, run.store) as devices,
-    ):
-        run.devices = devices.as_json()
-        precomputed = feature_stage(run, settings)
+    with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         _check_size(features, settings)
         tuned = run.stage("finetune", lambda stage: finetune(stage, features, settings))

@@ -5,15 +5,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mmdd_ray.cluster import connected
 from mmdd_ray.config import Evaluate
 from mmdd_ray.data.distilled import MANIFEST
 from mmdd_ray.data.schema import safe_name
 from mmdd_ray.evaluate.report import BASELINES, CHANCE, build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, distilled_set
-from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
+from mmdd_ray.start import started
 from mmdd_ray.store import Store
 
 SET = "set.json"
@@ -28,12 +27,8 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
     store = Store(settings.set)
     pairs = distilled_set(store, settings.students.image_px)
     manifest = store.read_json(MANIFEST)
-    with (
-        RunDir.open(settings.run.dir, "evaluate", preset, settings) as run,
-        connected(settings.run, run.store) as devices,
-    ):
-        run.devices = devices.as_json()
-        features = FeatureStore(feature_stage(run, settings).store)
+    with started(settings, "evaluate", preset) as (run, precomputed):
+        features = FeatureStore(precomputed.store)
         name = set_stage(run, manifest).store.read_json(SET)["name"]
         evaluated = run.stage(
             "evaluate",

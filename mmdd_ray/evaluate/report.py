@@ -22,6 +22,7 @@ from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluate import charts
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.plan import planned_seconds
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, SETTINGS
 from mmdd_ray.store import Store
@@ -108,12 +109,13 @@ def build_report(
 
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
-    that was ``resumed`` are those of its last attempt.
+    that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
     """
     held = run.read_json(SETTINGS)
     distilled = run.read_json(f"{FOLDER}/{MANIFEST}") if run.exists(f"{FOLDER}/{MANIFEST}") else None
     stages = _stage_manifests(run)
     sets = evaluation["sets"] if evaluation else {}
+    planned = planned_seconds(run)
     real_images = stages["features"]["rows_out"] if "features" in stages else None
     return {
         "job": held["job"],
@@ -132,6 +134,7 @@ def build_report(
         and {key: distilled[key] for key in ("images", "pairs", "captions_per_image", "bytes", "checksum")},
         "stages": {
             name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds", "resumed")}
+            | {"planned_seconds": planned.get(name)}
             for name, manifest in stages.items()
         },
         "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
@@ -224,6 +227,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
         texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
         best=_best(report["scores"]),
         about_full=_about_full(report),
+        has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pandas.util import hash_array
 
-from mmdd_ray.cluster import actor_pool, connected
+from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute, Vlcp
 from mmdd_ray.data.inventory import about_source, read_downloads
 from mmdd_ray.data.readers import Shard
@@ -25,21 +25,9 @@ from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
 
-def precompute_run(settings: Precompute, preset: str) -> str:
-    """A run with this stage alone; returns a summary of what it found.
-
-    Call `mmdd_ray.check.check` first, which finds most mistakes before Ray starts.
-
-    Raises:
-        ValueError: The settings or the data are wrong.
-    """
-    with (
-        RunDir.open(settings.run.dir, "precompute", preset, settings) as run,
-        connected(settings.run, run.store) as devices,
-    ):
-        run.devices = devices.as_json()
-        stage = feature_stage(run, settings)
-        manifest, store = stage.manifest, stage.store
+def summary(stage: Stage) -> str:
+    """What the finished stage found, for a terminal."""
+    manifest, store = stage.manifest, stage.store
     source = "".join(f"\nsource    {line}" for line in about_source(manifest["extra"]["source"]))
     rejects = "".join(f"\n  {count:>12,} {reason}" for reason, count in manifest["rejects"].items())
     return (

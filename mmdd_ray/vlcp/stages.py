@@ -4,7 +4,6 @@ import shlex
 import sys
 from typing import Any
 
-from mmdd_ray.cluster import connected
 from mmdd_ray.config import Vlcp, VlcpSynthesis
 from mmdd_ray.data.distilled import FOLDER, Sample, read_distilled
 from mmdd_ray.data.sources import training_pairs
@@ -12,9 +11,9 @@ from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION
 from mmdd_ray.export import export_stage
-from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
+from mmdd_ray.start import started
 from mmdd_ray.vlcp.describe import Descriptions, ImageClass, check_names, describe_images, read_classes
 from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
 from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn
@@ -31,12 +30,7 @@ def distill(settings: Vlcp, preset: str) -> dict[str, Any]:
     Raises:
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
     """
-    with (
-        RunDir.open(settings.run.dir, JOB, preset, settings) as run,
-        connected(settings.run, run.store) as devices,
-    ):
-        run.devices = devices.as_json()
-        precomputed = feature_stage(run, settings)
+    with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         classes = read_classes(features, settings.data, settings.describe)
         features.require({"finetune.batch_pairs": settings.finetune.batch_pairs}, settings.data.uri)

@@ -1,0 +1,552 @@
+"""What a run will cost, before it starts: work, time, GPU-hours, traffic and memory of each stage. No torch.
+
+The work of a stage is counted from the settings. Times are those of an earlier run whose stages used the same models in
+the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
+actors. Where no such run is known, there is no time.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmdd_ray.cluster import Devices, actor_resources, pool_size
+from mmdd_ray.config import Classifiers, Covmatch, Edge, Evaluate, Evaluation, Precompute, Students, Vlcp
+from mmdd_ray.data.class_names import read_class_names
+from mmdd_ray.data.inventory import Source, look_at
+from mmdd_ray.errors import UserError
+from mmdd_ray.models import zoo
+from mmdd_ray.progress import duration
+from mmdd_ray.redact import redact
+from mmdd_ray.run import MANIFEST, SETTINGS
+from mmdd_ray.store import Store
+
+Settings = Edge | Covmatch | Vlcp | Precompute | Evaluate
+PLAN = "plan.json"
+FIGURES = Path(__file__).parent / "figures"
+KINDS: dict[str, type[Settings]] = {
+    "edge_cc3m": Edge,
+    "covmatch_flickr30k": Covmatch,
+    "vlcp_imagenette": Vlcp,
+    "precompute": Precompute,
+    "evaluate": Evaluate,
+}
+FEATURE_BYTES = 2  # float16
+FALLBACK_DIM = 512  # of CLIP, where its name does not say
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do."""
+
+    stage: str
+    units: float
+    """Of work that takes equally long each."""
+    unit: str
+    uses: str
+    """Models and settings that decide how long a unit takes."""
+    actors: int | None
+    """Most that work at once; None: as many as fit."""
+    gpus_each: float
+    section: str
+    """Of the settings, which messages name."""
+    leaves_cpu: bool = True
+    """Whether a CPU stays free beside its actors."""
+    passes: float = 0
+    """How often it reads all of the source."""
+    writes_bytes: float = 0
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The time that a stage took in a run."""
+
+    uses: str
+    startup_seconds: float
+    seconds_a_unit: float
+    """With one actor."""
+
+
+@dataclass
+class StagePlan:
+    """A line of the plan."""
+
+    work: Work
+    parallel: int
+    seconds: float | None
+    """None where nothing like it has been measured."""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds * self.parallel * self.work.gpus_each / 3600
+
+
+@dataclass
+class RunPlan:
+    """The plan of a run."""
+
+    source: Source
+    devices: Devices
+    figures: str
+    """Where times come from, in words."""
+    stages: list[StagePlan]
+    driver_bytes: dict[str, float]
+    """What the driver holds in memory at once, by the setting that decides it."""
+    gpu_hour_price: float
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages, one after the other."""
+        found = [stage.seconds for stage in self.stages]
+        return None if None in found else sum(filter(None, found))
+
+    def as_json(self) -> dict[str, Any]:
+        """For the run directory."""
+        return {
+            "figures": self.figures,
+            "seconds": self.seconds,
+            "stages": {
+                one.work.stage: {
+                    "units": one.work.units,
+                    "unit": one.work.unit,
+                    "parallel": one.parallel,
+                    "seconds": one.seconds,
+                    "gpu_hours": one.gpu_hours,
+                }
+                for one in self.stages
+            },
+        }
+
+
+def plan_run(settings: Settings, job: str, devices: Devices) -> RunPlan:
+    """The plan of a run with these settings on machines like these.
+
+    Raises:
+        UserError: `plan.like` is no run to plan by, or the source cannot be read.
+    """
+    source = look_at(settings.data)
+    if isinstance(settings, Vlcp) and settings.describe.class_names is not None:
+        source = replace(source, classes=len(read_class_names(settings.describe.class_names)))
+    times, figures = _times(settings, job)
+    stages = [_stage_plan(work, devices, times.get(work.stage)) for work in works(settings, source)]
+    driver_bytes = _driver_bytes(settings, source)
+    return RunPlan(source, devices, figures, stages, driver_bytes, settings.plan.gpu_hour_price)
+
+
+def show_plan(settings: Settings, job: str) -> str:
+    """The plan as people see it; joins a cluster if the run would.
+
+    Raises:
+        UserError: as ``plan_run``; or the run cannot fit, in a sentence that names the setting to change.
+    """
+    plan = plan_run(settings, job, _devices(settings))
+    _check_fit(settings, plan)
+    return render(plan)
+
+
+# ---- the work
+
+
+def works(settings: Settings, source: Source) -> Iterator[Work]:
+    """The work of each stage of a run, in order."""
+    features, rows = settings.features, source.rows
+    dim = _clip_dim(features.clip)
+    yield Work(
+        "features",
+        rows,
+        "pairs",
+        f"{features.clip} at {features.image_px} px",
+        features.max_actors,
+        features.gpus_per_actor,
+        "features",
+        passes=1,
+        writes_bytes=rows * (dim * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row),
+    )
+    if isinstance(settings, Edge):
+        yield from _edge_works(settings, source)
+    elif isinstance(settings, Covmatch):
+        yield from _covmatch_works(settings, source)
+    elif isinstance(settings, Vlcp):
+        yield from _vlcp_works(settings, source)
+    if not isinstance(settings, Precompute):
+        yield _evaluate_work(settings)
+
+
+def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
+    yield _finetune_work(settings, source)
+    synthesis, captions = settings.synthesis, settings.captions
+    drawn = settings.images * synthesis.candidates_per_image
+    yield _draw_work(settings, "synthesize", drawn)
+    if captions.per_image > 1:
+        yield Work(
+            "recaption",
+            settings.images * (captions.per_image - 1),
+            "captions",
+            f"{captions.model}, {captions.max_new_tokens} tokens",
+            captions.max_actors,
+            captions.gpus_per_actor,
+            "captions",
+        )
+
+
+def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
+    match = settings.match
+    encoders = f"{match.image_model} and {match.text_model} at {match.image_px} px, {match.max_tokens} tokens"
+    if match.real_moments == "whole":
+        features = settings.features
+        yield Work(
+            "moments",
+            source.rows,
+            "pairs",
+            encoders,
+            features.max_actors,
+            features.gpus_per_actor,
+            "features",
+            passes=1,
+        )
+    synthetic = min(match.synthetic_batch, match.pairs)
+    real = match.real_batch if match.encoder_updates or match.real_moments == "batches" else 0
+    updates = "encoders updated" if match.encoder_updates else "encoders still"
+    held = source.rows * 3 * match.image_px**2 <= match.cache_mib * 2**20
+    yield Work(
+        "match",
+        match.iterations * (synthetic + real),
+        "pairs",
+        f"{encoders}, {updates}",
+        match.workers,
+        match.gpus_per_worker,
+        "match",
+        passes=1 if held else match.iterations * real / source.rows,
+    )
+
+
+def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
+    describe, prototypes, px = settings.describe, settings.prototypes, settings.finetune.image_px
+    if describe.source == "vlm":
+        yield Work(
+            "describe",
+            source.rows,
+            "images",
+            f"{describe.model} at {describe.image_px} px, {describe.max_new_tokens} tokens",
+            describe.max_actors,
+            describe.gpus_per_actor,
+            "describe",
+            passes=1,
+            writes_bytes=source.rows * describe.max_new_tokens * 4,
+        )
+    yield _finetune_work(settings, source)
+    latent_bytes = 4 * (px // 8) ** 2 * FEATURE_BYTES  # of Stable Diffusion's VAEs
+    yield Work(
+        "latents",
+        source.rows,
+        "images",
+        f"{settings.finetune.generator} at {px} px",
+        prototypes.max_actors,
+        prototypes.gpus_per_actor,
+        "prototypes",
+        passes=1,
+        writes_bytes=source.rows * latent_bytes,
+    )
+    drawn = source.classes * prototypes.images_per_class
+    yield Work(
+        "prototypes",
+        source.rows,
+        "images",
+        f"{px} px, {prototypes.images_per_class} each",
+        None,
+        0.0,
+        "prototypes",
+    )
+    yield _draw_work(settings, "synthesize", drawn)
+    if "prompts" in settings.evaluation.baselines:
+        yield _draw_work(settings, "prompts", drawn)
+
+
+def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
+    tuning = settings.finetune
+    pairs = tuning.steps * tuning.accumulate * tuning.batch_pairs
+    uses = f"{tuning.generator} at {tuning.image_px} px, {tuning.parameters}"
+    if isinstance(settings, Edge):
+        uses += f", losses on {settings.finetune.space}"
+    return Work(
+        "finetune",
+        pairs,
+        "pairs",
+        uses,
+        tuning.workers,
+        tuning.gpus_per_worker,
+        "finetune",
+        passes=pairs / source.rows,
+    )
+
+
+def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
+    synthesis, tuning = settings.synthesis, settings.finetune
+    share = settings.synthesis.strength if isinstance(settings, Vlcp) and stage == "synthesize" else 1.0
+    passes = synthesis.inference_steps * share * (2 if synthesis.guidance > 1 else 1)
+    return Work(
+        stage,
+        images * passes,
+        "passes of the U-Net",
+        f"{tuning.generator} at {tuning.image_px} px",
+        synthesis.max_actors,
+        synthesis.gpus_per_actor,
+        "synthesis",
+        writes_bytes=images * 3 * tuning.image_px**2,
+    )
+
+
+def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
+    judged: Students | Classifiers
+    if isinstance(settings, Vlcp):
+        judged, batch = settings.classifiers, settings.classifiers.batch_images
+        uses = f"{judged.model} of {judged.width} channels at {judged.image_px} px"
+    else:
+        judged, batch = settings.students, settings.students.batch_pairs
+        uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
+    rates = len(judged.learning_rates)
+    sets = 1 + len(settings.evaluation.baselines)
+    students = sets * (settings.evaluation.seeds + (rates if rates > 1 else 0))
+    each = settings.evaluation.gpus_per_student
+    return Work(
+        "evaluate",
+        students * judged.steps * batch,
+        "pairs",
+        uses,
+        students,
+        each,
+        "evaluation",
+        leaves_cpu=False,
+    )
+
+
+def _clip_dim(name: str) -> int:
+    folder = Path(zoo.resolve(name).removeprefix("local-dir:"))
+    if folder.is_dir():
+        return json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
+    return FALLBACK_DIM
+
+
+# ---- the time
+
+
+def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
+    parallel = _parallel(work, devices)
+    if time is None or time.uses != work.uses:
+        return StagePlan(work, parallel, None)
+    return StagePlan(work, parallel, time.startup_seconds + time.seconds_a_unit * work.units / parallel)
+
+
+def _parallel(work: Work, devices: Devices) -> int:
+    if work.leaves_cpu:
+        return pool_size(work.actors, work.gpus_each, devices)
+    each = actor_resources(work.gpus_each, devices)
+    fit = devices.gpus / each["num_gpus"] if each["num_gpus"] else devices.cpus / each["num_cpus"]
+    return max(min(int(fit + 1e-6), work.actors or int(fit)), 1)
+
+
+def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
+    """Times by stage, and in words where they come from."""
+    if settings.plan.like is not None:
+        run = Store(settings.plan.like)
+        held = figures(run)
+        where = f"the run {redact(run.uri)}"
+    else:
+        file = FIGURES / f"{job}.json"
+        if not file.exists():
+            return {}, "no run: name one as plan.like"
+        held, where = json.loads(file.read_text()), "the local preset on two CPU cores"
+    devices = Devices(**held["devices"])
+    then = _settings_of(held, where)
+    source = Source(**held["source"])
+    times = {}
+    for work in works(then, source):
+        stage = held["stages"].get(work.stage)
+        if stage is None or not work.units:
+            continue
+        startup = stage["startup_seconds"] or 0.0
+        steady = max(stage["seconds"] - startup, 0.0)
+        times[work.stage] = Timed(work.uses, startup, steady * _parallel(work, devices) / work.units)
+    return times, f"{where} ({_about(devices)})"
+
+
+def figures(run: Store) -> dict[str, Any]:
+    """What a plan needs of a finished run: its settings, source, machines, and the seconds of its stages.
+
+    Raises:
+        UserError: There is no run, or one of its stages was interrupted, so that its time is not known.
+    """
+    if not run.exists(SETTINGS) or not run.exists(f"features/{MANIFEST}"):
+        raise UserError(f"plan.like={redact(run.uri)} is no run that has finished its first stage")
+    held = run.read_json(SETTINGS)
+    manifests = [run.read_json(name) for entry in run.entries() if run.exists(name := f"{entry}/{MANIFEST}")]
+    stages = {one["stage"]: one for one in manifests if "stage" in one}
+    if resumed := [name for name, stage in stages.items() if stage["resumed"]]:
+        raise UserError(
+            f"plan.like={redact(run.uri)} was interrupted in the stage {resumed[0]}, so its time is not known; name a "
+            "run that went through"
+        )
+    return {
+        "job": held["job"],
+        "settings": held["settings"],
+        "source": {
+            "rows": stages["features"]["rows_in"],
+            "captions_per_row": stages["features"]["extra"]["pairs"] / stages["features"]["rows_out"],
+            "classes": stages["describe"]["extra"]["classes"] if "describe" in stages else 0,
+        },
+        "devices": stages["features"]["devices"],
+        "stages": {
+            name: {key: stage[key] for key in ("seconds", "startup_seconds")}
+            for name, stage in stages.items()
+        },
+    }
+
+
+def _settings_of(held: Mapping[str, Any], where: str) -> Settings:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(KINDS[held["job"]]).validate_python(held["settings"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(
+            f"plan.like: {where} was made by another version of mmdd-ray; name another"
+        ) from error
+
+
+def _devices(settings: Settings) -> Devices:
+    asked, run = settings.plan, settings.run
+    found = Devices(cpus=float(run.num_cpus or os.cpu_count() or 1), gpus=0.0, gpu_types=())
+    if run.ray_address or os.environ.get("RAY_ADDRESS"):
+        from mmdd_ray.cluster import connect, devices
+
+        connect(run)
+        found = devices()
+    return Devices(
+        cpus=float(asked.cpus or found.cpus),
+        gpus=float(found.gpus if asked.gpus is None else asked.gpus),
+        gpu_types=found.gpu_types,
+    )
+
+
+# ---- whether it fits
+
+
+def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
+    if isinstance(settings, Precompute):
+        return {}
+    evaluation: Evaluation = settings.evaluation
+    px = settings.classifiers.image_px if isinstance(settings, Vlcp) else settings.students.image_px
+    held: dict[str, float] = {"evaluation.max_pairs": 2 * evaluation.max_pairs * 3 * px**2}
+    if "full" in evaluation.baselines:
+        held["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows) * 3 * px**2
+    if {"herding", "k-center"} & set(evaluation.baselines):
+        held["evaluation.baselines"] = source.rows * 2 * _clip_dim(settings.features.clip) * FEATURE_BYTES
+    return held
+
+
+def _check_fit(settings: Settings, plan: RunPlan) -> None:
+    import psutil
+
+    has = plan.devices
+    for one in plan.stages:
+        work = one.work
+        wanted = getattr(getattr(settings, work.section, None), "min_actors", 1)
+        if has.gpus and work.gpus_each * wanted > has.gpus:
+            raise UserError(
+                f"the stage {work.stage} needs {work.gpus_each * wanted:g} GPUs, but the cluster has at most "
+                f"{has.gpus:g}; lower the actors or their share of a GPU in --{work.section}, or add machines"
+            )
+        workers = getattr(getattr(settings, work.section, None), "workers", 1)
+        if work.section in ("finetune", "match") and workers > (fit := pool_size(None, work.gpus_each, has)):
+            raise UserError(
+                f"{work.section}.workers={workers}, but the cluster has room for {fit}; lower it, or add machines"
+            )
+    if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
+        return  # the driver is not here
+    largest = max(plan.driver_bytes, key=lambda name: plan.driver_bytes[name], default=None)
+    needed, free = sum(plan.driver_bytes.values()), psutil.virtual_memory().available
+    if largest and needed > free:
+        raise UserError(
+            f"the evaluation holds {needed / GIB:.1f} GiB in memory, most of it for {largest}, but this machine has "
+            f"{free / GIB:.1f} GiB free; lower {largest}, or run on a larger machine"
+        )
+
+
+# ---- for people
+
+
+def render(plan: RunPlan) -> str:
+    """The plan as text for a terminal of 100 columns."""
+    source = plan.source
+    count = f"{source.rows:,} pairs" if source.exact else f"about {source.rows:,} pairs"
+    size = f", {_size(source.bytes)}" if source.bytes else ""
+    lines = [
+        f"source       {count} in {source.shards:,} shards{size}",
+        f"             the first shard holds {source.holds}",
+        f"machines     {_about(plan.devices)}",
+        f"times        from {plan.figures}",
+        "",
+    ]
+    rows = [["stage", "work", "at once", "time", "GPU-hours", "reads", "writes"]]
+    for one in plan.stages:
+        work = one.work
+        rows.append(
+            [
+                work.stage,
+                f"{work.units:,.0f} {work.unit}",
+                f"{one.parallel:,}",
+                "?" if one.seconds is None else duration(one.seconds),
+                "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
+                _size(work.passes * source.bytes) if source.bytes and work.passes else "",
+                _size(work.writes_bytes) if work.writes_bytes else "",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+    lines.append("")
+    unknown = [one.work for one in plan.stages if one.seconds is None]
+    if plan.seconds is not None:
+        lines.append(f"time         {duration(plan.seconds)}")
+    else:
+        lines.append("time         not known: nothing was measured yet of")
+        lines += [f"             {work.stage}: {work.uses}" for work in unknown]
+        lines.append(
+            "             run it once on a small part (--data.limit), and name that run as --plan.like"
+        )
+    hours = [one.gpu_hours for one in plan.stages]
+    if plan.devices.gpus and None not in hours:
+        total = sum(filter(None, hours))
+        price = f", {total * plan.gpu_hour_price:,.2f} at {plan.gpu_hour_price:g} an hour"
+        lines.append(f"GPUs         {total:,.1f} GPU-hours{price if plan.gpu_hour_price else ''}")
+    if source.bytes:
+        read = sum(one.work.passes for one in plan.stages) * source.bytes
+        lines.append(f"traffic      {_size(read)} read from the source")
+    lines.append(
+        f"storage      {_size(sum(one.work.writes_bytes for one in plan.stages))} in the run directory"
+    )
+    if plan.driver_bytes:
+        lines.append(f"memory       {_size(sum(plan.driver_bytes.values()))} on the machine of the driver")
+    return "\n".join(lines)
+
+
+def _about(devices: Devices) -> str:
+    cpus = f"{devices.cpus:g} CPUs"
+    return f"{cpus}, {devices.gpus:g} GPUs {'/'.join(devices.gpu_types)}".rstrip() if devices.gpus else cpus
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
+def planned_seconds(run: Store) -> dict[str, float]:
+    """What the plan of a run said of each of its stages, where it said something."""
+    stages = run.read_json(PLAN)["stages"] if run.exists(PLAN) else {}
+    return {name: one["seconds"] for name, one in stages.items() if one["seconds"] is not None}

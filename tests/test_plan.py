@@ -1,0 +1,194 @@
+"""Plans: the work of each stage, and times scaled from an earlier run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmdd_ray.cluster import Devices
+from mmdd_ray.config import Data, Plan
+from mmdd_ray.data.inventory import HEAD_ROWS, look_at
+from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.errors import UserError
+from mmdd_ray.plan import _check_fit, figures, plan_run, planned_seconds, render, works
+from mmdd_ray.presets import (
+    covmatch_local,
+    edge_cc3m,
+    edge_local,
+    precompute_local,
+    vlcp_imagenet1k,
+    vlcp_local,
+)
+from mmdd_ray.run import resolved
+from mmdd_ray.store import Store
+
+ROOT = Path(__file__).parents[1]
+LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())
+CLUSTER = Devices(cpus=512.0, gpus=64.0, gpu_types=("H100",))
+
+
+def units(settings: Any) -> dict[str, float]:
+    return {work.stage: work.units for work in works(settings, look_at(settings.data))}
+
+
+def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[float, float | None]]) -> str:
+    """A finished run on two CPUs, as far as plans look at it: seconds and start-up of each stage."""
+    store = Store(str(folder))
+    store.write_json("settings.json", {"job": job, "preset": "local", "settings": resolved(settings)})
+    for stage, (took, startup) in seconds.items():
+        manifest = {
+            "stage": stage,
+            "rows_in": look_at(settings.data).rows,
+            "rows_out": look_at(settings.data).rows,
+            "seconds": took,
+            "startup_seconds": startup,
+            "resumed": False,
+            "devices": {"cpus": 2.0, "gpus": 0.0, "gpu_types": []},
+            "extra": {"pairs": 5 * look_at(settings.data).rows, "classes": 48},
+        }
+        store.write_json(f"{stage}/manifest.json", manifest)
+    return store.uri
+
+
+def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
+    assert units(edge_local()) == {
+        "features": 2000,
+        "finetune": 60 * 32,
+        "synthesize": 50 * 20 * 2,  # images, steps, with and without the prompt
+        "recaption": 50,
+        "evaluate": 5 * (3 + 2) * 80 * 64,  # sets, seeds and rates
+    }
+    assert units(covmatch_local()) == {
+        "features": 2000,
+        "match": 60 * (100 + 128),
+        "evaluate": 5 * (3 + 2) * 40 * 64,
+    }
+    vlcp = vlcp_local()
+    found = units(vlcp)
+    steps = vlcp.synthesis.inference_steps * 2
+    assert found["prompts"] == 48 * 2 * steps
+    assert found["synthesize"] == pytest.approx(found["prompts"] * vlcp.synthesis.strength)
+    assert found["latents"] == found["prototypes"] == 2000
+    assert "describe" not in found  # the data's own captions
+    assert units(precompute_local()) == {"features": 2000}
+
+
+def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> None:
+    done = write_run(
+        tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, None)}
+    )
+    like = Plan(like=done)
+    larger = replace(
+        edge_local(), data=Data(uri="shapes:10000?seed=1"), plan=replace(like, gpu_hour_price=2.5)
+    )
+    plan = plan_run(larger, "edge_cc3m", LAPTOP)
+    seconds = {one.work.stage: one.seconds for one in plan.stages}
+    assert seconds["features"] == pytest.approx(10 + 5 * 20)  # five times the pairs, one start
+    assert seconds["finetune"] == pytest.approx(50)
+    assert seconds["synthesize"] is None
+    assert plan.seconds is None
+    shown = render(plan)
+    assert "not known: nothing was measured yet of\n             synthesize: tiny-sd at 32 px" in shown
+
+    # the features of another job are the same work
+    precompute = replace(precompute_local(), data=larger.data, plan=larger.plan)
+    wide = replace(precompute, features=replace(precompute.features, max_actors=4))
+    (line,) = (plan := plan_run(wide, "precompute", CLUSTER)).stages
+    assert (line.parallel, line.seconds) == (4, pytest.approx(10 + 25))
+    assert line.gpu_hours == pytest.approx(35 * 4 / 3600)
+    assert "0.0 GPU-hours, 0.10 at 2.5 an hour" in render(plan)
+    other = replace(precompute, features=replace(precompute.features, image_px=64))
+    assert plan_run(other, "precompute", LAPTOP).seconds is None
+
+
+def test_a_run_that_says_nothing_of_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plan\.like=.*nothing is no run that has finished its first stage"):
+        figures(Store(str(tmp_path / "nothing")))
+    done = Store(write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}))
+    manifest = done.read_json("features/manifest.json")
+    done.write_json("features/manifest.json", manifest | {"resumed": True})
+    with pytest.raises(UserError, match="was interrupted in the stage features, so its time is not known"):
+        figures(done)
+    done.write_json("features/manifest.json", manifest)
+    held = done.read_json("settings.json")
+    done.write_json("settings.json", held | {"settings": {"data": {}}})
+    settings = replace(edge_local(), plan=Plan(like=done.uri))
+    with pytest.raises(UserError, match="was made by another version of mmdd-ray"):
+        plan_run(settings, "edge_cc3m", LAPTOP)
+
+
+def test_a_source_is_known_from_its_head(tmp_path: Path) -> None:
+    write_shards(Store(str(tmp_path / "tars")), 1700, seed=1, layout="webdataset", rows_per_shard=850)
+    write_shards(Store(str(tmp_path / "parquet")), 300, seed=1, layout="parquet", rows_per_shard=100)
+    tars = look_at(Data(uri=str(tmp_path / "tars")))
+    assert not tars.exact
+    assert abs(tars.rows - 1700) < 0.05 * 1700
+    assert (tars.shards, tars.captions_per_row) == (2, 5)
+    assert tars.bytes == sum(file.stat().st_size for file in (tmp_path / "tars").glob("*.tar"))
+    assert tars.holds.startswith(".json, .")
+    assert "; JSON keys " in tars.holds
+    assert "about 1," in render(
+        plan_run(replace(precompute_local(), data=Data(uri=str(tmp_path / "tars"))), "x", LAPTOP)
+    )
+    parquet = look_at(Data(uri=str(tmp_path / "parquet")))
+    assert abs(parquet.rows - 300) < 0.05 * 300
+    assert "columns " in parquet.holds
+
+    # img2dataset counted them, or they are few
+    for shard in ("00000", "00001"):
+        stats = {"count": 1000, "successes": 850}
+        (tmp_path / "tars" / f"{shard}_stats.json").write_text(json.dumps(stats))
+    counted = look_at(Data(uri=str(tmp_path / "tars")))
+    assert (counted.rows, counted.exact) == (1700, True)
+    write_shards(Store(str(tmp_path / "few")), 40, seed=1, layout="webdataset", rows_per_shard=HEAD_ROWS)
+    few = look_at(Data(uri=str(tmp_path / "few")))
+    assert (few.rows, few.exact) == (40, True)
+
+
+def check_fit(settings: Any, devices: Devices) -> None:
+    _check_fit(settings, plan_run(settings, "any", devices))
+
+
+def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(edge_cc3m(), data=edge_local().data)
+    check_fit(settings, CLUSTER)
+    with pytest.raises(UserError, match=r"finetune\.workers=8, but the cluster has room for 4"):
+        check_fit(settings, replace(CLUSTER, gpus=4.0))
+    many = replace(settings, captions=replace(settings.captions, min_actors=65))
+    with pytest.raises(UserError, match=r"the stage recaption needs 65 GPUs, but the cluster has at most 64"):
+        check_fit(many, CLUSTER)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
+        check_fit(edge_local(), LAPTOP)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the driver is on another machine
+    check_fit(edge_local(), LAPTOP)
+
+
+def test_plans_of_cluster_presets_need_no_model() -> None:
+    labelled = Data(uri="shapes:2000?seed=1&labelled=1")
+    vlcp = vlcp_imagenet1k()
+    vlcp = replace(vlcp, data=labelled, describe=replace(vlcp.describe, class_names=None))
+    stages = {one.work.stage: one for one in plan_run(vlcp, "vlcp_imagenette", CLUSTER).stages}
+    assert stages["describe"].parallel == 64
+    assert stages["prototypes"].parallel == 511  # a CPU for the readers
+    assert stages["latents"].work.writes_bytes == 2000 * 4 * 64 * 64 * 2
+
+
+def test_planned_seconds_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert planned_seconds(store) == {}
+    done = write_run(tmp_path / "like", edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
+    plan = plan_run(replace(edge_local(), plan=Plan(like=done)), "edge_cc3m", LAPTOP)
+    store.write_json("plan.json", plan.as_json())
+    assert planned_seconds(store) == {"features": pytest.approx(30.0)}
+
+
+def test_asking_for_the_plan_starts_no_run(tmp_path: Path) -> None:
+    job = [sys.executable, "jobs/edge_cc3m.py", "local", "--plan", "--run.dir", str(tmp_path / "run")]
+    shown = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.startswith("source       2,000 pairs in 2 shards\n")
+    assert not (tmp_path / "run").exists()
