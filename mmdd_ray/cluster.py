@@ -39,12 +39,17 @@ LOCAL_ENVIRONMENT = {
 MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 
-# Ray Data hands classes to its actors through the object store, and Ray's native code calls that an error.
-_NATIVE_NOISE = "has constructor arguments in the object store and max_restarts > 0"
+_NATIVE_NOISE = (
+    # Ray Data hands classes to its actors through the object store, and Ray's native code calls that an error
+    "has constructor arguments in the object store and max_restarts > 0",
+    # a machine without a network
+    "Failed to determine local IP via external connectivity",
+)
 _FILTER = (
     "import sys\n"
+    "noise = [text.encode() for text in sys.argv[1:]]\n"
     "for line in iter(sys.stdin.buffer.readline, b''):\n"
-    "    if sys.argv[1].encode() not in line:\n"
+    "    if not any(text in line for text in noise):\n"
     "        sys.stdout.buffer.write(line); sys.stdout.buffer.flush()\n"
 )
 
@@ -257,7 +262,7 @@ def _configure_ray_data() -> None:
 
 @cache  # once per process
 def _drop_native_noise() -> None:
-    """Sends what native code writes to this process's stderr through a filter for one known false alarm.
+    """Sends what native code writes to this process's stderr through a filter for known false alarms.
 
     Python's ``sys.stderr`` stays on the terminal or file it has. The filter is a process of its own, so it
     still delivers the last words of a driver that crashes in native code.
@@ -266,7 +271,7 @@ def _drop_native_noise() -> None:
     if sys.stderr is sys.__stderr__:
         sys.stderr = os.fdopen(terminal, "w", buffering=1, errors="backslashreplace")
     # in a session of its own, so that Ctrl-C does not end it; -S -E: the bare standard library starts fast
-    command = [sys.executable, "-S", "-E", "-c", _FILTER, _NATIVE_NOISE]
+    command = [sys.executable, "-S", "-E", "-c", _FILTER, *_NATIVE_NOISE]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=terminal, start_new_session=True)
     assert process.stdin is not None
     os.dup2(process.stdin.fileno(), 2)

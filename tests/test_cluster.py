@@ -81,6 +81,16 @@ def test_a_run_directory_that_a_machine_does_not_see_is_refused(tmp_path):
     assert f"run.dir={missing} is not seen by 1 of the cluster's 2 machines" in shown
 
 
+def test_runs_that_are_to_have_no_network_have_none(offline):
+    if not offline:
+        pytest.skip("this system lets no user make a namespace without a network")
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    failed = subprocess.run(
+        [*offline, sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "Network is unreachable" in failed.stderr
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_answers_fails_at_once(address):
     script = f"from mmdd_ray import cluster, config; cluster.connect(config.Run(ray_address={address!r}))"

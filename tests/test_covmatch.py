@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def command(job: str, run_dir: Path, *more: str) -> list[str]:
     return [sys.executable, f"jobs/{job}.py", "local", "--run.dir", str(run_dir), *DATA, *STUDENTS, *more]
 
 
-def run(job: str, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(job, run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+def run(job: str, run_dir: Path, *more: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    whole = [*before, *command(job, run_dir, *more)]
+    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def report_of(run_dir: Path) -> dict:
@@ -46,10 +48,12 @@ def report_of(run_dir: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """An unbroken run, and what its command printed."""
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, offline: list[str]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An unbroken run without a network, and what its command printed."""
     run_dir = tmp_path_factory.mktemp("covmatch") / "run"
-    result = run("covmatch_flickr30k", run_dir, *SMALL)
+    result = run("covmatch_flickr30k", run_dir, *SMALL, before=offline)
     assert result.returncode == 0, result.stderr[-3000:]
     return run_dir, result
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -45,14 +46,17 @@ def command(job: str, run_dir: str, data: str, *more: str) -> list[str]:
     return [sys.executable, f"jobs/{job}.py", "local", *where, *more]
 
 
-def run(job: str, run_dir: str, data: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(job, run_dir, data, *more), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
+def run(
+    job: str, run_dir: str, data: str, *more: str, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    whole = [*before, *command(job, run_dir, data, *more)]
+    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
-def run_edge(run_dir: str, data: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return run("edge_cc3m", run_dir, data, *SMALL, *STUDENTS, *more)
+def run_edge(
+    run_dir: str, data: str, *more: str, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    return run("edge_cc3m", run_dir, data, *SMALL, *STUDENTS, *more, before=before)
 
 
 def checksum(run_dir: str) -> str:
@@ -120,7 +124,9 @@ def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
 
 
 @pytest.mark.timeout(1800)  # six starts of the whole pipeline
-def test_killed_again_and_again_it_makes_the_same_set(finished: Finished, tars: str, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_makes_the_same_set(
+    finished: Finished, tars: str, tmp_path: Path, offline: list[str]
+) -> None:
     run_dir = tmp_path / "run"
     kill_during(run_dir, tars, run_dir / "features" / "shards" / "*.json")
     kill_during(run_dir, tars, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
@@ -130,11 +136,11 @@ def test_killed_again_and_again_it_makes_the_same_set(finished: Finished, tars: 
     assert result.returncode == 0, result.stderr[-3000:]
     assert checksum(str(run_dir)) == checksum(finished[0])
 
-    # And once more: nothing is left to do, and a deleted set is written again from what is there.
+    # And once more, without a network: nothing is left to do, and a deleted set is written again from what is there.
     shards = {path: path.read_bytes() for path in (run_dir / "distilled").glob("*.tar")}
     for path in (run_dir / "distilled").iterdir():
         path.unlink()
-    again = run_edge(str(run_dir), tars)
+    again = run_edge(str(run_dir), tars, before=offline)
     assert again.returncode == 0, again.stderr[-3000:]
     output = again.stdout + again.stderr
     assert all(
@@ -144,8 +150,8 @@ def test_killed_again_and_again_it_makes_the_same_set(finished: Finished, tars: 
 
 
 @pytest.mark.timeout(900)
-def test_features_alone(tars: str, tmp_path: Path) -> None:
-    result = run("precompute", str(tmp_path / "run"), tars)
+def test_features_alone(tars: str, tmp_path: Path, offline: list[str]) -> None:
+    result = run("precompute", str(tmp_path / "run"), tars, before=offline)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "120 rows, 120 usable images, 600 pairs" in result.stdout
     assert json.loads((tmp_path / "run" / "features" / "manifest.json").read_text())["rows_out"] == 120

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def command(run_dir: Path, *more: str) -> list[str]:
     return [sys.executable, "jobs/vlcp_imagenette.py", "local", "--run.dir", str(run_dir), *SMALL, *more]
 
 
-def run(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(run_dir, *more), cwd=ROOT, capture_output=True, text=True, timeout=900)
+def run(run_dir: Path, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    whole = [*before, *command(run_dir)]
+    return subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def report_of(run_dir: Path) -> dict:
@@ -71,10 +73,12 @@ def report_of(run_dir: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """An unbroken run, and what its command printed."""
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, offline: list[str]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An unbroken run without a network, and what its command printed."""
     run_dir = tmp_path_factory.mktemp("vlcp") / "run"
-    result = run(run_dir)
+    result = run(run_dir, before=offline)
     assert result.returncode == 0, result.stderr[-3000:]
     return run_dir, result
 
