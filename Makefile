@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test | lint | fuzz | bench | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench flickr8k lock
+.PHONY: setup demo test lint fuzz bench flickr8k lock
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: setup
+	@echo "== ten thousand hostile inputs of every format (ten minutes)"
+	MMDD_FUZZ_CASES=10000 $(BIN)/python -m pytest -o timeout=3600 tests/test_fuzz.py
 
 bench: setup
 	@echo "== EDGE's claims, three seeds (about an hour on two cores)"

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, Self, TypeGuard
+from typing import IO, Any, NamedTuple, Self, TypeGuard, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +33,7 @@ PAIR_SCHEMA = pa.schema(
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("shard", "key", "reason")])
 
 PARQUET_BATCH_ROWS = 64
+MAX_READS_OF_NOTHING = 100  # at the end of a tar; a whole one needs one or two
 
 # pyarrow raises plain OSError for damaged pages, and cannot decode text that is no UTF-8.
 _PARQUET_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -234,8 +235,31 @@ class _DamagedTar(tarfile.ReadError):
     """A member header that is none."""
 
 
+class _Ended:
+    """A file that ends once: tarfile skips a member of a claimed terabyte in a hundred million reads of nothing."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._reads_of_nothing = 0
+
+    def read(self, size: int) -> bytes:
+        found = self._file.read(size)
+        if not found:
+            self._reads_of_nothing += 1
+            if self._reads_of_nothing > MAX_READS_OF_NOTHING:
+                raise tarfile.ReadError("unexpected end of data")
+        return found
+
+
 class _StrictTarInfo(tarfile.TarInfo):
     """Raises where tarfile would quietly stop: at a bad header, or where the end marker is cut off."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:
+            raise _DamagedTar("negative size")
+        return member
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -259,7 +283,8 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
     reading = False
     broken: str | None = None
     try:
-        with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as archive:
+        stream = cast("IO[bytes]", _Ended(file))  # tarfile calls read alone
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
