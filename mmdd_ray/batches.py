@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from mmdd_ray.cluster import ActorPool
+from mmdd_ray.cluster import ActorPool, retry_storage
 from mmdd_ray.progress import progress
 from mmdd_ray.store import Store
 
@@ -63,7 +63,9 @@ def work_off(
         if not todo:
             return
         items = [{"number": number, "rows": batches[number]} for number in todo]
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        retry_storage(dataset)
+        done = dataset.map_batches(
             actor,
             fn_constructor_kwargs={"store": store, **arguments},
             batch_size=1,

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mmdd_ray import config
 from mmdd_ray.errors import UserError
 from mmdd_ray.store import Store
+from mmdd_ray.transport import TRANSPORT_ERROR
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, Dataset
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user asks for it
@@ -36,6 +37,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not a spot instance
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are for clusters; each phase waits for one
 }
+TRANSPORT_RETRIES = 4
 MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 
@@ -230,6 +232,16 @@ def actor_pool(settings: config.Pool) -> ActorPool:
     most = pool_size(settings.max_actors, settings.gpus_per_actor)
     compute = ActorPoolStrategy(min_size=min(settings.min_actors, most), max_size=most)
     return {"compute": compute, **actor_resources(settings.gpus_per_actor)}
+
+
+def retry_storage(dataset: "Dataset") -> None:
+    """Has Ray run tasks again that failed with a ``TransportError``."""
+    context = dataset.context  # of this dataset and what is derived from it, not of the whole process
+    if isinstance(context.retried_map_errors, list):
+        context.retried_map_errors = [*context.retried_map_errors, TRANSPORT_ERROR]
+    elif not context.retried_map_errors:
+        context.retried_map_errors = [TRANSPORT_ERROR]
+    context.max_map_retries = max(context.max_map_retries, TRANSPORT_RETRIES)
 
 
 def _cpu_share(cpus: float, actors: float) -> float:

@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class TransportError(Exception):
-    """Storage failed while data was read: worth another try, and never a sign of damaged data.
+    """Storage failed: worth another try, and never a sign of damaged data.
 
     Not an OSError, because pyarrow and Pillow raise those for damaged bytes.
     """

@@ -27,9 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from botocore.exceptions import BotoCoreError
-
-from mmdd_ray.errors import UserError
+from mmdd_ray.errors import TransportError, UserError
 from mmdd_ray.progress import progress
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
@@ -98,7 +96,7 @@ class RunDir:
             lock = _lock(store) if store.is_local else None
             run = cls(store, lock)
             run._enter(job, preset, settings)
-        except (OSError, BotoCoreError, ValueError) as error:
+        except (OSError, TransportError, ValueError) as error:
             if lock:
                 if not store.exists(SETTINGS):  # leaves a foreign folder as it was
                     store.remove(LOCK)

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -24,17 +24,21 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from mmdd_ray.errors import UserError
+from mmdd_ray.transport import open_stored, transporting
 
 TEMPORARY = (
     ".mmdd-tmp-"  # prefix of files and folders that are not finished; a killed process leaves them behind
 )
+
+UNCACHED = {"use_listings_cache": False}  # other processes write where we read
 
 
 class Store:
     """A folder of files; ``uri`` is an absolute local path or a URI with a scheme.
 
     ``name`` arguments are relative paths inside it, with forward slashes. Raises ``ValueError`` for a URI
-    whose scheme is unknown or needs a package that is not installed.
+    whose scheme is unknown or needs a package that is not installed; methods raise ``TransportError`` where an object
+    store fails.
     """
 
     def __init__(self, uri: str) -> None:
@@ -57,8 +61,7 @@ class Store:
 
     def _remote(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """File system (fsspec caches the instance) and the path of this folder on it."""
-        # listings are never cached: other processes write here
-        return url_to_fs(self.uri, **({} if self.is_local else {"use_listings_cache": False}))
+        return url_to_fs(self.uri, **({} if self.is_local else UNCACHED))
 
     def _path(self, name: str) -> Path:
         return Path(self.uri, name)
@@ -71,9 +74,14 @@ class Store:
         """The folder ``name`` inside this one."""
         return Store(self.path(name))
 
+    def _doing(self, what: str, name: str = "") -> AbstractContextManager[None]:
+        """Around whatever an object store does; errors of a local disk stay as they are."""
+        return nullcontext() if self.is_local else transporting(self.path(name), what)
+
     def exists(self, name: str) -> bool:
         fs, root = self._remote()
-        return fs.exists(f"{root}/{name}")
+        with self._doing("looking for", name):
+            return fs.exists(f"{root}/{name}")
 
     def sizes(self, name: str = "") -> dict[str, int]:
         """Bytes of each finished file at or below ``name``, by path relative to this folder, sorted."""
@@ -87,7 +95,8 @@ class Store:
         """Names of the files and folders directly in this folder, sorted; none when it does not exist."""
         fs, root = self._remote()
         try:
-            paths = fs.ls(root, detail=False)
+            with self._doing("listing"):
+                paths = fs.ls(root, detail=False)
         except FileNotFoundError:
             return []
         names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != root)
@@ -95,15 +104,17 @@ class Store:
 
     def _find(self, name: str) -> dict[str, dict[str, Any]]:
         fs, root = self._remote()
-        found = fs.find(f"{root}/{name}".rstrip("/"), detail=True)
+        with self._doing("listing", name):
+            found = fs.find(f"{root}/{name}".rstrip("/"), detail=True)
         relative = {path.removeprefix(root).lstrip("/"): info for path, info in sorted(found.items())}
         return {file: info for file, info in relative.items() if file and TEMPORARY not in file}
 
     def remove(self, name: str = "") -> None:
         """Deletes the file or folder ``name`` (everything, by default); nothing there is fine."""
         fs, root = self._remote()
-        if fs.exists(target := f"{root}/{name}".rstrip("/")):
-            fs.rm(target, recursive=True)
+        with self._doing("deleting", name):
+            if fs.exists(target := f"{root}/{name}".rstrip("/")):
+                fs.rm(target, recursive=True)
 
     def remove_temporaries(self) -> None:
         """Deletes what killed processes left unfinished. Call it only while nobody else writes here."""
@@ -113,8 +124,7 @@ class Store:
 
     def open(self, name: str) -> IO[bytes]:
         """Opens ``name`` for reading; raises ``FileNotFoundError``."""
-        fs, root = self._remote()
-        return fs.open(f"{root}/{name}", "rb")
+        return self._path(name).open("rb") if self.is_local else open_stored(self.path(name), **UNCACHED)
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -136,7 +146,8 @@ class Store:
             with tempfile.NamedTemporaryFile(prefix=TEMPORARY) as file:
                 yield file
                 file.flush()
-                fs.put_file(file.name, f"{root}/{name}")
+                with self._doing("writing", name):
+                    fs.put_file(file.name, f"{root}/{name}")
 
     def read_bytes(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -165,7 +176,9 @@ class Store:
     def checksum(self, name: str) -> str:
         """``etag:…`` of an object, which costs no download, or ``sha256:…`` of a file."""
         fs, root = self._remote()
-        if etag := fs.info(f"{root}/{name}").get("ETag"):
+        with self._doing("looking for", name):
+            etag = fs.info(f"{root}/{name}").get("ETag")
+        if etag:
             return f"etag:{etag.strip(chr(34))}"
         with self.open(name) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
@@ -194,7 +207,8 @@ class Store:
                 for file in found:
                     target = Path(unfinished, "files", file)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    fs.get_file(f"{root}/{file}", str(target))
+                    with self._doing("reading", file):
+                        fs.get_file(f"{root}/{file}", str(target))
                 try:
                     Path(unfinished, "files").rename(cached)
                 except OSError:
@@ -215,10 +229,12 @@ class Store:
             fs, root = self._remote()
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             names = [f"{name}/{file.relative_to(folder).as_posix()}" for file in files]
-            for stale in set(self.files(name)) - set(names):
-                fs.rm_file(f"{root}/{stale}")
-            for file, target_name in zip(files, names, strict=True):
-                fs.put_file(str(file), f"{root}/{target_name}")
+            stale_names = set(self.files(name)) - set(names)
+            with self._doing("writing", name):
+                for stale in stale_names:
+                    fs.rm_file(f"{root}/{stale}")
+                for file, target_name in zip(files, names, strict=True):
+                    fs.put_file(str(file), f"{root}/{target_name}")
 
 
 def _cache_folder() -> Path:

@@ -389,12 +389,16 @@ def pipeline() -> Any:
     return load_pipeline("tiny-sd")
 
 
-@in_batches
-@given(BATCHES)
-def test_captions_of_any_script_have_features(captions: list[str]) -> None:
+@pytest.fixture(scope="module")
+def clip() -> Any:
     from mmdd_ray.models.clip import load_clip
 
-    clip = cache(load_clip)("tiny-clip")
+    return load_clip("tiny-clip")
+
+
+@in_batches
+@given(BATCHES)
+def test_captions_of_any_script_have_features(clip: Any, captions: list[str]) -> None:
     assert np.isfinite(clip.encode_texts(captions).numpy()).all()
 
 

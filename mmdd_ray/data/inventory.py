@@ -14,9 +14,10 @@ from typing import IO, Any, NamedTuple
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.readers import Shard, iter_shard, open_stored
+from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import open_parquet, tar_samples
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.transport import open_stored, transporting
 
 THREADS = 16
 MISSING_SHOWN = 10
@@ -43,7 +44,9 @@ def read_downloads(shards: Sequence[Shard]) -> dict[str, Download]:
 def _read(shard: Shard) -> Download | None:
     fs, path = url_to_fs(f"{shard.uri.rpartition('.')[0]}_stats.json")
     try:
-        document = json.loads(fs.cat_file(path))
+        with transporting(shard.uri, "reading the record of"):
+            content = fs.cat_file(path)
+        document = json.loads(content)
         listed, written = document["count"], document["successes"]
     except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
         return None

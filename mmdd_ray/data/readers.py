@@ -11,24 +11,17 @@ Damaged data never raises: it comes out as a row with ``reject`` set. Storage th
 ``TransportError``, so that the caller can try again.
 """
 
-import io
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl
-
-from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import Entry
 from mmdd_ray.data.schema import Row, RowMaker, parquet_rows, tar_rows
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.errors import TransportError, UserError
-
-TRANSPORT_ERROR = "storage failed while reading"  # Ray retries errors by a pattern in their text
-BUFFER_BYTES = 2**18  # tarfile asks for 10 KiB at a time
-READ_AHEAD_BYTES = 8 * 2**20  # s3fs would hold 50 MiB per open file; 8 MiB still amortises a 30 ms request
+from mmdd_ray.errors import UserError
+from mmdd_ray.transport import open_stored
 
 
 @dataclass(frozen=True)
@@ -69,54 +62,6 @@ def iter_shard(shard: Shard, data: Data, only: Collection[int] | None = None) ->
             yield row
         if row.index == last:
             return
-
-
-class _Storage(io.RawIOBase):
-    """A stored file whose failures are ``TransportError``, except that it is not there."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        with self._guard():
-            fs, path = url_to_fs(uri)
-            self._file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise
-        except Exception as error:  # each storage library raises its own, and they share no base class
-            raise TransportError(f"{TRANSPORT_ERROR} {self._uri}: {type(error).__name__}: {error}") from error
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def readinto(self, buffer: Any) -> int:
-        with self._guard():
-            found = self._file.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with self._guard():
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def open_stored(uri: str) -> BinaryIO:
-    """Opens a stored file for buffered reading; its failures are ``TransportError``."""
-    return io.BufferedReader(_Storage(uri), BUFFER_BYTES)
 
 
 def _read_tar(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.images import Entry, folder_entries, json_entries
-from mmdd_ray.data.readers import Shard, iter_shard, open_stored, shapes_spec
+from mmdd_ray.data.readers import Shard, iter_shard, shapes_spec
 from mmdd_ray.data.schema import (
     IMAGE_SUFFIXES,
     is_label,
@@ -27,6 +27,7 @@ from mmdd_ray.data.schema import (
     tar_samples,
 )
 from mmdd_ray.errors import UserError
+from mmdd_ray.transport import open_stored
 
 PROBE_SHARDS, PROBE_ROWS = 4, 32
 PROBE_AT_MOST = 64  # shards that are opened to find PROBE_SHARDS with a say: some seconds on object storage

@@ -12,9 +12,10 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from mmdd_ray.cluster import retry_storage
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
-from mmdd_ray.data.readers import TRANSPORT_ERROR, Shard, iter_shard
+from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
@@ -22,7 +23,6 @@ from mmdd_ray.errors import UserError
 BLOCK_BYTES = 16 * 2**20  # 300 images of 50 kB; Ray's own 128 MiB would keep consumers waiting
 TABLE_ROWS = 256  # Ray joins these tables into blocks of up to BLOCK_BYTES
 READ_CPUS = 0.25  # a reader waits for storage most of the time
-TRANSPORT_RETRIES = 4
 
 
 def read_pairs(data: Data) -> ray.data.Dataset:
@@ -112,16 +112,6 @@ def _read(wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) ->
     retry_storage(dataset)
     dataset.context.target_max_block_size = BLOCK_BYTES
     return dataset
-
-
-def retry_storage(dataset: ray.data.Dataset) -> None:
-    """Has Ray run tasks again that failed with a ``TransportError``."""
-    context = dataset.context  # of this dataset and what is derived from it, not of the whole process
-    if isinstance(context.retried_map_errors, list):
-        context.retried_map_errors = [*context.retried_map_errors, TRANSPORT_ERROR]
-    elif not context.retried_map_errors:
-        context.retried_map_errors = [TRANSPORT_ERROR]
-    context.max_map_retries = max(context.max_map_retries, TRANSPORT_RETRIES)
 
 
 class _Shards(Datasource):

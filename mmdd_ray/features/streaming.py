@@ -15,10 +15,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from mmdd_ray.cluster import ActorPool
+from mmdd_ray.cluster import ActorPool, retry_storage
 from mmdd_ray.config import Data
 from mmdd_ray.data.readers import Shard
-from mmdd_ray.data.sources import retry_storage
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.rejects import Reject
 from mmdd_ray.features.store import chunk_file
