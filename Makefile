@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Much of a test is waiting for processes to start. Each of these has a Ray of its own.
+TEST_PROCESSES ?= 2
+
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
@@ -25,7 +28,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: setup
 	@echo "== lint: ruff, mypy"

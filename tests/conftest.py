@@ -1,6 +1,7 @@
 """Fixtures that several test files share: one local Ray, one S3 server, the real data where it is at hand."""
 
 import os
+import runpy
 import secrets
 import shutil
 import socket
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,22 @@ def offline() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return before
+
+
+@pytest.fixture
+def job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Runs ``jobs/<name>.py`` with these arguments in this process; its exit status and what it wrote to stderr."""
+
+    def call(name: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(Path(__file__).parents[1] / "jobs" / f"{name}.py"), run_name="__main__")
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, capsys.readouterr().err
+
+    return call
 
 
 class GraphBytes:
