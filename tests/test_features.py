@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.testing import assert_array_equal
 
 from mmdd_ray.config import Data, Features
+from mmdd_ray.coresets import joint_features
 from mmdd_ray.data import shapes
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.data.readers import Shard
@@ -73,6 +75,41 @@ def test_feature_table_keeps_which_caption_belongs_to_which_image() -> None:
     repeated = image.astype(np.float16)[[0, 0, 0, 1]]
     expected = Moments.of(repeated, text.astype(np.float16))
     np.testing.assert_allclose(table_moments(table).vl, expected.vl, rtol=1e-6)
+
+
+def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
+    rng, store = np.random.default_rng(0), Store(str(tmp_path))
+    texts, joint, captions = [], [], []
+    for shard in ("a", "b"):
+        for number in range(2):
+            own = [[f"{shard}{number}{row}-{i}" for i in range(1 + row % 3)] for row in range(5)]
+            pairs = pa.table(
+                {
+                    "index": range(5),
+                    "key": [f"{shard}{number}{row}" for row in range(5)],
+                    "captions": own,
+                    "label": [0] * 5,
+                }
+            )
+            image, text = rng.normal(size=(5, 4)), rng.normal(size=(sum(map(len, own)), 4))
+            store.write_parquet(
+                f"pairs/{shard}/{number:05d}.parquet", feature_table(pairs, shard, image, text)
+            )
+            texts.append(text.astype(np.float16))
+            sums = [
+                sum(part) for part in np.split(texts[-1].astype(np.float32), np.cumsum([*map(len, own)])[:-1])
+            ]
+            joint.append(joint_features(image.astype(np.float16), np.array(sums)))
+            captions += [(caption, caption[:3]) for captions_of in own for caption in captions_of]
+    features = FeatureStore(store)
+    assert list(features.addresses) == [(shard, row) for shard in "ab" for _ in range(2) for row in range(5)]
+    assert features.addresses[-3:] == [("b", 2), ("b", 3), ("b", 4)]
+    assert_array_equal(np.concatenate(features.caption_features()), np.concatenate(texts))
+    np.testing.assert_allclose(np.concatenate(features.joint_features()), np.concatenate(joint), atol=2e-3)
+    asked = rng.permutation(len(captions))
+    assert features.captions_at(asked) == [captions[number] for number in asked]
+    assert features.captions_at(asked[:0]) == []
+    assert FeatureStore(store.child("empty")).caption_features() == []
 
 
 def test_chunks_are_cut_by_row_number_and_count_what_they_refuse(shards: Path) -> None:

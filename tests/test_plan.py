@@ -161,6 +161,10 @@ def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyP
     many = replace(settings, captions=replace(settings.captions, min_actors=65))
     with pytest.raises(UserError, match=r"the stage recaption needs 65 GPUs, but the cluster has at most 64"):
         check_fit(many, CLUSTER)
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+        with pytest.raises(UserError, match=r"take 0\.0 GiB in .*; set TMPDIR to another folder"):
+            check_fit(edge_local(), LAPTOP)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
     with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
         check_fit(edge_local(), LAPTOP)

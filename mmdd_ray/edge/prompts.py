@@ -17,16 +17,17 @@ def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
     """
     synthesis, seed = settings.synthesis, settings.run.seed
     count = settings.images * synthesis.candidates_per_image
-    blocks, captions = features.captions()
-    if count > len(captions):
+    blocks = features.caption_features()
+    n_captions = sum(map(len, blocks))
+    if count > n_captions:
         raise UserError(
             f"synthesis.pairs={synthesis.pairs} needs {count:,} prompts, but {settings.data.uri} has "
-            f"{len(captions):,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
+            f"{n_captions:,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
         )
     spread = synthesis.prompts == "k-means"
-    rows = k_means(blocks, count, seed) if spread else random_subset(len(captions), count, seed)
+    rows = k_means(blocks, count, seed) if spread else random_subset(n_captions, count, seed)
     # In the order of the dataset, so that neighbours in the set are no neighbours in meaning.
-    chosen = [captions[row] for row in np.sort(rows)]
+    chosen = features.captions_at(np.sort(rows))
     return [
         Drawing(index, prompt, sample_seed, key)
         for index, ((prompt, key), sample_seed) in enumerate(

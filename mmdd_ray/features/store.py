@@ -3,8 +3,10 @@
 Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the order of the dataset.
 """
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +65,17 @@ def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
+def _on_disk(blocks: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The blocks as one that the system reads as it is looked at; none, if there are none. Its file is gone with it."""
+    rows, width = 0, 0
+    with tempfile.TemporaryFile() as file:
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+            rows, width = rows + len(block), block.shape[1]
+        file.flush()
+        return [np.memmap(file, np.float16, "r", shape=(rows, width))] if rows else []
+
+
 def _counts(table: pa.Table) -> np.ndarray:
     """(N,) number of captions of each image."""
     return table["captions"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
@@ -81,8 +94,33 @@ def shared_captions(rows: Iterable[tuple[int | None, Sequence[str]]]) -> dict[in
     return shared
 
 
+class Addresses(Sequence[tuple[str, int]]):
+    """(shard, index) of each row, where the source has it; 12 bytes a row."""
+
+    def __init__(self, shards: pa.ChunkedArray, indices: pa.ChunkedArray) -> None:
+        self._shards, self._indices = shards, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[str, int]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[tuple[str, int]]: ...
+
+    def __getitem__(self, row: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
+        if isinstance(row, slice):
+            return [self[at] for at in range(len(self))[row]]
+        return self._shards[row].as_py(), self._indices[row].as_py()
+
+
 class FeatureStore:
-    """Reads a committed feature stage. Rows are images, numbered in the order of the dataset."""
+    """Reads a committed feature stage. Rows are images, numbered in the order of the dataset.
+
+    What it gives of all rows takes no memory that grows with them, but for some bytes a row: features lie in a file of
+    the machine's temporary folder (TMPDIR), 2 kB a row at 512 + 512 features, 7 GB for CC3M.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -107,10 +145,14 @@ class FeatureStore:
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     @cached_property
-    def addresses(self) -> list[tuple[str, int]]:
+    def addresses(self) -> Sequence[tuple[str, int]]:
         """(shard, index) of each row, where the source has it."""
-        tables = self.tables(["shard", "index"])
-        return [pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)]
+        shards, indices = [], []
+        for table in self.tables(["shard", "index"]):
+            shards += table["shard"].dictionary_encode().chunks
+            indices += table["index"].chunks
+        kind = pa.dictionary(pa.int32(), pa.string())
+        return Addresses(pa.chunked_array(shards, kind), pa.chunked_array(indices, pa.int64()))
 
     def shared_captions(self) -> dict[int | None, set[str]]:
         """As the function of that name."""
@@ -138,22 +180,30 @@ class FeatureStore:
                 )
 
     def joint_features(self) -> list[np.ndarray]:
-        """Blocks of [image, mean text] rows, each part of unit norm: what coresets of pairs are chosen by.
+        """Blocks of [image, mean text] rows, each part of unit norm, float16: what coresets of pairs are chosen by."""
 
-        Held in memory as float16: 2 kB a row at 512 + 512 features, 7 GB for CC3M.
-        """
-        blocks = []
-        for table in self.tables(["captions", "image", "text"]):
+        def joint(table: pa.Table) -> np.ndarray:
             starts = np.cumsum([0, *_counts(table)[:-1]])
             text = np.add.reduceat(text_features(table).astype(np.float32), starts)
-            blocks.append(joint_features(image_features(table), text).astype(np.float16))
-        return blocks
+            return joint_features(image_features(table), text).astype(np.float16)
 
-    def captions(self) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-        """Text features of all captions in blocks (P, D), and (caption, key of its image) of each."""
-        blocks, captions = [], []
-        for table in self.tables(["key", "captions", "text"]):
-            blocks.append(text_features(table))
-            for key, texts in zip(table["key"].to_pylist(), table["captions"].to_pylist(), strict=True):
-                captions += [(text, key) for text in texts]
-        return blocks, captions
+        return _on_disk(map(joint, self.tables(["captions", "image", "text"])))
+
+    def caption_features(self) -> list[np.ndarray]:
+        """Blocks of the text features of all captions, (P, D) float16."""
+        return _on_disk(map(text_features, self.tables(["text"])))
+
+    def captions_at(self, numbers: np.ndarray) -> list[tuple[str, str]]:
+        """(caption, key of its image) of the captions with these numbers among all, in their order."""
+        found: dict[int, tuple[str, str]] = {}
+        wanted, start = np.unique(numbers), 0
+        for table in self.tables(["key", "captions"]):
+            counts = _counts(table)
+            ends = start + np.cumsum(counts)
+            stop = int(ends[-1]) if len(ends) else start
+            for number in wanted[(wanted >= start) & (wanted < stop)].tolist():
+                row = int(np.searchsorted(ends, number, side="right"))
+                captions = table["captions"][row].as_py()
+                found[number] = captions[number - (int(ends[row]) - len(captions))], table["key"][row].as_py()
+            start = stop
+        return [found[number] for number in numbers.tolist()]
