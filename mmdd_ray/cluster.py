@@ -35,6 +35,7 @@ ENVIRONMENT = {
 LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any ordinary process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not a spot instance
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # without a network, workers on this machine find no name for each other
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are for clusters; each phase waits for one
 }
 TRANSPORT_RETRIES = 4

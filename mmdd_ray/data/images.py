@@ -41,6 +41,8 @@ _DAMAGE = (
 _PILLOW_LIMIT = Lock()
 # Up to twice the limit Pillow only warns. Those images are refused here, with a reason that is counted.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor is what it says of damaged metadata of any use, a line for each of a million images.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # EXIF tag 274: how the camera was held, and what turns its image upright.
 _ORIENTATION = 274
