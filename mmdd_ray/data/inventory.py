@@ -7,7 +7,7 @@ given, and how many images it got.
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, Any, NamedTuple
 
@@ -103,7 +103,8 @@ def look_at(data: Data) -> Source:
         TransportError: The storage failed.
     """
     shards = list_shards(data)
-    head = [row for row in islice(iter_shard(shards[0], data), HEAD_ROWS) if row.reject is None]
+    rows_seen = islice(iter_shard(shards[0], data), HEAD_ROWS)
+    head = [replace(row, image=None) for row in rows_seen if row.reject is None]  # images may be large
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
     rows, exact = _count_rows(shards, data)
@@ -159,12 +160,13 @@ class _Counted:
 def _holds(shard: Shard, data: Data) -> str:
     if shard.kind == "tar":
         with open_stored(shard.uri) as file:
-            samples = list(islice(tar_samples(file, data.max_member_mib * 2**20), HEAD_ROWS))
-        members = sorted({suffix for sample in samples for suffix in sample.parts})
-        keys = sorted({key for sample in samples for key in sample.record()})
-        return f"{', '.join('.' + suffix for suffix in members)}" + (
-            f"; JSON keys {', '.join(keys)}" if keys else ""
-        )
+            members: set[str] = set()
+            keys: set[str] = set()
+            for sample in islice(tar_samples(file, data.max_member_mib * 2**20), HEAD_ROWS):
+                members |= sample.parts.keys()
+                keys |= sample.record().keys()
+        found = ", ".join(f".{suffix}" for suffix in sorted(members))
+        return f"{found}; JSON keys {', '.join(sorted(keys))}" if keys else found
     if shard.kind == "parquet":
         with open_stored(shard.uri) as file:
             parquet = open_parquet(file)
