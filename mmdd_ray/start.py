@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 from mmdd_ray.cluster import Devices, connected
 from mmdd_ray.features.precompute import feature_stage
-from mmdd_ray.plan import PLAN, Settings, plan_run
+from mmdd_ray.plan import PLAN, plan_run
 from mmdd_ray.run import RunDir, Stage
+from mmdd_ray.work import Settings
 
 
 @contextmanager

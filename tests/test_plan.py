@@ -14,7 +14,7 @@ from mmdd_ray.config import Data, Plan
 from mmdd_ray.data.inventory import HEAD_ROWS, look_at
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.errors import UserError
-from mmdd_ray.plan import _check_fit, figures, plan_run, planned_seconds, render, works
+from mmdd_ray.plan import _check_fit, figures, plan_run, planned_seconds, render
 from mmdd_ray.presets import (
     covmatch_local,
     edge_cc3m,
@@ -25,6 +25,7 @@ from mmdd_ray.presets import (
 )
 from mmdd_ray.run import resolved
 from mmdd_ray.store import Store
+from mmdd_ray.work import works
 
 ROOT = Path(__file__).parents[1]
 LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())

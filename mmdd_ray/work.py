@@ -1,0 +1,217 @@
+"""The work of each stage of a run, counted from its settings and its source. Imports neither torch nor Ray."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmdd_ray.config import Classifiers, Covmatch, Edge, Evaluate, Precompute, Students, Vlcp
+from mmdd_ray.data.inventory import Source
+from mmdd_ray.models import zoo
+
+Settings = Edge | Covmatch | Vlcp | Precompute | Evaluate
+FEATURE_BYTES = 2  # float16
+FALLBACK_DIM = 512  # of CLIP, where its name does not say
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do."""
+
+    stage: str
+    units: float
+    """Of work that takes equally long each."""
+    unit: str
+    uses: str
+    """Models and settings that decide how long a unit takes."""
+    actors: int | None
+    """Most that work at once; None: as many as fit."""
+    gpus_each: float
+    section: str
+    """Of the settings, which messages name."""
+    leaves_cpu: bool = True
+    """Whether a CPU stays free beside its actors."""
+    passes: float = 0
+    """How often it reads all of the source."""
+    writes_bytes: float = 0
+
+
+def works(settings: Settings, source: Source) -> Iterator[Work]:
+    """The work of each stage of a run, in order."""
+    features, rows = settings.features, source.rows
+    dim = clip_dim(features.clip)
+    yield Work(
+        "features",
+        rows,
+        "pairs",
+        f"{features.clip} at {features.image_px} px",
+        features.max_actors,
+        features.gpus_per_actor,
+        "features",
+        passes=1,
+        writes_bytes=rows * (dim * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row),
+    )
+    if isinstance(settings, Edge):
+        yield from _edge_works(settings, source)
+    elif isinstance(settings, Covmatch):
+        yield from _covmatch_works(settings, source)
+    elif isinstance(settings, Vlcp):
+        yield from _vlcp_works(settings, source)
+    if not isinstance(settings, Precompute):
+        yield _evaluate_work(settings)
+
+
+def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
+    yield _finetune_work(settings, source)
+    synthesis, captions = settings.synthesis, settings.captions
+    drawn = settings.images * synthesis.candidates_per_image
+    yield _draw_work(settings, "synthesize", drawn)
+    if captions.per_image > 1:
+        yield Work(
+            "recaption",
+            settings.images * (captions.per_image - 1),
+            "captions",
+            f"{captions.model}, {captions.max_new_tokens} tokens",
+            captions.max_actors,
+            captions.gpus_per_actor,
+            "captions",
+        )
+
+
+def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
+    match = settings.match
+    encoders = f"{match.image_model} and {match.text_model} at {match.image_px} px, {match.max_tokens} tokens"
+    if match.real_moments == "whole":
+        features = settings.features
+        yield Work(
+            "moments",
+            source.rows,
+            "pairs",
+            encoders,
+            features.max_actors,
+            features.gpus_per_actor,
+            "features",
+            passes=1,
+        )
+    synthetic = min(match.synthetic_batch, match.pairs)
+    real = match.real_batch if match.encoder_updates or match.real_moments == "batches" else 0
+    updates = "encoders updated" if match.encoder_updates else "encoders still"
+    held = source.rows * 3 * match.image_px**2 <= match.cache_mib * 2**20
+    yield Work(
+        "match",
+        match.iterations * (synthetic + real),
+        "pairs",
+        f"{encoders}, {updates}",
+        match.workers,
+        match.gpus_per_worker,
+        "match",
+        passes=1 if held else match.iterations * real / source.rows,
+    )
+
+
+def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
+    describe, prototypes, px = settings.describe, settings.prototypes, settings.finetune.image_px
+    if describe.source == "vlm":
+        yield Work(
+            "describe",
+            source.rows,
+            "images",
+            f"{describe.model} at {describe.image_px} px, {describe.max_new_tokens} tokens",
+            describe.max_actors,
+            describe.gpus_per_actor,
+            "describe",
+            passes=1,
+            writes_bytes=source.rows * describe.max_new_tokens * 4,
+        )
+    yield _finetune_work(settings, source)
+    latent_bytes = 4 * (px // 8) ** 2 * FEATURE_BYTES  # of Stable Diffusion's VAEs
+    yield Work(
+        "latents",
+        source.rows,
+        "images",
+        f"{settings.finetune.generator} at {px} px",
+        prototypes.max_actors,
+        prototypes.gpus_per_actor,
+        "prototypes",
+        passes=1,
+        writes_bytes=source.rows * latent_bytes,
+    )
+    drawn = source.classes * prototypes.images_per_class
+    yield Work(
+        "prototypes",
+        source.rows,
+        "images",
+        f"{px} px, {prototypes.images_per_class} each",
+        None,
+        0.0,
+        "prototypes",
+    )
+    yield _draw_work(settings, "synthesize", drawn)
+    if "prompts" in settings.evaluation.baselines:
+        yield _draw_work(settings, "prompts", drawn)
+
+
+def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
+    tuning = settings.finetune
+    pairs = tuning.steps * tuning.accumulate * tuning.batch_pairs
+    uses = f"{tuning.generator} at {tuning.image_px} px, {tuning.parameters}"
+    if isinstance(settings, Edge):
+        uses += f", losses on {settings.finetune.space}"
+    return Work(
+        "finetune",
+        pairs,
+        "pairs",
+        uses,
+        tuning.workers,
+        tuning.gpus_per_worker,
+        "finetune",
+        passes=pairs / source.rows,
+    )
+
+
+def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
+    synthesis, tuning = settings.synthesis, settings.finetune
+    share = settings.synthesis.strength if isinstance(settings, Vlcp) and stage == "synthesize" else 1.0
+    passes = synthesis.inference_steps * share * (2 if synthesis.guidance > 1 else 1)
+    return Work(
+        stage,
+        images * passes,
+        "passes of the U-Net",
+        f"{tuning.generator} at {tuning.image_px} px",
+        synthesis.max_actors,
+        synthesis.gpus_per_actor,
+        "synthesis",
+        writes_bytes=images * 3 * tuning.image_px**2,
+    )
+
+
+def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
+    judged: Students | Classifiers
+    if isinstance(settings, Vlcp):
+        judged, batch = settings.classifiers, settings.classifiers.batch_images
+        uses = f"{judged.model} of {judged.width} channels at {judged.image_px} px"
+    else:
+        judged, batch = settings.students, settings.students.batch_pairs
+        uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
+    rates = len(judged.learning_rates)
+    sets = 1 + len(settings.evaluation.baselines)
+    students = sets * (settings.evaluation.seeds + (rates if rates > 1 else 0))
+    each = settings.evaluation.gpus_per_student
+    return Work(
+        "evaluate",
+        students * judged.steps * batch,
+        "pairs",
+        uses,
+        students,
+        each,
+        "evaluation",
+        leaves_cpu=False,
+    )
+
+
+def clip_dim(name: str) -> int:
+    """Width of the features of a CLIP model."""
+    folder = Path(zoo.resolve(name).removeprefix("local-dir:"))
+    if folder.is_dir():
+        return json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
+    return FALLBACK_DIM
