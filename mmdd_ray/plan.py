@@ -34,6 +34,8 @@ KINDS: dict[str, type[Settings]] = {
     "precompute": Precompute,
     "evaluate": Evaluate,
 }
+STEADY_SECONDS = 20  # that a stage must have worked before it tells of much more work than it did
+STRETCH = 3
 GIB = 2**30
 
 
@@ -45,6 +47,16 @@ class Timed:
     startup_seconds: float
     seconds_a_unit: float
     """With one actor."""
+    units: float
+    steady_seconds: float
+    """Of all its units, with the actors that it had."""
+
+    def tells_of(self, units: float) -> bool:
+        """Whether the time of so many units can be told from it.
+
+        Readers work ahead while actors start, so a short run looks faster than it is.
+        """
+        return units <= STRETCH * self.units or self.steady_seconds >= STEADY_SECONDS
 
 
 @dataclass
@@ -133,7 +145,7 @@ def show_plan(settings: Settings, job: str) -> str:
 
 def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
     parallel = _parallel(work, devices)
-    if time is None or time.uses != work.uses:
+    if time is None or time.uses != work.uses or not time.tells_of(work.units):
         return StagePlan(work, parallel, None)
     return StagePlan(work, parallel, time.startup_seconds + time.seconds_a_unit * work.units / parallel)
 
@@ -167,7 +179,8 @@ def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
             continue
         startup = stage["startup_seconds"] or 0.0
         steady = max(stage["seconds"] - startup, 0.0)
-        times[work.stage] = Timed(work.uses, startup, steady * _parallel(work, devices) / work.units)
+        each = steady * _parallel(work, devices) / work.units
+        times[work.stage] = Timed(work.uses, startup, each, work.units, steady)
     return times, f"{where} ({_about(devices)})"
 
 
@@ -322,7 +335,7 @@ def render(plan: RunPlan) -> str:
     if plan.seconds is not None:
         lines.append(f"time         {duration(plan.seconds)}")
     else:
-        lines.append("time         not known: nothing was measured yet of")
+        lines.append("time         not known: nothing like it was measured, or not for long enough, of")
         lines += [f"             {work.stage}: {work.uses}" for work in unknown]
         lines.append(
             "             run it once on a small part (--data.limit), and name that run as --plan.like"

@@ -93,7 +93,17 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     assert seconds["synthesize"] is None
     assert plan.seconds is None
     shown = render(plan)
-    assert "not known: nothing was measured yet of\n             synthesize: tiny-sd at 32 px" in shown
+    assert (
+        "not known: nothing like it was measured, or not for long enough, of\n             synthesize: "
+        in shown
+    )
+
+    # two steady seconds tell of three times the work, not of five times
+    short = write_run(tmp_path / "short", edge_local(), "edge_cc3m", {"features": (30.0, 28.0)})
+    for rows, expected in ((6000, pytest.approx(28 + 3 * 2)), (10_000, None)):
+        data = Data(uri=f"shapes:{rows}?seed=1")
+        asked = replace(precompute_local(), data=data, plan=Plan(like=short))
+        assert plan_run(asked, "precompute", LAPTOP).seconds == expected
 
     # the features of another job are the same work
     precompute = replace(precompute_local(), data=larger.data, plan=larger.plan)
