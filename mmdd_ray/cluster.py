@@ -199,6 +199,17 @@ def devices() -> Devices:
     return Devices(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), gpu_types=tuple(types))
 
 
+def this_machine(run: config.Run) -> Devices:
+    """What a local Ray would have here; starts none."""
+    set_environment()
+    from ray._private.accelerators import get_accelerator_manager_for_resource  # what Ray itself asks
+    from ray._private.utils import get_num_cpus
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    gpus = manager.get_current_node_num_accelerators() if manager else 0
+    return Devices(cpus=float(run.num_cpus or get_num_cpus()), gpus=float(gpus), gpu_types=())
+
+
 def actor_resources(gpus_per_actor: float, has: Devices | None = None) -> ActorResources:
     """``num_cpus`` and ``num_gpus`` of one actor, for ``map_batches`` or ``.options``.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmdd_ray.cluster import Devices, actor_resources, pool_size
+from mmdd_ray.cluster import Devices, actor_resources, connect, devices, pool_size, this_machine
 from mmdd_ray.config import Covmatch, Edge, Evaluate, Evaluation, Precompute, Vlcp
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.inventory import Source, look_at
@@ -49,7 +49,7 @@ class Timed:
     """With one actor."""
     units: float
     steady_seconds: float
-    """Of all its units, with the actors that it had."""
+    """Of all its units, with the actors that it had; 0 where its start could not be told from its work."""
 
     def tells_of(self, units: float) -> bool:
         """Whether the time of so many units can be told from it.
@@ -68,9 +68,12 @@ class StagePlan:
     seconds: float | None
     """None where nothing like it has been measured."""
 
+    gpus_each: float
+    """Of what works at once; 0 without GPUs."""
+
     @property
     def gpu_hours(self) -> float | None:
-        return None if self.seconds is None else self.seconds * self.parallel * self.work.gpus_each / 3600
+        return None if self.seconds is None else self.seconds * self.parallel * self.gpus_each / 3600
 
 
 @dataclass
@@ -144,10 +147,11 @@ def show_plan(settings: Settings, job: str) -> str:
 
 
 def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
-    parallel = _parallel(work, devices)
+    parallel, gpus = _parallel(work, devices), work.gpus_each if devices.gpus else 0.0
     if time is None or time.uses != work.uses or not time.tells_of(work.units):
-        return StagePlan(work, parallel, None)
-    return StagePlan(work, parallel, time.startup_seconds + time.seconds_a_unit * work.units / parallel)
+        return StagePlan(work, parallel, None, gpus)
+    seconds = time.startup_seconds + time.seconds_a_unit * work.units / parallel
+    return StagePlan(work, parallel, seconds, gpus)
 
 
 def _parallel(work: Work, devices: Devices) -> int:
@@ -177,10 +181,11 @@ def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
         stage = held["stages"].get(work.stage)
         if stage is None or not work.units:
             continue
-        startup = stage["startup_seconds"] or 0.0
-        steady = max(stage["seconds"] - startup, 0.0)
-        each = steady * _parallel(work, devices) / work.units
-        times[work.stage] = Timed(work.uses, startup, each, work.units, steady)
+        startup = stage.get("startup_seconds")
+        working = max(stage["seconds"] - (startup or 0.0), 0.0)
+        each = working * _parallel(work, devices) / work.units
+        steady = 0.0 if startup is None else working
+        times[work.stage] = Timed(work.uses, startup or 0.0, each, work.units, steady)
     return times, f"{where} ({_about(devices)})"
 
 
@@ -229,12 +234,11 @@ def _settings_of(held: Mapping[str, Any], where: str) -> Settings:
 
 def _devices(settings: Settings) -> Devices:
     asked, run = settings.plan, settings.run
-    found = Devices(cpus=float(run.num_cpus or os.cpu_count() or 1), gpus=0.0, gpu_types=())
     if run.ray_address or os.environ.get("RAY_ADDRESS"):
-        from mmdd_ray.cluster import connect, devices
-
         connect(run)
         found = devices()
+    else:
+        found = this_machine(run)
     return Devices(
         cpus=float(asked.cpus or found.cpus),
         gpus=float(found.gpus if asked.gpus is None else asked.gpus),

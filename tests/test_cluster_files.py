@@ -1,6 +1,7 @@
 """The cluster files: what Ray's launcher, EC2, KubeRay's autoscaler and Kubernetes themselves would refuse."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def test_the_command_of_the_manifest_is_one_that_the_job_takes(manifest: dict[st
     from mmdd_ray import cli
     from mmdd_ray.presets import edge_cc3m
 
-    python, script, *arguments = manifest["spec"]["entrypoint"].split()
+    # KubeRay hands it to a shell
+    shell = ["bash", "-c", f"printf '%s\\n' {manifest['spec']['entrypoint']}"]
+    words = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+    python, script, *arguments = words
     assert (python, Path(script).relative_to("/home/ray/mmdd-ray")) == ("python", Path("jobs/edge_cc3m.py"))
     preset, settings = cli.parse("edge_cc3m", {"cc3m": edge_cc3m}, arguments)
     assert preset == "cc3m"

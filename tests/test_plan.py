@@ -112,6 +112,10 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     assert (line.parallel, line.seconds) == (4, pytest.approx(10 + 25))
     assert line.gpu_hours == pytest.approx(35 * 4 / 3600)
     assert "0.0 GPU-hours, 0.10 at 2.5 an hour" in render(plan)
+    assert plan_run(wide, "precompute", LAPTOP).stages[0].gpu_hours == 0
+    # where a start could not be told from the work, nothing is said of much more work
+    longer = write_run(tmp_path / "longer", edge_local(), "edge_cc3m", {"features": (90.0, None)})
+    assert plan_run(replace(precompute, plan=Plan(like=longer)), "precompute", LAPTOP).seconds is None
     other = replace(precompute, features=replace(precompute.features, image_px=64))
     assert plan_run(other, "precompute", LAPTOP).seconds is None
 
@@ -158,6 +162,26 @@ def test_a_source_is_known_from_its_head(tmp_path: Path) -> None:
     write_shards(Store(str(tmp_path / "few")), 40, seed=1, layout="webdataset", rows_per_shard=HEAD_ROWS)
     few = look_at(Data(uri=str(tmp_path / "few")))
     assert (few.rows, few.exact) == (40, True)
+
+
+def test_an_empty_shard_and_a_limit_leave_a_source_known(tmp_path: Path) -> None:
+    write_shards(Store(str(tmp_path)), 40, seed=1, layout="webdataset", rows_per_shard=20)
+    (tmp_path / "000.tar").write_bytes(b"\0" * 10240)  # sorted first
+    whole = look_at(Data(uri=str(tmp_path)))
+    assert abs(whole.rows - 40) <= 6
+    limited = look_at(Data(uri=str(tmp_path), limit=25))
+    assert limited.rows == 25
+    assert limited.bytes is not None
+    assert whole.bytes is not None
+    assert limited.bytes < whole.bytes
+
+
+def test_folders_tell_all_their_classes(tmp_path: Path) -> None:
+    for number in range(HEAD_ROWS + 20):
+        image = tmp_path / f"class{number:04d}" / "0.png"
+        image.parent.mkdir()
+        image.write_bytes(b"x")
+    assert look_at(Data(uri=str(tmp_path))).classes == HEAD_ROWS + 20
 
 
 def check_fit(settings: Any, devices: Devices) -> None:

@@ -18,10 +18,11 @@ from PIL import Image
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.images import decode_image
+from mmdd_ray.data.inventory import read_downloads
 from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table, safe_name
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.data.shards import check_data, expand_braces, list_shards
+from mmdd_ray.data.shards import check_data, expand_braces, list_shards, missing_files
 from mmdd_ray.errors import TransportError, UserError
 
 Members = list[tuple[str, bytes]]
@@ -566,6 +567,34 @@ def test_shards_of_one_stem_get_different_names(tmp_path):
     names = [shard.name for shard in list_shards(Data(uri=f"{tmp_path}/{{a,b}}/0.tar"))]
     assert len(set(names)) == 2
     assert all(safe_name(name) == name for name in names)
+
+
+def test_a_record_that_may_not_be_seen_is_none(tmp_path, monkeypatch):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    (shard,) = list_shards(Data(uri=f"{tmp_path}/0.tar"))
+
+    def refuse(error):
+        def cat_file(*_):
+            raise error
+
+        return cat_file
+
+    local = fsspec.get_filesystem_class("file")
+    monkeypatch.setattr(local, "cat_file", refuse(PermissionError("Access Denied")))
+    assert read_downloads([shard]) == {}
+    monkeypatch.setattr(local, "cat_file", refuse(OSError("timed out")))
+    with pytest.raises(TransportError, match="timed out"):
+        read_downloads([shard])
+
+
+def test_validation_data_miss_no_file(tmp_path):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    data = Data(uri=f"{tmp_path}/{{0..1}}.tar", max_reject_ratio=0.5)
+    assert missing_files(data) == ["1.tar"]
+    with pytest.raises(
+        ValueError, match=r"^evaluation\.val: data\.uri=.*: 1\.tar is not there; correct the range"
+    ):
+        check_data(data, Evaluation(val=data.uri, test=f"{tmp_path}/0.tar"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import open_parquet, tar_samples
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import TransportError
 from mmdd_ray.transport import open_stored, transporting
 
 THREADS = 16
@@ -50,6 +51,12 @@ def _read(shard: Shard) -> Download | None:
         listed, written = document["count"], document["successes"]
     except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
         return None
+    except TransportError as error:
+        if isinstance(
+            error.__cause__, PermissionError
+        ):  # what S3 says of a missing object to who may not list
+            return None
+        raise
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in (listed, written))
     return Download(listed, written) if whole and 0 <= written <= listed else None
 
@@ -90,7 +97,7 @@ class Source:
     text_bytes_per_row: float = 0.0
     """Keys and captions."""
     classes: int = 0
-    """Labels seen."""
+    """Labels of all images of a folder, otherwise those seen in the head."""
     holds: str = ""
     """What its first shard is made of, for people."""
 
@@ -108,6 +115,10 @@ def look_at(data: Data) -> Source:
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
     rows, exact = _count_rows(shards, data)
+    if data.limit is not None and rows > data.limit:
+        known = [size * data.limit // rows for size in known]
+        rows = data.limit
+    labels = {entry.label for shard in shards for entry in shard.entries} or {row.label for row in head}
     texts = [sum(len(text.encode()) for text in (row.key, *row.captions)) for row in head]
     return Source(
         rows=rows,
@@ -116,7 +127,7 @@ def look_at(data: Data) -> Source:
         bytes=sum(known) if len(known) == len(sizes) else None,
         captions_per_row=sum(len(row.captions) for row in head) / max(len(head), 1),
         text_bytes_per_row=sum(texts) / max(len(head), 1),
-        classes=len({row.label for row in head} - {None}),
+        classes=len(labels - {None}),
         holds=_holds(shards[0], data),
     )
 
@@ -129,19 +140,24 @@ def _count_rows(shards: Sequence[Shard], data: Data) -> tuple[int, bool]:
     records = read_downloads(shards)
     if len(records) == len(shards):
         return sum(record.written for record in records.values()), True
-    first = shards[0]
-    if first.kind == "parquet":
-        with open_stored(first.uri) as file:
-            parquet = open_parquet(file)
-            rows, seen_bytes = (parquet.metadata.num_rows if parquet else 1), first.size_bytes or 1
-    else:
-        with open_stored(first.uri) as file:
-            counted = _Counted(file)
-            head = islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS)  # type: ignore[arg-type]
-            rows, seen_bytes = sum(1 for _ in head), counted.bytes
+    for first in shards:  # but for empty ones
+        rows, seen_bytes = _count_head(first, data)
+        if rows:
+            break
     all_bytes = sum(shard.size_bytes or 0 for shard in shards)
     whole = len(shards) == 1 and (first.kind == "parquet" or rows < HEAD_ROWS)
-    return (rows, True) if whole else (round(rows * all_bytes / max(seen_bytes, 1)), False)
+    return (rows, True) if whole else (max(round(rows * all_bytes / max(seen_bytes, 1)), 1), False)
+
+
+def _count_head(shard: Shard, data: Data) -> tuple[int, int]:
+    """Rows of a Parquet file or of the head of a tar, and the bytes that they take."""
+    with open_stored(shard.uri) as file:
+        if shard.kind == "parquet":
+            parquet = open_parquet(file)
+            return (parquet.metadata.num_rows if parquet else 1), shard.size_bytes or 1
+        counted = _Counted(file)
+        head = islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS)  # type: ignore[arg-type]
+        return sum(1 for _ in head), counted.bytes
 
 
 class _Counted:

@@ -74,6 +74,8 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
     for name, source in evaluation.sources(data).items():
         try:
             _check_source(source, labelled)
+            if missing := missing_files(source):
+                raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
             sentence = str(error)
             for own in ("split", "image_root"):  # the other settings of the source are those of data

@@ -18,6 +18,7 @@ import ray.data
 from mmdd_ray.cluster import ActorPool, retry_storage
 from mmdd_ray.config import Data
 from mmdd_ray.data.readers import Shard
+from mmdd_ray.errors import TransportError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.rejects import Reject
 from mmdd_ray.features.store import chunk_file
@@ -28,7 +29,7 @@ from mmdd_ray.store import Store
 SHARDS = "shards"
 READ_CPUS = 0.5  # a reading task decodes, too, but waits for storage and for the actors
 MAX_COMMITS = 8  # at once; each holds one chunk, and of features 12 MB of moments at 512 + 512
-COMMIT_RETRIES = 5  # where a node is lost
+COMMIT_RETRIES = 5  # where a node is lost, or the storage fails
 
 
 class ChunkActor(ABC):
@@ -141,7 +142,12 @@ def _commit_whole(
 
 # Without a CPU of their own: commits that wait for one, while the readers that hold them all wait for the driver,
 # which waits for commits, would wait for ever. Spread, so that not all of them run beside the driver.
-@ray.remote(num_cpus=0, max_retries=COMMIT_RETRIES, scheduling_strategy="SPREAD")
+@ray.remote(  # type: ignore[call-overload]  # its annotations know no list of exceptions, its documentation does
+    num_cpus=0,
+    max_retries=COMMIT_RETRIES,
+    retry_exceptions=[TransportError],
+    scheduling_strategy="SPREAD",
+)
 def _commit_shard(
     store: Store, chunks: list[dict[str, Any]], commit: Callable[[Store, str, list[str]], None] | None
 ) -> None:
