@@ -22,7 +22,7 @@ from mmdd_ray.data.inventory import read_downloads
 from mmdd_ray.data.readers import Shard, iter_shard
 from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table, safe_name
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.data.shards import check_data, expand_braces, list_shards, missing_files
+from mmdd_ray.data.shards import check_data, expand_braces, find_shards, list_shards
 from mmdd_ray.errors import TransportError, UserError
 
 Members = list[tuple[str, bytes]]
@@ -590,7 +590,7 @@ def test_a_record_that_may_not_be_seen_is_none(tmp_path, monkeypatch):
 def test_validation_data_miss_no_file(tmp_path):
     write_tar(tmp_path / "0.tar", pair("x"))
     data = Data(uri=f"{tmp_path}/{{0..1}}.tar", max_reject_ratio=0.5)
-    assert missing_files(data) == ["1.tar"]
+    assert find_shards(data)[1] == ["1.tar"]
     with pytest.raises(
         ValueError, match=r"^evaluation\.val: data\.uri=.*: 1\.tar is not there; correct the range"
     ):

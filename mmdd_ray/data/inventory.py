@@ -52,9 +52,8 @@ def _read(shard: Shard) -> Download | None:
     except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
         return None
     except TransportError as error:
-        if isinstance(
-            error.__cause__, PermissionError
-        ):  # what S3 says of a missing object to who may not list
+        # what S3 says of a missing object to who may not list
+        if isinstance(error.__cause__, PermissionError):
             return None
         raise
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in (listed, written))

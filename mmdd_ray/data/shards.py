@@ -44,21 +44,21 @@ def list_shards(data: Data) -> list[Shard]:
         UserError: for a URI that matches nothing or cannot be reached, an unknown format or layout, a missing
             column, labels that are no integers, a missing image folder, or a dataset without rows.
     """
+    return find_shards(data)[0]
+
+
+def find_shards(data: Data) -> tuple[list[Shard], list[str]]:
+    """As ``list_shards``, and the names of the files of the brace range that are not there, sorted.
+
+    Raises:
+        UserError: as ``list_shards``, or more than ``data.max_reject_ratio`` of the files are not there.
+    """
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
             raise UserError(f"data.{name}={count} must be at least 1")
-    shards = _shapes_shards(data) if data.uri.startswith("shapes:") else _stored_shards(data)[0]
+    shards, missing = (_shapes_shards(data), []) if data.uri.startswith("shapes:") else _stored_shards(data)
     _probe(shards, data)
-    return shards if data.limit is None else _first_rows(shards, data, data.limit)
-
-
-def missing_files(data: Data) -> list[str]:
-    """Names of the files of the brace range of ``data.uri`` that are not there, sorted.
-
-    Raises:
-        UserError: as ``list_shards``, if there is no other file, or more than ``data.max_reject_ratio`` are missing.
-    """
-    return [] if data.uri.startswith("shapes:") else _stored_shards(data)[1]
+    return (shards if data.limit is None else _first_rows(shards, data, data.limit)), missing
 
 
 def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) -> None:
@@ -73,8 +73,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
     _check_source(data, labelled)
     for name, source in evaluation.sources(data).items():
         try:
-            _check_source(source, labelled)
-            if missing := missing_files(source):
+            if missing := _check_source(source, labelled):
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
             sentence = str(error)
@@ -83,10 +82,11 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             raise UserError(f"evaluation.{name}: {sentence}") from error
 
 
-def _check_source(data: Data, labelled: bool) -> None:
-    shards = list_shards(data)
+def _check_source(data: Data, labelled: bool) -> list[str]:
+    """Names of the files that are not there."""
+    shards, missing = find_shards(data)
     if not labelled:
-        return
+        return missing
     with _reachable("data.uri", data.uri):
         rows = chain.from_iterable(
             islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards[:PROBE_SHARDS]
@@ -97,6 +97,7 @@ def _check_source(data: Data, labelled: bool) -> None:
             f"none of the first {len(labels)} images of {data.uri} has a label; name the column that has it as "
             "data.label_column, or use an image folder with one sub-folder per class"
         )
+    return missing
 
 
 # ---- listing

@@ -14,7 +14,7 @@ from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute, Vlcp
 from mmdd_ray.data.inventory import about_source, read_downloads
 from mmdd_ray.data.readers import Shard
-from mmdd_ray.data.shards import list_shards, missing_files
+from mmdd_ray.data.shards import find_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
@@ -59,8 +59,8 @@ def precompute(
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
     """
     source = source or ClipSource(features.clip)
-    shards = list_shards(data)
-    if missing := missing_files(data):
+    shards, missing = find_shards(data)
+    if missing:
         print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
