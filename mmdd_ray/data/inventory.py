@@ -113,7 +113,8 @@ def look_at(data: Data) -> Source:
     head = [replace(row, image=None) for row in rows_seen if row.reject is None]  # images may be large
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
-    rows, exact = _count_rows(shards, data)
+    inside = _look_inside(shards[0], data)
+    rows, exact = _count_rows(shards, inside, data)
     if data.limit is not None and rows > data.limit:
         known = [size * data.limit // rows for size in known]
         rows = data.limit
@@ -127,36 +128,55 @@ def look_at(data: Data) -> Source:
         captions_per_row=sum(len(row.captions) for row in head) / max(len(head), 1),
         text_bytes_per_row=sum(texts) / max(len(head), 1),
         classes=len(labels - {None}),
-        holds=_holds(shards[0], data),
+        holds=inside.holds,
     )
 
 
-def _count_rows(shards: Sequence[Shard], data: Data) -> tuple[int, bool]:
-    """Rows of all shards, and whether that is exact."""
+def _count_rows(shards: Sequence[Shard], head: "_Head", data: Data) -> tuple[int, bool]:
+    """Rows of all shards, the first of which has this head, and whether that is exact."""
     counts = [shard.rows for shard in shards]
     if None not in counts:
         return sum(count or 0 for count in counts), True
     records = read_downloads(shards)
     if len(records) == len(shards):
         return sum(record.written for record in records.values()), True
-    for first in shards:  # but for empty ones
-        rows, seen_bytes = _count_head(first, data)
-        if rows:
-            break
+    heads = ((shard, _look_inside(shard, data)) for shard in shards[1:])
+    first = shards[0]
+    while not head.rows and (following := next(heads, None)):  # an empty shard says nothing of the others
+        first, head = following
     all_bytes = sum(shard.size_bytes or 0 for shard in shards)
-    whole = len(shards) == 1 and (first.kind == "parquet" or rows < HEAD_ROWS)
-    return (rows, True) if whole else (max(round(rows * all_bytes / max(seen_bytes, 1)), 1), False)
+    if len(shards) == 1 and (first.kind == "parquet" or head.rows < HEAD_ROWS):
+        return head.rows, True
+    return max(round(head.rows * all_bytes / max(head.bytes, 1)), 1), False
 
 
-def _count_head(shard: Shard, data: Data) -> tuple[int, int]:
-    """Rows of a Parquet file or of the head of a tar, and the bytes that they take."""
+class _Head(NamedTuple):
+    """Of a tar, its first rows; of a Parquet file, all."""
+
+    rows: int
+    bytes: int
+    """That these rows take."""
+    holds: str
+
+
+def _look_inside(shard: Shard, data: Data) -> _Head:
+    if shard.kind in ("files", "shapes"):
+        return _Head(shard.rows or 0, 0, "image files" if shard.kind == "files" else "procedural scenes")
     with open_stored(shard.uri) as file:
         if shard.kind == "parquet":
-            parquet = open_parquet(file)
-            return (parquet.metadata.num_rows if parquet else 1), shard.size_bytes or 1
-        counted = _Counted(file)
-        head = islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS)  # type: ignore[arg-type]
-        return sum(1 for _ in head), counted.bytes
+            size, parquet = shard.size_bytes or 1, open_parquet(file)
+            if parquet is None:
+                return _Head(1, size, "a damaged file")
+            return _Head(parquet.metadata.num_rows, size, f"columns {', '.join(parquet.schema_arrow.names)}")
+        counted, rows = _Counted(file), 0
+        members: set[str] = set()
+        keys: set[str] = set()
+        for sample in islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS):  # type: ignore[arg-type]
+            rows += 1
+            members |= sample.parts.keys()
+            keys |= sample.record().keys()
+    found = ", ".join(f".{suffix}" for suffix in sorted(members))
+    return _Head(rows, counted.bytes, f"{found}; JSON keys {', '.join(sorted(keys))}" if keys else found)
 
 
 class _Counted:
@@ -170,20 +190,3 @@ class _Counted:
         found = self._file.read(size)
         self.bytes += len(found)
         return found
-
-
-def _holds(shard: Shard, data: Data) -> str:
-    if shard.kind == "tar":
-        with open_stored(shard.uri) as file:
-            members: set[str] = set()
-            keys: set[str] = set()
-            for sample in islice(tar_samples(file, data.max_member_mib * 2**20), HEAD_ROWS):
-                members |= sample.parts.keys()
-                keys |= sample.record().keys()
-        found = ", ".join(f".{suffix}" for suffix in sorted(members))
-        return f"{found}; JSON keys {', '.join(sorted(keys))}" if keys else found
-    if shard.kind == "parquet":
-        with open_stored(shard.uri) as file:
-            parquet = open_parquet(file)
-            return f"columns {', '.join(parquet.schema_arrow.names)}" if parquet else "a damaged file"
-    return "image files" if shard.kind == "files" else "procedural scenes"
