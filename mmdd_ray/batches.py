@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from mmdd_ray.cluster import ActorPool, retry_storage
+from mmdd_ray.cluster import ActorPool, missing, retry_faults
 from mmdd_ray.progress import progress
 from mmdd_ray.store import Store
 
@@ -58,13 +58,13 @@ def work_off(
     """
     batches = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
     todo = [number for number in range(len(batches)) if not store.exists(_file(number))]
-    with progress(name, total=len(rows), unit=unit) as bar:
+    with progress(name, total=len(rows), unit=unit, missing=missing) as bar:
         bar.update(len(rows) - sum(len(batches[number]) for number in todo))
         if not todo:
             return
         items = [{"number": number, "rows": batches[number]} for number in todo]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        retry_storage(dataset)
+        retry_faults(dataset)
         done = dataset.map_batches(
             actor,
             fn_constructor_kwargs={"store": store, **arguments},

@@ -14,7 +14,7 @@ import tyro
 
 from mmdd_ray.check import check
 from mmdd_ray.cluster import set_environment
-from mmdd_ray.errors import TransportError, UserError
+from mmdd_ray.errors import ClusterError, TransportError, UserError
 from mmdd_ray.redact import redact
 
 Settings = TypeVar("Settings")
@@ -78,9 +78,9 @@ def _first_line(documented: object) -> str:
 def main(job: Callable[[], int | None]) -> int:
     """Runs a job; gives its exit status (``None`` is 0).
 
-    2 for what the user got wrong and 1 for storage that failed, each shown as one sentence, also when a Ray worker
-    raised it; ``MMDD_RAY_TRACEBACK=1`` shows where it came from as well. 130 for Ctrl-C. Any other exception is a bug:
-    it keeps its traceback, and the status is 1.
+    2 for what the user got wrong, and 1 for storage that failed or machines that were lost, each shown as one sentence,
+    also when a Ray worker raised it; ``MMDD_RAY_TRACEBACK=1`` shows where it came from as well. 130 for Ctrl-C. Any
+    other exception is a bug: it keeps its traceback, and the status is 1.
     """
     set_environment()
     try:
@@ -102,11 +102,22 @@ def main(job: Callable[[], int | None]) -> int:
         return EXIT_FAILED
 
 
-def _known(error: BaseException | None) -> UserError | TransportError | None:
-    """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it."""
+def _known(error: BaseException | None) -> UserError | TransportError | ClusterError | None:
+    """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it, or that says what Ray lost."""
     if error is None or not type(error).__module__.startswith("ray."):
         return error if isinstance(error, UserError | TransportError) else None
     # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker
     wrapped = [getattr(error, "cause", None), error.__cause__, getattr(error, "controller_failure", None)]
     wrapped += getattr(error, "worker_failures", {}).values()
-    return next((found for inner in wrapped if (found := _known(inner))), None)
+    return next((found for inner in wrapped if (found := _known(inner))), _lost(error))
+
+
+def _lost(error: BaseException) -> ClusterError | None:
+    """What an error of Ray itself says, unless it only hands on an exception of our code."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
+    if "ExecutionTimeoutError" in kinds:
+        return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")
+    if "RayError" not in kinds or "RayTaskError" in kinds or getattr(error, "actor_init_failed", False):
+        return None
+    reason = str(error).strip().partition("\n")[0]
+    return ClusterError(f"the cluster lost what was needed ({type(error).__name__}: {reason})")

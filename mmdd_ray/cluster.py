@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -39,6 +40,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are for clusters; each phase waits for one
 }
 TRANSPORT_RETRIES = 4
+ACTOR_RETRIES = 3  # without one that starts in between; what a constructor raises counts, too
 MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 
@@ -139,7 +141,7 @@ def connect(run: config.Run) -> None:
             _temp_dir=_short_temp_dir(),
             **quiet,
         )
-    _configure_ray_data()
+    _configure_ray_data(run)
 
 
 @contextmanager
@@ -199,6 +201,53 @@ def devices() -> Devices:
     return Devices(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), gpu_types=tuple(types))
 
 
+def check_machines(settings: Any) -> None:
+    """Compares the GPUs of each actor with those of the machines that the cluster has or may start.
+
+    Raises:
+        UserError: An actor fits on none of them; Ray would wait for ever.
+    """
+    import ray
+    from ray._private.state import state
+
+    now = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()  # of the autoscaler
+    groups = config.node_group_configs if config else []
+    most = max([*now, *(group.resources.get("GPU", 0) for group in groups if group.max_count)])
+    for section in fields(settings):
+        for name, gpus in vars(getattr(settings, section.name)).items():
+            if name.startswith("gpus_per_") and gpus > most > 0:
+                raise UserError(
+                    f"{section.name}.{name}={gpus:g}, but no machine of this cluster has more than {most:g} GPUs; "
+                    f"lower {section.name}.{name}, or add larger machines"
+                )
+
+
+def missing() -> str:
+    """What tasks and actors have been asked for and no machine has room for, in words; empty if there is nothing."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of native code
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state  # what `ray status` asks
+
+    state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    asked = [(wanted.request.resources_bundle, wanted.count) for wanted in state.pending_resource_requests]
+    asked += [
+        (one.resources_bundle, 1) for gang in state.pending_gang_resource_requests for one in gang.requests
+    ]
+    shapes: Counter[str] = Counter()
+    for resources, count in asked:
+        shapes[
+            " and ".join(f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources)
+        ] += count
+    if not shapes:
+        return ""
+    has = ray.cluster_resources()
+    return (
+        f"machines: no room for {', '.join(f'{count} x {shape}' for shape, count in shapes.items())} on this "
+        f"cluster, which has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs now, in use or not"
+    )
+
+
 def this_machine(run: config.Run) -> Devices:
     """What a local Ray would have here; starts none."""
     set_environment()
@@ -246,9 +295,13 @@ def actor_pool(settings: config.Pool) -> ActorPool:
     return {"compute": compute, **actor_resources(settings.gpus_per_actor)}
 
 
-def retry_storage(dataset: "Dataset") -> None:
-    """Has Ray run tasks again that failed with a ``TransportError``."""
+def retry_faults(dataset: "Dataset") -> None:
+    """Has Ray run tasks again that failed with a ``TransportError``, and replace actors that were lost as they started.
+
+    It does the latter for actors that have started, but would end the whole stage for a machine that is lost earlier.
+    """
     context = dataset.context  # of this dataset and what is derived from it, not of the whole process
+    context.max_consecutive_actor_init_deaths = max(context.max_consecutive_actor_init_deaths, ACTOR_RETRIES)
     if isinstance(context.retried_map_errors, list):
         context.retried_map_errors = [*context.retried_map_errors, TRANSPORT_ERROR]
     elif not context.retried_map_errors:
@@ -268,11 +321,12 @@ def _short_temp_dir() -> str | None:
     return None if len(default) + SESSION_PATH <= MAX_SOCKET_PATH else f"/tmp/ray-{os.getuid()}"
 
 
-def _configure_ray_data() -> None:
+def _configure_ray_data(run: config.Run) -> None:
     """Leaves progress lines to our stages, and errors to whoever catches the exception."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = 60 * run.stall_minutes
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # so that a ValueError of a worker arrives as one

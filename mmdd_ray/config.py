@@ -45,6 +45,9 @@ class Run:
     """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
     object_store_mib: Annotated[int, Ge(80)] = operational(512)
     """Shared-memory object store of that local Ray, in MiB."""
+    stall_minutes: Positive = operational(30.0)
+    """A stage that streams data and gets no further for so long stops, to be resumed: a shard that hangs, or machines
+    that do not come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,20 @@ class Features(Pool):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Training:
+    """Data-parallel training on Ray Train."""
+
+    workers: Count = 1
+    """Data-parallel workers."""
+    gpus_per_worker: Weight = operational(1.0)
+    """GPUs of each worker; ignored on clusters without GPUs."""
+    max_failures: Annotated[int, Ge(-1)] = operational(3)
+    """Times that workers may be lost before the training gives up, to be resumed; -1: it never does. Spot machines
+    that are taken back with a notice do not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
     """Fine-tuning of a text-to-image diffusion model."""
 
     generator: str = "tiny-sd"
@@ -156,10 +172,6 @@ class Finetune:
     """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
     checkpoint_steps: Count = operational(50)
     """Steps between checkpoints, from which an interrupted run goes on."""
-    workers: Count = 1
-    """Data-parallel workers."""
-    gpus_per_worker: Weight = operational(1.0)
-    """GPUs of each worker; ignored on clusters without GPUs."""
 
     @property
     def pairs_per_worker(self) -> int:
@@ -365,7 +377,7 @@ class Students:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(Training):
     """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583)."""
 
     pairs: Annotated[int, Ge(2)] = 100
@@ -437,10 +449,6 @@ class Match:
     checkpoint_iterations: Count = operational(50)
     """Iterations between checkpoints, from which an interrupted run goes on; small ones at multiples of
     restart_iterations, as the encoders need not be saved there."""
-    workers: Count = 1
-    """Data-parallel workers."""
-    gpus_per_worker: Weight = operational(1.0)
-    """GPUs of each worker; ignored on clusters without GPUs."""
 
     @property
     def real_pairs_per_worker(self) -> int:

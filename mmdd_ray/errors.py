@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A mistake in the settings or the data. The message names the setting and says what to do."""
 
 
+class ClusterError(Exception):
+    """Machines or processes were lost, or did not come, more often than Ray makes up for. The run can be resumed."""
+
+
 class TransportError(Exception):
     """Storage failed: worth another try, and never a sign of damaged data.
 

@@ -1,6 +1,8 @@
 """One tidy line of progress per stage: rewritten on a terminal, printed every ten seconds in a log file."""
 
 import sys
+import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,6 +10,7 @@ from tqdm import tqdm
 
 LOG_EVERY_S = 10.0  # a log file of an hour's stage stays within 360 lines
 REDRAW_EVERY_S = 0.2
+SILENT_S = 60.0  # without an update; then people want to know what is being waited for
 
 
 class Pace(NamedTuple):
@@ -32,7 +35,18 @@ class progress(tqdm):
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
 
-    def __init__(self, name: str, total: int | None = None, unit: str = "rows") -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int | None = None,
+        unit: str = "rows",
+        missing: Callable[[], str] | None = None,
+    ) -> None:
+        """
+        Args:
+            missing: asked after every minute without an update; what it says is shown.
+        """
+        self._closed = threading.Event()
         self._on_terminal = sys.stderr.isatty()
         interval_s = REDRAW_EVERY_S if self._on_terminal else LOG_EVERY_S
         super().__init__(
@@ -46,6 +60,15 @@ class progress(tqdm):
             delay=0 if self._on_terminal else interval_s,
             dynamic_ncols=True,
         )
+        if missing:
+            threading.Thread(target=self._say, args=(name, missing), daemon=True).start()
+
+    def _say(self, name: str, missing: Callable[[], str]) -> None:
+        count = self.n
+        while not self._closed.wait(SILENT_S):
+            if self.n == count and (what := missing()):
+                self.write(f"{name:<12} waits for {what}", file=self.fp)
+            count = self.n
 
     def update(self, n: float | None = 1) -> bool | None:
         """Counts ``n`` more."""
@@ -55,6 +78,7 @@ class progress(tqdm):
 
     def close(self) -> None:
         """Ends the line."""
+        self._closed.set()
         if not self.disable and (rate := self._rate()):
             self.paces.append(Pace(self.n, rate))
         super().close()

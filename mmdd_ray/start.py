@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmdd_ray.cluster import Devices, connected
+from mmdd_ray.cluster import Devices, check_machines, connected
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.plan import PLAN, plan_run
 from mmdd_ray.run import RunDir, Stage
@@ -23,6 +23,7 @@ def started(settings: Settings, job: str, preset: str) -> Iterator[tuple[RunDir,
         RunDir.open(settings.run.dir, job, preset, settings) as run,
         connected(settings.run, run.store) as devices,
     ):
+        check_machines(settings)
         run.devices = devices.as_json()
         _keep_plan(run, settings, job, devices)
         yield run, feature_stage(run, settings)

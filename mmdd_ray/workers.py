@@ -20,7 +20,8 @@ import torch.distributed as dist
 from ray.exceptions import RayActorError
 from ray.util.queue import Empty, Queue
 
-from mmdd_ray.cluster import actor_resources, pool_size
+from mmdd_ray.cluster import actor_resources, missing, pool_size
+from mmdd_ray.config import Training
 from mmdd_ray.epochs import Batch
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.memory import out_of_memory
@@ -30,7 +31,6 @@ from mmdd_ray.store import Store
 CHECKPOINTS = "checkpoints"
 PAIRS = "pairs"  # Ray Train's name of the dataset
 SHUFFLE_BATCHES = 16  # 16 * 128 pairs * 224 px * 224 px * 3 B = 294 MiB held by a worker
-MAX_FAILURES = 3  # of machines; what the user got wrong is not tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,8 @@ class Placement:
     """How many workers, and the settings that messages name."""
 
     section: str
-    """Of the settings: it has ``workers`` and ``gpus_per_worker``. Names the line of progress, too."""
-    workers: int
-    gpus_per_worker: float
+    """Of the settings: that of ``training``. Names the line of progress, too."""
+    training: Training
     memory_setting: str
     """What to lower where a GPU is too small."""
     steps: int
@@ -142,7 +141,8 @@ def train(
             run_config=RunConfig(  # type: ignore[call-arg]  # likewise
                 name=CHECKPOINTS,  # a run of the same name in the same place goes on
                 storage_path=store.uri,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                # losses that a cloud announces have a budget of their own, which has no end
+                failure_config=FailureConfig(max_failures=placement.training.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -203,15 +203,16 @@ def _checkpoint(states: Mapping[str, dict[str, Any]]) -> None:
 def _scaling(placement: Placement) -> Any:
     from ray.train import ScalingConfig
 
-    section, each_gpus = placement.section, placement.gpus_per_worker
-    if placement.workers > (fit := pool_size(None, each_gpus)):
+    section, training = placement.section, placement.training
+    each_gpus = training.gpus_per_worker
+    if training.workers > (fit := pool_size(None, each_gpus)):
         raise UserError(
-            f"{section}.workers={placement.workers}, but this cluster has room for {fit} beside the readers; "
+            f"{section}.workers={training.workers}, but this cluster has room for {fit} beside the readers; "
             f"lower {section}.workers or {section}.gpus_per_worker, or add machines"
         )
     each = actor_resources(each_gpus)
     return ScalingConfig(
-        num_workers=placement.workers,
+        num_workers=training.workers,
         use_gpu=each["num_gpus"] > 0,
         resources_per_worker={"CPU": each["num_cpus"], "GPU": each["num_gpus"]},
     )
@@ -224,7 +225,7 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
     done = threading.Event()
 
     def show() -> None:
-        with progress(placement.section, total=placement.steps, unit="steps") as bar:
+        with progress(placement.section, total=placement.steps, unit="steps", missing=missing) as bar:
             while not done.is_set():
                 try:
                     record = records.get(timeout=1)

@@ -201,6 +201,26 @@ def test_storage_that_failed_is_one_line_and_no_mistake_of_the_user(wrap, capsys
     assert shown == "error: storage failed while reading s3://b/x; run the same command again to resume\n"
 
 
+@pytest.mark.parametrize("wrap", [as_it_is, in_ray_train])
+@pytest.mark.parametrize("name", ["ActorDiedError", "WorkerCrashedError", "OutOfMemoryError"])
+def test_what_the_cluster_lost_is_one_line(wrap, name, capsys):
+    import ray.exceptions
+
+    kind = getattr(ray.exceptions, name)
+    assert main(raising(wrap(kind("out of memory") if name == "OutOfMemoryError" else kind()))) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: the cluster lost what was needed ({name}: ")
+    assert shown.endswith("); run the same command again to resume\n")
+    assert shown.count("\n") == 1
+
+
+def test_a_bug_in_the_constructor_of_an_actor_keeps_its_traceback(capsys):
+    from ray.exceptions import ActorDiedError
+
+    assert main(raising(ActorDiedError(in_a_task(KeyError("steps"))))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on(capsys):
     assert main(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 from mmdd_ray.config import Data, Features
@@ -27,6 +31,7 @@ from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import RunDir
 from mmdd_ray.store import Store
 
+ROOT = Path(__file__).parents[1]
 FEATURES = Features(chunk_pairs=16)
 
 
@@ -241,6 +246,43 @@ def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: 
         run_stage(shards, tmp_path / "run", max_reject_ratio=0.02)  # one of 60 is below it, three are not
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_an_object_store_smaller_than_the_data_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    from mmdd_ray.features.precompute import precompute
+
+    source, features = (
+        Data(uri="shapes:600?seed=4"),
+        Features(image_px=224, chunk_pairs=200),
+    )  # 90 MB of pixels
+    with RunDir.open(str(tmp_path / "roomy"), "features", "test", source) as run:
+        run.stage("features", lambda stage: precompute(stage, run.store, source, features))
+    small = [
+        "--run.object_store_mib",
+        "80",
+        "--run.num_cpus",
+        "2",
+        "--features.image_px",
+        "224",
+        "--features.chunk_pairs",
+        "200",
+    ]
+    job = [
+        sys.executable,
+        "jobs/precompute.py",
+        "local",
+        "--run.dir",
+        str(tmp_path / "full"),
+        "--data.uri",
+        source.uri,
+    ]
+    subprocess.run([*job, *small], cwd=ROOT, check=True, capture_output=True, timeout=250)
+    moments = [
+        (tmp_path / run / "features" / "moments.safetensors").read_bytes() for run in ("roomy", "full")
+    ]
+    assert moments[0] == moments[1]
+
+
 # ---- how many rows may be refused
 
 
@@ -280,12 +322,10 @@ def test_a_short_source_is_judged_at_its_end(tmp_path: Path) -> None:
         short.judge()
 
 
-# ---- a GPU that is too small
+# ---- too little memory
 
 
 def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     from mmdd_ray.features.encoder import ClipSource, FeatureEncoder
 
     def full(images: np.ndarray) -> torch.Tensor:
@@ -297,6 +337,13 @@ def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pyte
     (chunk,) = read_chunks(list_shards(data)[0], data, image_px=8, chunk_pairs=4)
     with pytest.raises(UserError, match=r"^the GPU ran out of memory; lower features\.chunk_pairs"):
         encoder(pa.Table.from_pylist([chunk.to_row()]))
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(2**50, np.uint8), lambda: torch.empty(2**50)])
+def test_a_full_machine_names_the_setting_to_lower(allocate: Callable[[], object]) -> None:
+    message = r"^the machine ran out of memory; lower features\.chunk_pairs"
+    with pytest.raises(UserError, match=message), out_of_memory("features.chunk_pairs"):
+        allocate()
 
 
 def test_other_errors_of_a_gpu_stay_what_they_are() -> None:

@@ -109,8 +109,7 @@ def _fit(
     )
     placement = Placement(
         section="match",
-        workers=matching.workers,
-        gpus_per_worker=matching.gpus_per_worker,
+        training=matching,
         memory_setting="match.micro_batch",
         steps=matching.iterations,
         checkpoint_steps=matching.checkpoint_iterations,

@@ -12,7 +12,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from mmdd_ray.cluster import retry_storage
+from mmdd_ray.cluster import retry_faults
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.readers import Shard, iter_shard
@@ -109,7 +109,7 @@ def _read(wanted: Sequence[tuple[Shard, Collection[int] | None]], data: Data) ->
     dataset = ray.data.read_datasource(
         _Shards(wanted, data), num_cpus=READ_CPUS, override_num_blocks=len(wanted)
     )
-    retry_storage(dataset)
+    retry_faults(dataset)
     dataset.context.target_max_block_size = BLOCK_BYTES
     return dataset
 

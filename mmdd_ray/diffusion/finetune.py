@@ -81,8 +81,7 @@ def _fit(
     _ = settings.pairs_per_worker  # raises where the batch cannot be shared
     placement = Placement(
         section="finetune",
-        workers=settings.workers,
-        gpus_per_worker=settings.gpus_per_worker,
+        training=settings,
         memory_setting="finetune.batch_pairs (finetune.accumulate makes up for it)",
         steps=settings.steps,
         checkpoint_steps=settings.checkpoint_steps,

@@ -99,7 +99,8 @@ def compare(
     )
     metric = MAIN_METRIC[task]
     tried = rates if len(rates) > 1 else ()
-    with progress("students", total=len(sets) * (len(tried) + len(seeds)), unit="students") as bar:
+    total = len(sets) * (len(tried) + len(seeds))
+    with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
         on_val = bench.train([Student(name, rate, VAL_SEED, "val") for name in sets for rate in tried], bar)
         chosen = {name: _best_rate(_of_set(on_val, name), metric) if tried else rates[0] for name in sets}
         on_test = bench.train([Student(name, chosen[name], i, "test") for name in sets for i in seeds], bar)

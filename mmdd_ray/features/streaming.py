@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from mmdd_ray.cluster import ActorPool, retry_storage
+from mmdd_ray.cluster import ActorPool, missing, retry_faults
 from mmdd_ray.config import Data
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.errors import TransportError
@@ -85,7 +85,7 @@ def work_off_shards(
         TransportError: The storage failed.
     """
     committed = set(stage.store.files(SHARDS))
-    with progress(stage.name, total=total_rows(shards), unit="pairs") as bar:
+    with progress(stage.name, total=total_rows(shards), unit="pairs", missing=missing) as bar:
         todo = [shard for shard in shards if shard_file(shard.name) not in committed]
         held = [
             counted(shard.name, stage.store.read_json(name))
@@ -99,7 +99,7 @@ def work_off_shards(
         read = partial(_read_shard, shards=todo, data=data, image_px=image_px, chunk_pairs=chunk_pairs)
         numbers = [{"shard": number} for number in range(len(todo))]
         dataset = ray.data.from_items(numbers, override_num_blocks=len(todo))
-        retry_storage(dataset)
+        retry_faults(dataset)
         worked_off = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
             actor,
             fn_constructor_kwargs={"store": stage.store, **arguments},

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from mmdd_ray.cluster import actor_pool, retry_storage
+from mmdd_ray.cluster import actor_pool, retry_faults
 from mmdd_ray.config import Data, Finetune, Prototypes
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import READ_CPUS
@@ -115,7 +115,7 @@ def find_prototypes(
     files = [{"file": name} for name in shard_files(latents)]
     names = {one.label: one.name for one in classes}
     items = ray.data.from_items(files, override_num_blocks=len(files))
-    retry_storage(items)
+    retry_faults(items)
     dataset = items.map_batches(
         partial(_read, store=latents, excluded=frozenset(excluded)),
         batch_size=1,

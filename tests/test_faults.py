@@ -1,0 +1,144 @@
+"""Processes that die, hang or find no room: Ray makes up for it, or the run stops with one sentence."""
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from mmdd_ray import cluster
+from mmdd_ray.batches import BatchActor, Rows, read_batches, work_off
+from mmdd_ray.cli import main
+from mmdd_ray.cluster import ActorPool
+from mmdd_ray.config import Features, Finetune
+from mmdd_ray.errors import TransportError, UserError
+from mmdd_ray.store import Store
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+ROWS = [{"index": index} for index in range(8)]
+
+
+def pool(num_gpus: float = 0) -> ActorPool:
+    return {"compute": ActorPoolStrategy(min_size=1, max_size=1), "num_cpus": 0.5, "num_gpus": num_gpus}
+
+
+class Doubler(BatchActor):
+    """Doubles. For each file ``start-…`` or ``work-…`` in a folder its process is killed once there, for each
+    ``load-…`` its constructor raises once, and while there is ``hang``, it hangs.
+    """
+
+    def __init__(self, store: Store, orders: Path) -> None:
+        super().__init__(store)
+        self._orders = orders
+        self._obey("start")
+        for order in self._orders.glob("load-*"):
+            order.unlink()
+            raise TransportError("storage failed while reading s3://bucket/model")
+
+    def work(self, number: int, rows: Rows) -> pa.Table:
+        self._obey("work")
+        if (self._orders / "hang").exists():
+            threading.Event().wait()
+        return pa.Table.from_pylist([{"doubled": 2 * row["index"]} for row in rows])
+
+    def _obey(self, where: str) -> None:
+        for order in self._orders.glob(f"{where}-*"):
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def double(tmp_path: Path, *orders: str, num_gpus: float = 0) -> list[int]:
+    """What the pool makes of the rows."""
+    folder, store = tmp_path / "orders", Store(str(tmp_path / "made"))
+    folder.mkdir(exist_ok=True)
+    for name in orders:
+        (folder / name).touch()
+    work_off(
+        "double",
+        ROWS,
+        Doubler,
+        batch_rows=2,
+        unit="rows",
+        store=store,
+        pool=pool(num_gpus),
+        orders=folder,
+    )
+    return read_batches(store)["doubled"].to_pylist()
+
+
+DOUBLED = [2 * row["index"] for row in ROWS]
+
+
+def test_actors_that_die_are_replaced(ray_cluster: None, tmp_path: Path) -> None:
+    assert double(tmp_path, "start-0", "load-0", "load-1", "work-0") == DOUBLED
+    assert not list((tmp_path / "orders").iterdir())
+
+
+def test_actors_that_never_get_to_work_stop_the_run(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts = [f"load-{number}" for number in range(10)]
+    assert main(lambda: double(tmp_path, *attempts) and None) == 1
+    shown = capsys.readouterr().err
+    assert "error: storage failed while reading s3://bucket/model; run the same command again" in shown
+    left = list((tmp_path / "orders").iterdir())
+    assert len(left) == len(attempts) - cluster.ACTOR_RETRIES - 1
+    for order in left:
+        order.unlink()
+    assert double(tmp_path) == DOUBLED
+
+
+def test_a_task_that_hangs_stops_the_run_with_a_sentence(
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 15.0)
+    assert main(lambda: double(tmp_path, "hang") and None) == 1
+    shown = capsys.readouterr().err
+    assert "error: no progress for run.stall_minutes" in shown
+    assert "Traceback" not in shown
+    (tmp_path / "orders" / "hang").unlink()
+    assert double(tmp_path) == DOUBLED
+
+
+def test_a_stage_that_waits_for_machines_says_for_which(
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 20.0)
+    monkeypatch.setattr("mmdd_ray.progress.SILENT_S", 3.0)
+    assert main(lambda: double(tmp_path, num_gpus=1) and None) == 1
+    shown = capsys.readouterr().err
+    assert (
+        "double       waits for machines: no room for 1 x 0.5 CPU and 1 GPU on this cluster, which has 2 CPUs and "
+        "0 GPUs now, in use or not" in shown
+    )
+
+
+@dataclass(frozen=True)
+class Sections:
+    features: Features = field(default_factory=Features)
+    finetune: Finetune = field(default_factory=Finetune)
+
+
+def test_an_actor_that_no_machine_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}] * 4
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
+    cluster.check_machines(Sections())
+    with pytest.raises(UserError, match=r"finetune\.gpus_per_worker=2, but no machine .* more than 1 GPUs"):
+        cluster.check_machines(Sections(finetune=Finetune(gpus_per_worker=2)))
+    machines.append({"Alive": True, "Resources": {"GPU": 2.0}})
+    cluster.check_machines(Sections(finetune=Finetune(gpus_per_worker=2)))
