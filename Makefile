@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | fuzz | bench | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test | lint | fuzz | chaos | scale | bench | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint fuzz bench flickr8k lock
+.PHONY: setup demo test lint fuzz chaos scale bench flickr8k lock
 
 setup: $(READY)
 
@@ -39,6 +39,16 @@ lint: setup
 fuzz: setup
 	@echo "== ten thousand hostile inputs of every format (ten minutes)"
 	MMDD_FUZZ_CASES=10000 $(BIN)/python -m pytest -o timeout=3600 tests/test_fuzz.py
+
+chaos: setup
+	@echo "== lost workers, actors, machines and drivers in every stage of every method (an hour on two cores)"
+	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python benchmarks/chaos.py
+
+# `make scale SCRATCH=FOLDER`: 14 GB are written to FOLDER, and deleted again
+scale: setup
+	@echo "== 3.3 million pairs: how time and memory grow (half an hour)"
+	$(BIN)/python benchmarks/scale.py --folder $(SCRATCH)
 
 bench: setup
 	@echo "== EDGE's claims, three seeds (about an hour on two cores)"

@@ -44,6 +44,8 @@ ACTOR_RETRIES = 3  # without one that starts in between; what a constructor rais
 MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 
+_growth = {"CPU": 0, "GPU": 0}  # what the connected cluster may grow to
+
 _NATIVE_NOISE = (
     # Ray Data hands classes to its actors through the object store, and Ray's native code calls that an error
     "has constructor arguments in the object store and max_restarts > 0",
@@ -94,7 +96,8 @@ def set_environment() -> None:
 def connect(run: config.Run) -> None:
     """Joins the cluster of ``run.ray_address`` or ``RAY_ADDRESS``, or else starts a local Ray.
 
-    ``ray job submit`` sets ``RAY_ADDRESS``. Does nothing when this process is connected already.
+    ``ray job submit`` sets ``RAY_ADDRESS``. Does nothing when this process is connected already. A cluster may grow to
+    ``run.max_cpus`` and ``run.max_gpus``, which only its user knows: Ray's autoscalers do not tell.
 
     Raises ``ValueError`` when there is no cluster at the address.
     """
@@ -126,6 +129,7 @@ def connect(run: config.Run) -> None:
                 f"run.ray_address={address}: no Ray cluster answers there ({error}); give auto or host:port, "
                 "or unset it (and RAY_ADDRESS) to use this machine alone"
             ) from error
+        _growth.update(CPU=run.max_cpus or 0, GPU=run.max_gpus or 0)
     else:
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -186,34 +190,31 @@ def _is_folder(path: str) -> bool:
 
 
 def devices() -> Devices:
-    """CPUs and GPUs of the connected cluster; with an autoscaler, of the largest cluster it may build."""
+    """CPUs and GPUs of the connected cluster, or of the largest that ``connect`` was told it may become."""
     import ray
-    from ray._private.state import (
-        state,
-    )  # Ray Data and Ray Train ask it in the same way; there is no public call
 
     now = ray.cluster_resources()
-    largest = state.get_max_resources_from_cluster_config() or {}
-    total = {name: max(now.get(name, 0), largest.get(name, 0)) for name in (*now, *largest)}
     types = sorted(
-        name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
+        name.removeprefix("accelerator_type:") for name in now if name.startswith("accelerator_type:")
     )
-    return Devices(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), gpu_types=tuple(types))
+    return Devices(
+        cpus=max(now.get("CPU", 0.0), _growth["CPU"]),
+        gpus=max(now.get("GPU", 0.0), _growth["GPU"]),
+        gpu_types=tuple(types),
+    )
 
 
 def check_machines(settings: Any) -> None:
-    """Compares the GPUs of each actor with those of the machines that the cluster has or may start.
+    """Compares the GPUs of each actor with those of the machines, unless other machines may come.
 
     Raises:
         UserError: An actor fits on none of them; Ray would wait for ever.
     """
     import ray
-    from ray._private.state import state
 
-    now = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()  # of the autoscaler
-    groups = config.node_group_configs if config else []
-    most = max([*now, *(group.resources.get("GPU", 0) for group in groups if group.max_count)])
+    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    if _growth["GPU"] > 0:
+        return
     for section in fields(settings):
         for name, gpus in vars(getattr(settings, section.name)).items():
             if name.startswith("gpus_per_") and gpus > most > 0:

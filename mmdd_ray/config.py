@@ -41,6 +41,10 @@ class Run:
     """Root of every random choice: each sample, model and split derives its own seed from it."""
     ray_address: str | None = operational(None)
     """Ray cluster to join ("auto" or host:port). Default: that of the environment, or a local one."""
+    max_cpus: Count | None = operational(None)
+    """CPUs that the cluster may grow to, where it scales by itself. Default: those it has when the run starts."""
+    max_gpus: Annotated[int, Ge(0)] | None = operational(None)
+    """GPUs that the cluster may grow to. A cluster that begins without GPUs would be taken for one that has none."""
     num_cpus: Count | None = operational(None)
     """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
     object_store_mib: Annotated[int, Ge(80)] = operational(512)

@@ -19,10 +19,13 @@ from mmdd_ray.config import (
     Match,
     Precompute,
     Prototypes,
+    Run,
     Students,
     Vlcp,
     VlcpSynthesis,
 )
+
+AUTOSCALING = Run(max_cpus=256, max_gpus=16)  # what cluster.yaml and docs/kuberay.yaml may grow to
 
 
 def edge_local() -> Edge:
@@ -37,6 +40,7 @@ def edge_local() -> Edge:
 def edge_cc3m() -> Edge:
     """A GPU cluster: CC3M as img2dataset writes it, Stable Diffusion 1.5, LLaVA captions."""
     return Edge(
+        run=AUTOSCALING,
         data=Data(uri="s3://YOUR-BUCKET/cc3m/{00000..00331}.tar"),
         features=Features(
             clip="ViT-B-32/laion2b_s34b_b79k", image_px=224, chunk_pairs=512, min_actors=1, max_actors=64
@@ -101,6 +105,7 @@ def covmatch_flickr30k() -> Covmatch:
     """A GPU cluster: Flickr30K in Karpathy's split, NFNet-L0 and BERT, 100 pairs as published."""
     annotations = "s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json"
     return Covmatch(
+        run=AUTOSCALING,
         data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
         features=edge_cc3m().features,
         match=Match(
@@ -166,6 +171,7 @@ def vlcp_imagenette() -> Vlcp:
     """A GPU cluster: ImageNette as an image folder, Stable Diffusion 1.5, LLaVA's descriptions, 10 images a class."""
     edge = edge_cc3m()
     return Vlcp(
+        run=edge.run,
         data=Data(uri="s3://YOUR-BUCKET/imagenette2/train/"),
         features=edge.features,
         describe=Describe(
@@ -236,7 +242,7 @@ def precompute_cc3m() -> Precompute:
 
 
 def _precompute(edge: Edge) -> Precompute:
-    return Precompute(data=edge.data, features=edge.features)
+    return Precompute(run=edge.run, data=edge.data, features=edge.features)
 
 
 def evaluate_local() -> Evaluate:
@@ -251,6 +257,7 @@ def evaluate_cc3m() -> Evaluate:
 
 def _evaluate(edge: Edge, distilled: str) -> Evaluate:
     return Evaluate(
+        run=edge.run,
         set=distilled,
         data=edge.data,
         features=edge.features,

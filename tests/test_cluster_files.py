@@ -9,6 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from mmdd_ray.presets import AUTOSCALING
+
 ROOT = Path(__file__).parents[1]
 KUBERNETES = "1.33"
 # Field names of KubeRay's v1 API, by the part of the manifest that they belong to. Its schema is in no package.
@@ -73,6 +75,15 @@ def test_clusters_run_the_ray_of_the_lock(
     assert f"FROM rayproject/ray:{ray_version}-py311" in (ROOT / "docs" / "Dockerfile").read_text()
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == ray_version
     assert f"ray[default]=={ray_version}" in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_presets_know_how_many_gpus_may_come(cluster: dict[str, Any], manifest: dict[str, Any]) -> None:
+    assert cluster["available_node_types"]["gpu.spot"]["max_workers"] == AUTOSCALING.max_gpus  # one each
+    assert AUTOSCALING.max_gpus == sum(
+        group["maxReplicas"] * int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+        for group in manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        for container in group["template"]["spec"]["containers"]
+    )
 
 
 def test_the_manifest_has_fields_of_kuberay_alone(manifest: dict[str, Any]) -> None:

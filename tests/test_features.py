@@ -251,32 +251,14 @@ def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: 
 def test_an_object_store_smaller_than_the_data_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
     from mmdd_ray.features.precompute import precompute
 
-    source, features = (
-        Data(uri="shapes:600?seed=4"),
-        Features(image_px=224, chunk_pairs=200),
-    )  # 90 MB of pixels
+    source = Data(uri="shapes:600?seed=4")
+    features = Features(image_px=224, chunk_pairs=200)  # 90 MB of pixels in all
     with RunDir.open(str(tmp_path / "roomy"), "features", "test", source) as run:
         run.stage("features", lambda stage: precompute(stage, run.store, source, features))
-    small = [
-        "--run.object_store_mib",
-        "80",
-        "--run.num_cpus",
-        "2",
-        "--features.image_px",
-        "224",
-        "--features.chunk_pairs",
-        "200",
-    ]
-    job = [
-        sys.executable,
-        "jobs/precompute.py",
-        "local",
-        "--run.dir",
-        str(tmp_path / "full"),
-        "--data.uri",
-        source.uri,
-    ]
-    subprocess.run([*job, *small], cwd=ROOT, check=True, capture_output=True, timeout=250)
+    where = f"--run.dir {tmp_path}/full --run.object_store_mib 80 --run.num_cpus 2 --data.uri {source.uri}"
+    settings = [*where.split(), "--features.image_px", "224", "--features.chunk_pairs", "200"]
+    job = [sys.executable, "jobs/precompute.py", "local", *settings]
+    subprocess.run(job, cwd=ROOT, check=True, capture_output=True, timeout=250)
     moments = [
         (tmp_path / run / "features" / "moments.safetensors").read_bytes() for run in ("roomy", "full")
     ]
