@@ -14,6 +14,7 @@ when a run was lost. Killed itself, the same command goes on with the rounds tha
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,9 @@ MACHINES, MACHINE = 2, {"num_cpus": 1, "object_store_memory": 200 * 2**20}
 LOOK_EVERY_S = 0.02
 SILENCE_S = 600  # a run that has not ended so long after its last fault is lost
 NOBODY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # whose loss is that of the machine
-ACTORS = ("MapWorker", "RayTrainWorker", "TrainController", "_QueueActor", "SplitCoordinator", "Student")
+ACTOR = re.compile(
+    r"ray::(MapWorker|_?[A-Z]\w*(\.|$))"
+)  # ray::Class.method; a task is ray::function, or Map(…)
 
 Fault = Literal["task", "actor", "machine", "driver"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -208,12 +211,8 @@ def strike(fault: Fault, cluster: Machines, driver: subprocess.Popen[bytes], rng
         driver.kill()
         return "driver"
     titles = {process: _title(process) for process in cluster.workers()}
-    is_actor = {process: any(name in title for name in ACTORS) for process, title in titles.items()}
-    fit = [
-        p
-        for p, title in titles.items()
-        if title and title not in NOBODY and is_actor[p] == (fault == "actor")
-    ]
+    wanted = [p for p, title in titles.items() if title and bool(ACTOR.match(title)) == (fault == "actor")]
+    fit = [process for process in wanted if titles[process] not in NOBODY]
     if not fit:
         return ""
     hit = rng.choice(fit)

@@ -63,7 +63,7 @@ class Plan:
     like: str | None = operational(None)
     """Run directory whose times the plan is made from. Default: figures of the local preset, on two CPU cores."""
     cpus: Count | None = operational(None)
-    """Plan for a cluster with so many CPUs. Default: the one that the run would join, or this machine."""
+    """Plan for a cluster with so many CPUs. Default: the one that the run would join, grown, or this machine."""
     gpus: Annotated[int, Ge(0)] | None = operational(None)
     """Plan for a cluster with so many GPUs."""
     gpu_hour_price: Weight = operational(0.0)

@@ -240,8 +240,8 @@ def _devices(settings: Settings) -> Devices:
     else:
         found = this_machine(run)
     return Devices(
-        cpus=float(asked.cpus or found.cpus),
-        gpus=float(found.gpus if asked.gpus is None else asked.gpus),
+        cpus=float(asked.cpus or max(found.cpus, run.max_cpus or 0)),
+        gpus=float(max(found.gpus, run.max_gpus or 0) if asked.gpus is None else asked.gpus),
         gpu_types=found.gpu_types,
     )
 
