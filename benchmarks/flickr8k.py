@@ -34,12 +34,13 @@ from mmdd_ray.run import RunDir, Stage, StageResult
 
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 BATCHES: dict[str, Any] = {"real_moments": "batches", "encoder_updates": True}
+FROZEN_TEXT = "batch moments, frozen text"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "without means": {"mean_weight": 0.0},
     "pixels only": {"learn": "pixels"},
     "texts only": {"learn": "texts"},
     "batch moments, trained encoders": BATCHES,
-    "batch moments, frozen text": BATCHES | {"frozen_text": True},
+    FROZEN_TEXT: BATCHES | {"frozen_text": True},
     "batch moments, without means": BATCHES | {"mean_weight": 0.0},
 }
 
@@ -184,6 +185,15 @@ def measure(asked: Flickr8k) -> Iterator[str]:
             sets = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
             evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, settings))
             parts = evaluated.store.read_json(EVALUATION)
+            # prior work trains the text encoder neither in the distillation nor in the students
+            frozen = replace(settings, students=replace(settings.students, protocol="frozen-text"))
+            sets = {
+                arm.name.replace("-seed", "-frozen-students-seed"): stages.samples(learnt, settings)[1]
+                for arm, learnt in (matched | ablated).items()
+                if arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
+            }
+            evaluated = run.stage("ablate-students", lambda stage: evaluate(stage, sets, frozen))
+            parts["sets"] |= evaluated.store.read_json(EVALUATION)["sets"]
             whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).name}
             yield table(parts | {"sets": whole | parts["sets"]}, matched | ablated)
 

@@ -5,6 +5,7 @@ Imports neither torch nor ray, so ``--help`` answers at once.
 
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from mmdd_ray.redact import redact
 Settings = TypeVar("Settings")
 
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
+CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|TransportError): (.*)$", re.MULTILINE)
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
 
 
@@ -112,12 +114,16 @@ def _known(error: BaseException | None) -> UserError | TransportError | ClusterE
     return next((found for inner in wrapped if (found := _known(inner))), _lost(error))
 
 
-def _lost(error: BaseException) -> ClusterError | None:
-    """What an error of Ray itself says, unless it only hands on an exception of our code."""
+def _lost(error: BaseException) -> UserError | TransportError | ClusterError | None:
+    """What an error of Ray itself says; nothing where it hands on a bug of our code."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
+    text = str(error).strip()
+    if getattr(error, "actor_init_failed", False):  # what the constructor raised is there as text only
+        found = CONSTRUCTOR_ERROR.search(text)
+        return (UserError if found[1] == "UserError" else TransportError)(found[2]) if found else None
     if "ExecutionTimeoutError" in kinds:
         return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")
-    if "RayError" not in kinds or "RayTaskError" in kinds or getattr(error, "actor_init_failed", False):
+    if "RayError" not in kinds or "RayTaskError" in kinds:
         return None
-    reason = str(error).strip().partition("\n")[0]
+    reason = text.partition("\n")[0]
     return ClusterError(f"the cluster lost what was needed ({type(error).__name__}: {reason})")

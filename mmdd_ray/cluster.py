@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -216,7 +216,8 @@ def check_machines(settings: Any) -> None:
     if _growth["GPU"] > 0:
         return
     for section in fields(settings):
-        for name, gpus in vars(getattr(settings, section.name)).items():
+        part = getattr(settings, section.name)
+        for name, gpus in vars(part).items() if is_dataclass(part) else ():
             if name.startswith("gpus_per_") and gpus > most > 0:
                 raise UserError(
                     f"{section.name}.{name}={gpus:g}, but no machine of this cluster has more than {most:g} GPUs; "

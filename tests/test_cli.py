@@ -6,6 +6,7 @@ import subprocess
 import sys
 import termios
 import time
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -219,6 +220,18 @@ def test_a_bug_in_the_constructor_of_an_actor_keeps_its_traceback(capsys):
 
     assert main(raising(ActorDiedError(in_a_task(KeyError("steps"))))) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "status"), [(UserError, 2), (TransportError, 1)])
+def test_a_mistake_in_the_constructor_of_an_actor_is_one_line(kind, status, capsys):
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    try:
+        raise kind("captions.model=x cannot be loaded")
+    except kind as error:
+        raised = RayTaskError("__init__", traceback.format_exc(), error)
+    assert main(raising(ActorDiedError(raised))) == status
+    assert capsys.readouterr().err.startswith("error: captions.model=x cannot be loaded")
 
 
 def test_ctrl_c_says_how_to_go_on(capsys):

@@ -66,16 +66,18 @@ def checksum(run_dir: str) -> str:
 
 def kill_during(run_dir: Path, tars: str, reached: Path) -> None:
     """Starts the run, and sends SIGKILL to it and all its children once the file `reached` is there."""
-    process = subprocess.Popen(
-        command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log = run_dir.with_suffix(".log")
+    with log.open("w") as lines:
+        process = subprocess.Popen(
+            command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS),
+            cwd=ROOT,
+            stdout=lines,
+            stderr=lines,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 600
     while not list(reached.parent.glob(reached.name)):
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, f"it ended before it could be killed: {log.read_text()[-3000:]}"
         assert time.monotonic() < deadline, f"{reached} never came"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
