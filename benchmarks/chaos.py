@@ -203,8 +203,14 @@ def undisturbed(method: str, out: Path, address: str) -> tuple[str, dict[str, fl
     return checksum(run_dir), {one["stage"]: one["seconds"] for one in manifests if "stage" in one}
 
 
-def strike(fault: Fault, cluster: Machines, driver: subprocess.Popen[bytes], rng: random.Random) -> str:
-    """Lets the fault strike; gives what it hit, or nothing where there was nothing to hit."""
+def strike(
+    fault: Fault, since: float, cluster: Machines, driver: subprocess.Popen[bytes], rng: random.Random
+) -> str:
+    """Lets the fault strike; gives what it hit, or nothing where there was nothing to hit.
+
+    Processes that were started after ``since``, seconds since the epoch, are hit first: others may be left over from
+    earlier stages.
+    """
     if fault == "machine":
         return cluster.lose(rng)
     if fault == "driver":
@@ -212,10 +218,10 @@ def strike(fault: Fault, cluster: Machines, driver: subprocess.Popen[bytes], rng
         return "driver"
     titles = {process: _title(process) for process in cluster.workers()}
     wanted = [p for p, title in titles.items() if title and bool(ACTOR.match(title)) == (fault == "actor")]
-    fit = [process for process in wanted if titles[process] not in NOBODY]
+    fit = [process for process in wanted if titles[process] not in NOBODY and process.is_running()]
     if not fit:
         return ""
-    hit = rng.choice(fit)
+    hit = rng.choice([process for process in fit if process.create_time() > since] or fit)
     hit.kill()
     return titles[hit]
 
@@ -257,9 +263,10 @@ def disturb(
                 driver = start(method, run_dir, cluster.address, log)
             stage = running_stage(run_dir)
             if stage in faults:
-                into = time.monotonic() - seen.setdefault(stage, time.monotonic())
+                since = seen.setdefault(stage, time.time())
+                into = time.time() - since
                 fault, at = faults[stage]
-                if into >= at and (what := strike(fault, cluster, driver, rng)):
+                if into >= at and (what := strike(fault, since, cluster, driver, rng)):
                     outcome.struck.append(Struck(stage, fault, what, round(into, 2)))
                     del faults[stage]
                     quiet_since = time.monotonic()

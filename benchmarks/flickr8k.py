@@ -65,6 +65,8 @@ class Flickr8k:
     """Steps of every student."""
     student_seeds: int = 3
     """Students per set."""
+    ablation_students: int = 6
+    """Students per set of the ablations, which differ by less."""
     ablate: bool = True
     """Whether to measure, at the smallest size, what the parts of the method contribute."""
 
@@ -183,10 +185,12 @@ def measure(asked: Flickr8k) -> Iterator[str]:
             smallest = min(asked.sizes)
             ablated = {arm: learn(arm) for arm in (Arm(smallest, ablation=name) for name in ABLATIONS)}
             sets = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
-            evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, settings))
+            more = replace(settings.evaluation, seeds=asked.ablation_students)
+            judged = replace(settings, evaluation=more)
+            evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, judged))
             parts = evaluated.store.read_json(EVALUATION)
             # prior work trains the text encoder neither in the distillation nor in the students
-            frozen = replace(settings, students=replace(settings.students, protocol="frozen-text"))
+            frozen = replace(judged, students=replace(settings.students, protocol="frozen-text"))
             sets = {
                 arm.name.replace("-seed", "-frozen-students-seed"): stages.samples(learnt, settings)[1]
                 for arm, learnt in (matched | ablated).items()

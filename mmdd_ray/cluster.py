@@ -230,17 +230,20 @@ def missing() -> str:
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of native code
     from ray.autoscaler.v2.sdk import get_cluster_resource_state  # what `ray status` asks
+    from ray.exceptions import RpcError
 
-    state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    try:
+        state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    except RpcError:  # the head is busy; there is another time
+        return ""
     asked = [(wanted.request.resources_bundle, wanted.count) for wanted in state.pending_resource_requests]
-    asked += [
-        (one.resources_bundle, 1) for gang in state.pending_gang_resource_requests for one in gang.requests
-    ]
+    gangs = [one.resources_bundle for gang in state.pending_gang_resource_requests for one in gang.requests]
     shapes: Counter[str] = Counter()
-    for resources, count in asked:
-        shapes[
-            " and ".join(f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources)
-        ] += count
+    for resources, count in [*asked, *((gang, 1) for gang in gangs)]:
+        if shape := " and ".join(
+            f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if kind in resources
+        ):
+            shapes[shape] += count
     if not shapes:
         return ""
     has = ray.cluster_resources()
