@@ -30,6 +30,7 @@ import psutil
 import tyro
 from ray.cluster_utils import Cluster
 
+from mmdd_ray.cluster import set_environment
 from mmdd_ray.run import MANIFEST, STARTED
 
 ROOT = Path(__file__).parents[1]
@@ -121,28 +122,29 @@ class Machines:
     def lose(self, rng: random.Random) -> str:
         """Kills one with all that runs on it, and adds another."""
         node = self._nodes.pop(rng.randrange(len(self._nodes)))
-        lost = _workers(node)
+        lost = len(_workers(node))
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(**MACHINE))
-        return f"{len(lost)} processes"
+        return f"{lost} processes"
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes of tasks and actors."""
+    def workers(self) -> dict[psutil.Process, str]:
+        """The processes of tasks and actors, and their titles."""
         nodes = [self._cluster.head_node, *self._nodes]
-        return [process for node in nodes for process in _workers(node)]
+        return {process: title for node in nodes for process, title in _workers(node).items()}
 
     def close(self) -> None:
         self._cluster.shutdown()
 
 
-def _workers(node: Any) -> list[psutil.Process]:
+def _workers(node: Any) -> dict[psutil.Process, str]:
     found = []
     for started in node.all_processes.get("raylet", []):
         try:
             found += psutil.Process(started.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             continue
-    return [process for process in found if _title(process).startswith("ray::")]
+    titles = {process: _title(process) for process in found}
+    return {process: title for process, title in titles.items() if title.startswith("ray::")}
 
 
 def _title(process: psutil.Process) -> str:
@@ -161,6 +163,7 @@ def machines() -> Iterator[Machines]:
         "RAY_health_check_timeout_ms": "1000",
         "RAY_worker_niceness": "0",
     }
+    set_environment()
     made = Machines()
     try:
         yield made
@@ -216,9 +219,8 @@ def strike(
     if fault == "driver":
         driver.kill()
         return "driver"
-    titles = {process: _title(process) for process in cluster.workers()}
-    wanted = [p for p, title in titles.items() if title and bool(ACTOR.match(title)) == (fault == "actor")]
-    fit = [process for process in wanted if titles[process] not in NOBODY and process.is_running()]
+    titles = {p: title for p, title in cluster.workers().items() if title not in NOBODY and p.is_running()}
+    fit = [process for process, title in titles.items() if bool(ACTOR.match(title)) == (fault == "actor")]
     if not fit:
         return ""
     hit = rng.choice([process for process in fit if process.create_time() > since] or fit)

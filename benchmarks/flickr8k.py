@@ -184,19 +184,17 @@ def measure(asked: Flickr8k) -> Iterator[str]:
         if asked.ablate:
             smallest = min(asked.sizes)
             ablated = {arm: learn(arm) for arm in (Arm(smallest, ablation=name) for name in ABLATIONS)}
-            sets = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
-            more = replace(settings.evaluation, seeds=asked.ablation_students)
-            judged = replace(settings, evaluation=more)
-            evaluated = run.stage("ablate", lambda stage: evaluate(stage, sets, judged))
+            parted = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
+            judged = replace(settings, evaluation=replace(settings.evaluation, seeds=asked.ablation_students))
+            evaluated = run.stage("ablate", lambda stage: evaluate(stage, parted, judged))
             parts = evaluated.store.read_json(EVALUATION)
             # prior work trains the text encoder neither in the distillation nor in the students
             frozen = replace(judged, students=replace(settings.students, protocol="frozen-text"))
-            sets = {
-                arm.name.replace("-seed", "-frozen-students-seed"): stages.samples(learnt, settings)[1]
-                for arm, learnt in (matched | ablated).items()
-                if arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
+            again = {
+                arm.name.replace("-seed", "-frozen-students-seed"): (sets | parted)[arm.name]
+                for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
             }
-            evaluated = run.stage("ablate-students", lambda stage: evaluate(stage, sets, frozen))
+            evaluated = run.stage("ablate-students", lambda stage: evaluate(stage, again, frozen))
             parts["sets"] |= evaluated.store.read_json(EVALUATION)["sets"]
             whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).name}
             yield table(parts | {"sets": whole | parts["sets"]}, matched | ablated)

@@ -212,9 +212,9 @@ def check_machines(settings: Any) -> None:
     """
     import ray
 
-    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     if _growth["GPU"] > 0:
         return
+    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     for section in fields(settings):
         part = getattr(settings, section.name)
         for name, gpus in vars(part).items() if is_dataclass(part) else ():

@@ -51,11 +51,21 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def free_port() -> Callable[[], int]:
+    """Gives a port that nothing listens on."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def s3_server(free_port: Callable[[], int]) -> Iterator[str]:
     """A local S3 server (moto); the environment points every S3 client of this process to it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

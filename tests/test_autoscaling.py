@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,10 @@ def fake_cloud(port: int) -> dict:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_a_pool_grows_to_its_maximum_and_gives_the_machines_back(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_a_pool_grows_to_its_maximum_and_gives_the_machines_back(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
     settings, folder = tmp_path / "fake.yaml", tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     settings.write_text(yaml.safe_dump(fake_cloud(port)))
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}

@@ -74,6 +74,12 @@ def double(tmp_path: Path, *orders: str, num_gpus: float = 0) -> list[int]:
     return read_batches(store)["doubled"].to_pylist()
 
 
+def stopped(capsys: pytest.CaptureFixture[str], tmp_path: Path, *orders: str, num_gpus: float = 0) -> str:
+    """What a job whose pool ends with an error shows."""
+    assert main(lambda: double(tmp_path, *orders, num_gpus=num_gpus) and None) == 1
+    return capsys.readouterr().err
+
+
 DOUBLED = [2 * row["index"] for row in ROWS]
 
 
@@ -86,8 +92,7 @@ def test_actors_that_never_get_to_work_stop_the_run(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempts = [f"load-{number}" for number in range(10)]
-    assert main(lambda: double(tmp_path, *attempts) and None) == 1
-    shown = capsys.readouterr().err
+    shown = stopped(capsys, tmp_path, *attempts)
     assert "error: storage failed while reading s3://bucket/model; run the same command again" in shown
     left = list((tmp_path / "orders").iterdir())
     assert len(left) == len(attempts) - cluster.ACTOR_RETRIES - 1
@@ -103,8 +108,7 @@ def test_a_task_that_hangs_stops_the_run_with_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 15.0)
-    assert main(lambda: double(tmp_path, "hang") and None) == 1
-    shown = capsys.readouterr().err
+    shown = stopped(capsys, tmp_path, "hang")
     assert "error: no progress for run.stall_minutes" in shown
     assert "Traceback" not in shown
     (tmp_path / "orders" / "hang").unlink()
@@ -119,11 +123,9 @@ def test_a_stage_that_waits_for_machines_says_for_which(
 ) -> None:
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 20.0)
     monkeypatch.setattr("mmdd_ray.progress.SILENT_S", 3.0)
-    assert main(lambda: double(tmp_path, num_gpus=1) and None) == 1
-    shown = capsys.readouterr().err
     assert (
         "double       waits for machines: no room for 1 x 0.5 CPU and 1 GPU on this cluster, which has 2 CPUs and "
-        "0 GPUs now, in use or not" in shown
+        "0 GPUs now, in use or not" in stopped(capsys, tmp_path, num_gpus=1)
     )
 
 
