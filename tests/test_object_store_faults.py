@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -46,12 +45,12 @@ class Gate:
         if verdict == "pass":
             return self._application(environ, start_response)
         if verdict == "reset":
-            linger = struct.pack("ii", 1, 0)  # closes with a reset
-            environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            environ["werkzeug.socket"].close()
-            return []
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError  # what the server takes for a client that has gone
         if verdict == "hang":
             time.sleep(60)
+        # an answer before the body was read leaves client and server waiting for each other
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         status, body = ("403 Forbidden", FORBIDDEN) if verdict == "forbid" else ("503 Slow Down", SLOW_DOWN)
         start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         # a body that follows a HEAD would be taken for the next answer of the connection
