@@ -59,7 +59,7 @@ def work_off(
     batches = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
     todo = [number for number in range(len(batches)) if not store.exists(_file(number))]
     with progress(name, total=len(rows), unit=unit, missing=missing) as bar:
-        bar.update(len(rows) - sum(len(batches[number]) for number in todo))
+        bar.resume(len(rows) - sum(len(batches[number]) for number in todo))
         if not todo:
             return
         items = [{"number": number, "rows": batches[number]} for number in todo]

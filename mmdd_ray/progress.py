@@ -76,6 +76,13 @@ class progress(tqdm):
             self._first = (self.n + n, monotonic())
         return super().update(n)
 
+    def resume(self, n: float) -> None:
+        """Counts ``n`` that an earlier attempt had done, which have no part in the rate."""
+        if self._first is not None:
+            count, at = self._first
+            self._first = (count + n, at)
+        super().update(n)
+
     def close(self) -> None:
         """Ends the line."""
         self._closed.set()

@@ -31,7 +31,7 @@ class Slow:
     def load(self, device):
         return self
     def encode_images(self, images):
-        time.sleep(1)
+        time.sleep(2)  # so that the second machine is there long before the last chunk
         return torch.ones(len(images), 2)
     def encode_texts(self, captions):
         return torch.ones(len(captions), 2)

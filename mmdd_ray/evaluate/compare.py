@@ -163,7 +163,7 @@ class _Bench:
     def train(self, wanted: Sequence[Student], bar: progress) -> dict[Student, Result]:
         """Results in the order of ``wanted``; those of earlier attempts are read, the others computed."""
         found = {student: result for student in wanted if (result := self._committed(student))}
-        bar.update(len(found))
+        bar.resume(len(found))
         running = {self._submit(student): student for student in wanted if student not in found}
         try:
             while running:

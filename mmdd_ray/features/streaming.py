@@ -92,7 +92,7 @@ def work_off_shards(
             for shard in shards
             if (name := shard_file(shard.name)) in committed
         ]
-        bar.update(sum(rows_in for rows_in, _ in held))  # at once: the rate counts what comes after the first
+        bar.resume(sum(rows_in for rows_in, _ in held))
         yield from held
         if not todo:
             return
