@@ -194,6 +194,7 @@ def measure(asked: Flickr8k) -> Iterator[str]:
                 arm.name.replace("-seed", "-frozen-students-seed"): (sets | parted)[arm.name]
                 for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
             }
+            again["full-frozen-students"] = sets["full"]  # what there is to win by training the text encoder
             evaluated = run.stage("ablate-students", lambda stage: evaluate(stage, again, frozen))
             parts["sets"] |= evaluated.store.read_json(EVALUATION)["sets"]
             whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).name}

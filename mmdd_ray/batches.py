@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray.data
 
 from mmdd_ray.cluster import ActorPool, missing, retry_faults
+from mmdd_ray.models.memory import peak_bytes
 from mmdd_ray.progress import progress
 from mmdd_ray.store import Store
 
@@ -35,7 +36,7 @@ class BatchActor(ABC):
         """Works off one batch and writes its file."""
         (row,) = batch.to_pylist()
         self._store.write_parquet(_file(row["number"]), self.work(row["number"], row["rows"]))
-        return {"rows": [len(row["rows"])]}
+        return {"rows": [len(row["rows"])], "peak_bytes": [peak_bytes()]}
 
 
 def work_off(
@@ -73,6 +74,7 @@ def work_off(
             **pool,
         )
         for row in done.iter_rows():
+            bar.held(row["peak_bytes"])
             bar.update(row["rows"])
 
 

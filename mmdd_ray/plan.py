@@ -50,6 +50,11 @@ class Timed:
     units: float
     steady_seconds: float
     """Of all its units, with the actors that it had; 0 where its start could not be told from its work."""
+    peak_bytes: int | None
+    """What one of its processes held at most: of its GPU, or without GPUs of the machine."""
+    at_once: int
+    """Rows that it worked on at once."""
+    on_gpu: bool
 
     def tells_of(self, units: float) -> bool:
         """Whether the time of so many units can be told from it.
@@ -70,6 +75,8 @@ class StagePlan:
 
     gpus_each: float
     """Of what works at once; 0 without GPUs."""
+    peak_bytes: int | None
+    """What each process will hold, of its GPU or the machine; None where nothing like it has been measured."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -109,6 +116,7 @@ class RunPlan:
                     "parallel": one.parallel,
                     "seconds": one.seconds,
                     "gpu_hours": one.gpu_hours,
+                    "peak_bytes": one.peak_bytes,
                 }
                 for one in self.stages
             },
@@ -148,10 +156,17 @@ def show_plan(settings: Settings, job: str) -> str:
 
 def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
     parallel, gpus = _parallel(work, devices), work.gpus_each if devices.gpus else 0.0
-    if time is None or time.uses != work.uses or not time.tells_of(work.units):
-        return StagePlan(work, parallel, None, gpus)
+    if time is None or time.uses != work.uses:
+        return StagePlan(work, parallel, None, gpus, None)
     seconds = time.startup_seconds + time.seconds_a_unit * work.units / parallel
-    return StagePlan(work, parallel, seconds, gpus)
+    alike = time.at_once == work.at_once and time.on_gpu == bool(gpus)
+    return StagePlan(
+        work,
+        parallel,
+        seconds if time.tells_of(work.units) else None,
+        gpus,
+        time.peak_bytes if alike else None,
+    )
 
 
 def _parallel(work: Work, devices: Devices) -> int:
@@ -185,7 +200,16 @@ def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
         working = max(stage["seconds"] - (startup or 0.0), 0.0)
         each = working * _parallel(work, devices) / work.units
         steady = 0.0 if startup is None else working
-        times[work.stage] = Timed(work.uses, startup or 0.0, each, work.units, steady)
+        times[work.stage] = Timed(
+            work.uses,
+            startup or 0.0,
+            each,
+            work.units,
+            steady,
+            stage.get("peak_bytes"),
+            work.at_once,
+            bool(work.gpus_each and devices.gpus),
+        )
     return times, f"{where} ({_about(devices)})"
 
 
@@ -215,7 +239,7 @@ def figures(run: Store) -> dict[str, Any]:
         },
         "devices": stages["features"]["devices"],
         "stages": {
-            name: {key: stage[key] for key in ("seconds", "startup_seconds")}
+            name: {key: stage.get(key) for key in ("seconds", "startup_seconds", "peak_bytes")}
             for name, stage in stages.items()
         },
     }
@@ -316,7 +340,7 @@ def render(plan: RunPlan) -> str:
         f"times        from {plan.figures}",
         "",
     ]
-    rows = [["stage", "work", "at once", "time", "GPU-hours", "reads", "writes"]]
+    rows = [["stage", "work", "at once", "time", "GPU-hours", "memory", "reads", "writes"]]
     for one in plan.stages:
         work = one.work
         rows.append(
@@ -326,6 +350,7 @@ def render(plan: RunPlan) -> str:
                 f"{one.parallel:,}",
                 "?" if one.seconds is None else duration(one.seconds),
                 "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
+                _size(one.peak_bytes) if one.peak_bytes else "?" if work.at_once else "",
                 _size(work.passes * source.bytes) if source.bytes and work.passes else "",
                 _size(work.writes_bytes) if work.writes_bytes else "",
             ]

@@ -32,6 +32,8 @@ class progress(tqdm):
 
     paces: ClassVar[list[Pace]] = []
     """Of the lines of this process that have ended, for whoever empties it."""
+    peak_bytes: ClassVar[int] = 0
+    """The most memory that one of the processes whose work was counted has told of, likewise."""
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
 
@@ -75,6 +77,11 @@ class progress(tqdm):
         if n and self._first is None:
             self._first = (self.n + n, monotonic())
         return super().update(n)
+
+    @classmethod
+    def held(cls, peak_bytes: int) -> None:
+        """Notes the most memory that a process has held."""
+        progress.peak_bytes = max(progress.peak_bytes, peak_bytes)
 
     def resume(self, n: float) -> None:
         """Counts ``n`` that an earlier attempt had done, which have no part in the rate."""

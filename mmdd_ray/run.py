@@ -178,6 +178,7 @@ class RunDir:
         _say(name, "continues" if resumed else "starts")
         started, clock_s = _now(), time.monotonic()
         progress.paces.clear()
+        progress.peak_bytes = 0
         result = body(stage)
         seconds = time.monotonic() - clock_s
         manifest = {
@@ -187,6 +188,8 @@ class RunDir:
             "rejects": dict(result.rejects),
             "seconds": round(seconds, 3),
             "startup_seconds": _startup(seconds),
+            "peak_bytes": progress.peak_bytes
+            or None,  # of one process: its GPU's memory, without one the machine's
             "resumed": resumed,  # then the seconds are those of the last attempt only
             "started": started,
             "finished": _now(),

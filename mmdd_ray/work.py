@@ -29,6 +29,8 @@ class Work:
     gpus_each: float
     section: str
     """Of the settings, which messages name."""
+    at_once: int = 0
+    """Rows that a process works on at once, which decide its memory; 0 where nothing is known of it."""
     leaves_cpu: bool = True
     """Whether a CPU stays free beside its actors."""
     passes: float = 0
@@ -48,6 +50,7 @@ def works(settings: Settings, source: Source) -> Iterator[Work]:
         features.max_actors,
         features.gpus_per_actor,
         "features",
+        at_once=features.chunk_pairs,
         passes=1,
         writes_bytes=rows * (dim * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row),
     )
@@ -75,6 +78,7 @@ def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
             captions.max_actors,
             captions.gpus_per_actor,
             "captions",
+            at_once=captions.batch_images,
         )
 
 
@@ -91,6 +95,7 @@ def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
             features.max_actors,
             features.gpus_per_actor,
             "features",
+            at_once=features.chunk_pairs,
             passes=1,
         )
     synthetic = min(match.synthetic_batch, match.pairs)
@@ -105,6 +110,7 @@ def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
         match.workers,
         match.gpus_per_worker,
         "match",
+        at_once=match.micro_batch,
         passes=1 if held else match.iterations * real / source.rows,
     )
 
@@ -120,6 +126,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
             describe.max_actors,
             describe.gpus_per_actor,
             "describe",
+            at_once=describe.chunk_images,
             passes=1,
             writes_bytes=source.rows * describe.max_new_tokens * 4,
         )
@@ -133,6 +140,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
         prototypes.max_actors,
         prototypes.gpus_per_actor,
         "prototypes",
+        at_once=prototypes.chunk_images,
         passes=1,
         writes_bytes=source.rows * latent_bytes,
     )
@@ -165,6 +173,7 @@ def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
         tuning.workers,
         tuning.gpus_per_worker,
         "finetune",
+        at_once=tuning.batch_pairs // tuning.workers,
         passes=pairs / source.rows,
     )
 
@@ -181,6 +190,7 @@ def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
         synthesis.max_actors,
         synthesis.gpus_per_actor,
         "synthesis",
+        at_once=synthesis.batch_images,
         writes_bytes=images * 3 * tuning.image_px**2,
     )
 
@@ -205,6 +215,7 @@ def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
         students,
         each,
         "evaluation",
+        at_once=batch,
         leaves_cpu=False,
     )
 

@@ -24,7 +24,7 @@ from mmdd_ray.cluster import actor_resources, missing, pool_size
 from mmdd_ray.config import Training
 from mmdd_ray.epochs import Batch
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.memory import out_of_memory
+from mmdd_ray.models.memory import out_of_memory, peak_bytes
 from mmdd_ray.progress import progress
 from mmdd_ray.store import Store
 
@@ -92,7 +92,8 @@ class Worker:
         for record in steps:
             if self.rank == 0:
                 # does not wait and cannot fail, unlike Queue.put_nowait
-                self._records.actor.put_nowait.remote(record)  # type: ignore[attr-defined]
+                told = {**record, "peak_bytes": peak_bytes()}
+                self._records.actor.put_nowait.remote(told)  # type: ignore[attr-defined]
             if record["step"] % self.placement.checkpoint_steps == 0:
                 _checkpoint(states())
 
@@ -233,6 +234,7 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
                     continue
                 except RayActorError:  # the line is lost with the node of the queue, the training is not
                     return
+                bar.held(record["peak_bytes"])
                 bar.note(loss=record["total"])
                 bar.update(record["step"] - bar.n)
 

@@ -26,7 +26,9 @@ from mmdd_ray.verify import verify
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--data.uri", "shapes:120?seed=1", "--run.num_cpus", "2")
-STUDENTS = "--evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4".split()  # noqa: SIM905
+STUDENTS = """
+    --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4 --students.learning_rates 0.1
+""".split()  # noqa: SIM905
 SMALL = """
     --match.pairs 12 --match.iterations 6 --match.real_batch 16 --match.restart_iterations 4
     --match.checkpoint_iterations 1 --match.real_moments whole
@@ -112,7 +114,7 @@ def test_killed_and_started_again_it_makes_the_same_set(finished, tmp_path):
 
 @pytest.mark.timeout(900)
 def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
-    protocol = ("--students.protocol", "both-encoders", "--students.learning_rates", "0.1", "0.2")
+    protocol = ("--students.protocol", "both-encoders", "--students.learning_rates", "0.1")
     result = run("evaluate", tmp_path / "run", "--set", str(finished[0] / "distilled"), *protocol)
     assert result.returncode == 0, result.stderr[-3000:]
     assert report_of(tmp_path / "run")["scores"]["covmatch"] == report_of(finished[0])["scores"]["covmatch"]

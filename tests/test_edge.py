@@ -1,7 +1,7 @@
 """EDGE end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find.
 
 The unbroken run lives in an object store, the killed one on disk, so their equal checksums say that neither the
-kills nor the storage change the distilled set.
+kill nor the storage change the distilled set.
 """
 
 import json
@@ -21,7 +21,9 @@ from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.store import Store
 
 ROOT = Path(__file__).parents[1]
-STUDENTS = "--evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4".split()  # noqa: SIM905
+STUDENTS = """
+    --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4 --students.learning_rates 0.1
+""".split()  # noqa: SIM905
 SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
@@ -126,13 +128,12 @@ def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
     assert strange == []
 
 
-@pytest.mark.timeout(1800)  # four starts of the whole pipeline
-def test_killed_again_and_again_it_makes_the_same_set(
+@pytest.mark.timeout(1800)  # three starts of the whole pipeline
+def test_killed_and_started_again_it_makes_the_same_set(
     finished: Finished, tars: str, tmp_path: Path, offline: list[str]
 ) -> None:
     run_dir = tmp_path / "run"
     kill_during(run_dir, tars, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
-    kill_during(run_dir, tars, run_dir / "synthesize" / "batches" / "*.parquet")
     result = run_edge(str(run_dir), tars)
     assert result.returncode == 0, result.stderr[-3000:]
     assert checksum(str(run_dir)) == checksum(finished[0])

@@ -47,6 +47,7 @@ def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[fl
             "rows_out": look_at(settings.data).rows,
             "seconds": took,
             "startup_seconds": startup,
+            "peak_bytes": 900_000_000,
             "resumed": False,
             "devices": {"cpus": 2.0, "gpus": 0.0, "gpu_types": []},
             "extra": {"pairs": 5 * look_at(settings.data).rows, "classes": 48},
@@ -118,6 +119,19 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     assert plan_run(replace(precompute, plan=Plan(like=longer)), "precompute", LAPTOP).seconds is None
     other = replace(precompute, features=replace(precompute.features, image_px=64))
     assert plan_run(other, "precompute", LAPTOP).seconds is None
+
+
+def test_memory_is_that_of_an_earlier_run_in_batches_of_the_same_size(tmp_path: Path) -> None:
+    done = write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
+    asked = replace(precompute_local(), plan=Plan(like=done))
+    plan = plan_run(asked, "precompute", LAPTOP)
+    assert plan.stages[0].peak_bytes == 900_000_000
+    assert "900.0 MB" in render(plan)
+    larger = replace(asked, features=replace(asked.features, chunk_pairs=512))
+    for settings, devices in ((larger, LAPTOP), (asked, CLUSTER)):  # a process tells nothing of a GPU
+        plan = plan_run(settings, "precompute", devices)
+        assert plan.stages[0].peak_bytes is None
+        assert " ? " in render(plan)
 
 
 def test_a_run_that_says_nothing_of_time_is_refused(tmp_path: Path) -> None:

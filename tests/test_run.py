@@ -114,19 +114,22 @@ def test_a_killed_stage_runs_again_and_keeps_its_whole_outputs(tmp_path):
     assert [output["path"] for output in stage.manifest["outputs"]] == ["part-0", "part-1"]
 
 
-def test_the_start_of_a_stage_is_told_from_its_work(tmp_path):
+def test_the_start_of_a_stage_is_told_from_its_work_and_its_memory_is_noted(tmp_path):
     def body(stage):
         time.sleep(0.5)
         with progress(stage.name, total=100) as bar:
             for _ in range(10):
                 time.sleep(0.02)
+                bar.held(1000 - bar.n)
                 bar.update(10)
         return StageResult(rows_in=100, rows_out=100)
 
     with reopen(tmp_path / "run") as run:
         manifest = run.stage("features", body).manifest
         assert 0.3 < manifest["startup_seconds"] < manifest["seconds"] - 0.1
-        assert run.stage("choose", Body()).manifest["startup_seconds"] is None
+        assert manifest["peak_bytes"] == 1000
+        chosen = run.stage("choose", Body()).manifest
+        assert (chosen["startup_seconds"], chosen["peak_bytes"]) == (None, None)
 
 
 def test_a_body_that_fails_leaves_no_manifest(tmp_path):

@@ -22,7 +22,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.labelled import LabelledSet
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, accuracy_chance, chance
 from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.models.memory import out_of_memory
+from mmdd_ray.models.memory import out_of_memory, peak_bytes
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
 
@@ -170,6 +170,7 @@ class _Bench:
                 (done,), _ = ray.wait(list(running))
                 student = running.pop(done)
                 found[student] = asdict(student) | {"inputs": self._inputs(student)} | ray.get(done)
+                bar.held(found[student]["peak_bytes"])
                 self._store.write_json(student.file, found[student])
                 bar.update()
         except RayTaskError as error:
@@ -243,6 +244,7 @@ def _train_and_test(
         "metrics": metrics,
         "loss_curve": _curve(losses),
         "seconds": round(monotonic() - started, 3),
+        "peak_bytes": peak_bytes(),
     }
 
 

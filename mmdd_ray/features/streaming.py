@@ -22,6 +22,7 @@ from mmdd_ray.errors import TransportError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.rejects import Reject
 from mmdd_ray.features.store import chunk_file
+from mmdd_ray.models.memory import peak_bytes
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
@@ -59,7 +60,7 @@ class ChunkActor(ABC):
             images = images.reshape(-1, side, side, 3)
             made = self.work(chunk["shard"], chunk["number"], pairs.drop_columns("image"), images)
             self._store.write_parquet(chunk_file(chunk["shard"], chunk["number"]), made)
-        return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs)}])
+        return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs), "peak_bytes": peak_bytes()}])
 
 
 def work_off_shards(
@@ -126,6 +127,7 @@ def _commit_whole(
     open_shards: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     commits: list[ray.ObjectRef] = []
     for chunk in chunks:
+        progress.held(chunk["peak_bytes"])
         chunk["rejects"] = read_ipc(chunk["rejects"])["reject"].to_pylist()
         seen = open_shards[chunk["shard"]]
         seen[chunk["number"]] = chunk

@@ -1,9 +1,22 @@
-"""What a user can do about full memory, said in one sentence."""
+"""How much memory a process took, and what a user can do where it is full, said in one sentence."""
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"  # of torch, which raises a bare RuntimeError for it
+
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def peak_bytes() -> int:
+    """The most memory that torch has reserved on the GPU of this process; without one, that it took of the machine."""
+    torch = sys.modules.get("torch")  # a process that has not imported it has nothing on a GPU
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 @contextmanager
