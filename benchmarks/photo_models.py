@@ -61,7 +61,7 @@ class PhotoModels:
     """Steps of the VAE, 32 images each."""
     unet_steps: int = 3000
     """Steps of U-Net and text tower, 64 images each."""
-    captioner_steps: int = 2500
+    captioner_steps: int = 800
     """Steps of the captioner, 64 images each."""
     seed: int = 0
     """Seed of weights, order and noise."""
