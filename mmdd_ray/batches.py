@@ -74,7 +74,7 @@ def work_off(
             **pool,
         )
         for row in done.iter_rows():
-            bar.held(row["peak_bytes"])
+            bar.note_memory(row["peak_bytes"])
             bar.update(row["rows"])
 
 

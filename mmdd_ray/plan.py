@@ -2,7 +2,8 @@
 
 The work of a stage is counted by ``work.py``. Times are those of an earlier run whose stages used the same models in
 the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
-actors. Where no such run is known, there is no time.
+actors. Memory is what the largest process of a stage held there, if its batches were the same. Where no such run is
+known, there is neither.
 """
 
 import json
@@ -35,13 +36,14 @@ KINDS: dict[str, type[Settings]] = {
     "evaluate": Evaluate,
 }
 STEADY_SECONDS = 20  # that a stage must have worked before it tells of much more work than it did
+SHORTEST_STEADY_SECONDS = 5  # of work, which can be told from its start
 STRETCH = 3
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Timed:
-    """The time that a stage took in a run."""
+    """What a stage took in a run: time, and memory of a process."""
 
     uses: str
     startup_seconds: float
@@ -52,8 +54,7 @@ class Timed:
     """Of all its units, with the actors that it had; 0 where its start could not be told from its work."""
     peak_bytes: int | None
     """What one of its processes held at most: of its GPU, or without GPUs of the machine."""
-    at_once: int
-    """Rows that it worked on at once."""
+    batches: str
     on_gpu: bool
 
     def tells_of(self, units: float) -> bool:
@@ -151,7 +152,7 @@ def show_plan(settings: Settings, job: str) -> str:
     return render(plan)
 
 
-# ---- the time
+# ---- time and memory
 
 
 def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
@@ -159,7 +160,7 @@ def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
     if time is None or time.uses != work.uses:
         return StagePlan(work, parallel, None, gpus, None)
     seconds = time.startup_seconds + time.seconds_a_unit * work.units / parallel
-    alike = time.at_once == work.at_once and time.on_gpu == bool(gpus)
+    alike = time.batches == work.batches and time.on_gpu == bool(gpus)
     return StagePlan(
         work,
         parallel,
@@ -178,7 +179,7 @@ def _parallel(work: Work, devices: Devices) -> int:
 
 
 def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
-    """Times by stage, and in words where they come from."""
+    """What stages took, by name, and in words where that comes from."""
     if settings.plan.like is not None:
         run = Store(settings.plan.like)
         held = figures(run)
@@ -197,6 +198,8 @@ def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
         if stage is None or not work.units:
             continue
         startup = stage.get("startup_seconds")
+        if startup is not None and stage["seconds"] - startup < SHORTEST_STEADY_SECONDS:
+            startup = None  # results that came all at once do not say how long they took
         working = max(stage["seconds"] - (startup or 0.0), 0.0)
         each = working * _parallel(work, devices) / work.units
         steady = 0.0 if startup is None else working
@@ -207,14 +210,14 @@ def _times(settings: Settings, job: str) -> tuple[dict[str, Timed], str]:
             work.units,
             steady,
             stage.get("peak_bytes"),
-            work.at_once,
+            work.batches,
             bool(work.gpus_each and devices.gpus),
         )
     return times, f"{where} ({_about(devices)})"
 
 
 def figures(run: Store) -> dict[str, Any]:
-    """What a plan needs of a finished run: its settings, source, machines, and the seconds of its stages.
+    """What a plan needs of a finished run: its settings, source, machines, and what its stages took.
 
     Raises:
         UserError: There is no run, or one of its stages was interrupted, so that its time is not known.
@@ -222,6 +225,7 @@ def figures(run: Store) -> dict[str, Any]:
     if not run.exists(SETTINGS) or not run.exists(f"features/{MANIFEST}"):
         raise UserError(f"plan.like={redact(run.uri)} is no run that has finished its first stage")
     held = run.read_json(SETTINGS)
+    held["settings"].get("run", {})["dir"] = None  # where it was says nothing of what it took
     manifests = [run.read_json(name) for entry in run.entries() if run.exists(name := f"{entry}/{MANIFEST}")]
     stages = {one["stage"]: one for one in manifests if "stage" in one}
     if resumed := [name for name, stage in stages.items() if stage["resumed"]]:
@@ -340,7 +344,7 @@ def render(plan: RunPlan) -> str:
         f"times        from {plan.figures}",
         "",
     ]
-    rows = [["stage", "work", "at once", "time", "GPU-hours", "memory", "reads", "writes"]]
+    rows = [["stage", "work", "at once", "time", "GPU-hours", "memory each", "reads", "writes"]]
     for one in plan.stages:
         work = one.work
         rows.append(
@@ -350,7 +354,7 @@ def render(plan: RunPlan) -> str:
                 f"{one.parallel:,}",
                 "?" if one.seconds is None else duration(one.seconds),
                 "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
-                _size(one.peak_bytes) if one.peak_bytes else "?" if work.at_once else "",
+                _size(one.peak_bytes) if one.peak_bytes else "?" if work.batches else "",
                 _size(work.passes * source.bytes) if source.bytes and work.passes else "",
                 _size(work.writes_bytes) if work.writes_bytes else "",
             ]

@@ -17,7 +17,7 @@ class Pace(NamedTuple):
     """How fast something went on."""
 
     units: float
-    """In all."""
+    """In all, without what an earlier attempt had done."""
     per_second: float
     """Since the first of them."""
 
@@ -33,9 +33,10 @@ class progress(tqdm):
     paces: ClassVar[list[Pace]] = []
     """Of the lines of this process that have ended, for whoever empties it."""
     peak_bytes: ClassVar[int] = 0
-    """The most memory that one of the processes whose work was counted has told of, likewise."""
+    """The most memory that a process has reported since this was last set to 0."""
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
+    _resumed: float = 0
 
     def __init__(
         self,
@@ -78,8 +79,8 @@ class progress(tqdm):
             self._first = (self.n + n, monotonic())
         return super().update(n)
 
-    @classmethod
-    def held(cls, peak_bytes: int) -> None:
+    @staticmethod
+    def note_memory(peak_bytes: int) -> None:
         """Notes the most memory that a process has held."""
         progress.peak_bytes = max(progress.peak_bytes, peak_bytes)
 
@@ -88,13 +89,14 @@ class progress(tqdm):
         if self._first is not None:
             count, at = self._first
             self._first = (count + n, at)
+        self._resumed += n
         super().update(n)
 
     def close(self) -> None:
         """Ends the line."""
         self._closed.set()
         if not self.disable and (rate := self._rate()):
-            self.paces.append(Pace(self.n, rate))
+            self.paces.append(Pace(self.n - self._resumed, rate))
         super().close()
 
     def note(self, **values: float | int | str) -> None:

@@ -188,8 +188,7 @@ class RunDir:
             "rejects": dict(result.rejects),
             "seconds": round(seconds, 3),
             "startup_seconds": _startup(seconds),
-            "peak_bytes": progress.peak_bytes
-            or None,  # of one process: its GPU's memory, without one the machine's
+            "peak_bytes": progress.peak_bytes or None,  # of the largest process
             "resumed": resumed,  # then the seconds are those of the last attempt only
             "started": started,
             "finished": _now(),

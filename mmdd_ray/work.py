@@ -29,8 +29,8 @@ class Work:
     gpus_each: float
     section: str
     """Of the settings, which messages name."""
-    at_once: int = 0
-    """Rows that a process works on at once, which decide its memory; 0 where nothing is known of it."""
+    batches: str = ""
+    """What else decides the memory of a process; empty where none is noted."""
     leaves_cpu: bool = True
     """Whether a CPU stays free beside its actors."""
     passes: float = 0
@@ -50,7 +50,7 @@ def works(settings: Settings, source: Source) -> Iterator[Work]:
         features.max_actors,
         features.gpus_per_actor,
         "features",
-        at_once=features.chunk_pairs,
+        batches=f"{features.chunk_pairs} pairs",
         passes=1,
         writes_bytes=rows * (dim * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row),
     )
@@ -78,7 +78,7 @@ def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
             captions.max_actors,
             captions.gpus_per_actor,
             "captions",
-            at_once=captions.batch_images,
+            batches=f"{captions.batch_images} images",
         )
 
 
@@ -95,7 +95,7 @@ def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
             features.max_actors,
             features.gpus_per_actor,
             "features",
-            at_once=features.chunk_pairs,
+            batches=f"{features.chunk_pairs} pairs",
             passes=1,
         )
     synthetic = min(match.synthetic_batch, match.pairs)
@@ -110,7 +110,7 @@ def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
         match.workers,
         match.gpus_per_worker,
         "match",
-        at_once=match.micro_batch,
+        batches=f"{match.micro_batch} pairs, {match.encoder_optimizer}",
         passes=1 if held else match.iterations * real / source.rows,
     )
 
@@ -126,7 +126,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
             describe.max_actors,
             describe.gpus_per_actor,
             "describe",
-            at_once=describe.chunk_images,
+            batches=f"{describe.chunk_images} images",
             passes=1,
             writes_bytes=source.rows * describe.max_new_tokens * 4,
         )
@@ -140,7 +140,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
         prototypes.max_actors,
         prototypes.gpus_per_actor,
         "prototypes",
-        at_once=prototypes.chunk_images,
+        batches=f"{prototypes.chunk_images} images",
         passes=1,
         writes_bytes=source.rows * latent_bytes,
     )
@@ -162,7 +162,12 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
 def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
     tuning = settings.finetune
     pairs = tuning.steps * tuning.accumulate * tuning.batch_pairs
+    batches = (
+        f"{tuning.batch_pairs // tuning.workers} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}"
+    )
     uses = f"{tuning.generator} at {tuning.image_px} px, {tuning.parameters}"
+    if tuning.parameters == "lora":
+        uses += f" of rank {tuning.lora_rank}"
     if isinstance(settings, Edge):
         uses += f", losses on {settings.finetune.space}"
     return Work(
@@ -173,7 +178,7 @@ def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
         tuning.workers,
         tuning.gpus_per_worker,
         "finetune",
-        at_once=tuning.batch_pairs // tuning.workers,
+        batches=batches,
         passes=pairs / source.rows,
     )
 
@@ -190,7 +195,7 @@ def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
         synthesis.max_actors,
         synthesis.gpus_per_actor,
         "synthesis",
-        at_once=synthesis.batch_images,
+        batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}",
         writes_bytes=images * 3 * tuning.image_px**2,
     )
 
@@ -215,7 +220,7 @@ def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
         students,
         each,
         "evaluation",
-        at_once=batch,
+        batches=f"{batch} pairs",
         leaves_cpu=False,
     )
 

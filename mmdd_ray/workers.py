@@ -92,8 +92,8 @@ class Worker:
         for record in steps:
             if self.rank == 0:
                 # does not wait and cannot fail, unlike Queue.put_nowait
-                told = {**record, "peak_bytes": peak_bytes()}
-                self._records.actor.put_nowait.remote(told)  # type: ignore[attr-defined]
+                reported = {**record, "peak_bytes": peak_bytes()}
+                self._records.actor.put_nowait.remote(reported)  # type: ignore[attr-defined]
             if record["step"] % self.placement.checkpoint_steps == 0:
                 _checkpoint(states())
 
@@ -234,8 +234,10 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
                     continue
                 except RayActorError:  # the line is lost with the node of the queue, the training is not
                     return
-                bar.held(record["peak_bytes"])
+                bar.note_memory(record["peak_bytes"])
                 bar.note(loss=record["total"])
+                if not bar.n:
+                    bar.resume(record["step"] - 1)  # steps of an earlier attempt
                 bar.update(record["step"] - bar.n)
 
     thread = threading.Thread(target=show, daemon=True)

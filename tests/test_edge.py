@@ -105,6 +105,8 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
             assert set(recall[metric]) == {"mean", "std", "runs"}
     assert list(report["stages"]) == list(STAGES)
     assert report["stages"]["features"]["rows_in"] == 120
+    for stage in ("features", "finetune", "synthesize", "recaption", "evaluate"):
+        assert 10**8 < store.read_json(f"{stage}/manifest.json")["peak_bytes"] < 10**10
     assert report["distilled"]["images"] == 6
     assert report["distilled"]["pairs"] == 12
     for name in ("settings.json", "rejects.parquet", "report.html", "distilled/README.md"):

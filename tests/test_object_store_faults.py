@@ -44,7 +44,7 @@ class Gate:
         verdict = self.judge(self.requests, environ)
         if verdict == "pass":
             return self._application(environ, start_response)
-        if verdict == "reset":
+        if verdict == "break":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError  # what the server takes for a client that has gone
         if verdict == "hang":
@@ -94,7 +94,7 @@ def gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gate]:
 
 def now_and_then(number: int, request: dict[str, Any]) -> str:
     """Every seventh request is throttled, every eleventh breaks off."""
-    return "slow" if number % 7 == 0 else "reset" if number % 11 == 0 else "pass"
+    return "slow" if number % 7 == 0 else "break" if number % 11 == 0 else "pass"
 
 
 def test_throttling_and_broken_connections_are_waited_out(gate: Gate, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from mmdd_ray.cluster import Devices
@@ -14,6 +16,7 @@ from mmdd_ray.config import Data, Plan
 from mmdd_ray.data.inventory import HEAD_ROWS, look_at
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.memory import peak_bytes
 from mmdd_ray.plan import _check_fit, figures, plan_run, planned_seconds, render
 from mmdd_ray.presets import (
     covmatch_local,
@@ -99,12 +102,13 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
         in shown
     )
 
-    # two steady seconds tell of three times the work, not of five times
-    short = write_run(tmp_path / "short", edge_local(), "edge_cc3m", {"features": (30.0, 28.0)})
-    for rows, expected in ((6000, pytest.approx(28 + 3 * 2)), (10_000, None)):
+    # six steady seconds tell of three times the work, not of five times; two are not told from the start
+    short = write_run(tmp_path / "short", edge_local(), "edge_cc3m", {"features": (30.0, 24.0)})
+    burst = write_run(tmp_path / "burst", edge_local(), "edge_cc3m", {"features": (30.0, 28.0)})
+    for done, rows, expected in ((short, 6000, 24 + 3 * 6), (short, 10_000, None), (burst, 6000, 3 * 30)):
         data = Data(uri=f"shapes:{rows}?seed=1")
-        asked = replace(precompute_local(), data=data, plan=Plan(like=short))
-        assert plan_run(asked, "precompute", LAPTOP).seconds == expected
+        asked = replace(precompute_local(), data=data, plan=Plan(like=done))
+        assert plan_run(asked, "precompute", LAPTOP).seconds == (expected and pytest.approx(expected))
 
     # the features of another job are the same work
     precompute = replace(precompute_local(), data=larger.data, plan=larger.plan)
@@ -121,17 +125,31 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     assert plan_run(other, "precompute", LAPTOP).seconds is None
 
 
-def test_memory_is_that_of_an_earlier_run_in_batches_of_the_same_size(tmp_path: Path) -> None:
-    done = write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
-    asked = replace(precompute_local(), plan=Plan(like=done))
-    plan = plan_run(asked, "precompute", LAPTOP)
-    assert plan.stages[0].peak_bytes == 900_000_000
+def test_memory_is_that_of_an_earlier_run_with_the_same_batches(tmp_path: Path) -> None:
+    done = Store(write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}))
+    asked = replace(precompute_local(), plan=Plan(like=done.uri))
+    (line,) = (plan := plan_run(asked, "precompute", LAPTOP)).stages
+    assert line.peak_bytes == 900_000_000
     assert "900.0 MB" in render(plan)
     larger = replace(asked, features=replace(asked.features, chunk_pairs=512))
     for settings, devices in ((larger, LAPTOP), (asked, CLUSTER)):  # a process tells nothing of a GPU
-        plan = plan_run(settings, "precompute", devices)
-        assert plan.stages[0].peak_bytes is None
+        (line,) = (plan := plan_run(settings, "precompute", devices)).stages
+        assert line.peak_bytes is None
         assert " ? " in render(plan)
+    manifest = done.read_json("features/manifest.json")
+    del manifest["peak_bytes"]  # as older versions wrote it
+    done.write_json("features/manifest.json", manifest)
+    assert plan_run(asked, "precompute", LAPTOP).stages[0].peak_bytes is None
+
+
+def test_a_process_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = psutil.Process().memory_info().rss
+    assert own / 2 < peak_bytes() < 100 * own
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_initialized=lambda: True, max_memory_reserved=lambda: 5 * 2**30)
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert peak_bytes() == 5 * 2**30
 
 
 def test_a_run_that_says_nothing_of_time_is_refused(tmp_path: Path) -> None:

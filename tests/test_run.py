@@ -120,7 +120,7 @@ def test_the_start_of_a_stage_is_told_from_its_work_and_its_memory_is_noted(tmp_
         with progress(stage.name, total=100) as bar:
             for _ in range(10):
                 time.sleep(0.02)
-                bar.held(1000 - bar.n)
+                bar.note_memory(1000 - bar.n)
                 bar.update(10)
         return StageResult(rows_in=100, rows_out=100)
 

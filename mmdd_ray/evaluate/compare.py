@@ -170,7 +170,7 @@ class _Bench:
                 (done,), _ = ray.wait(list(running))
                 student = running.pop(done)
                 found[student] = asdict(student) | {"inputs": self._inputs(student)} | ray.get(done)
-                bar.held(found[student]["peak_bytes"])
+                bar.note_memory(found[student]["peak_bytes"])
                 self._store.write_json(student.file, found[student])
                 bar.update()
         except RayTaskError as error:

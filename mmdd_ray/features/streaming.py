@@ -127,7 +127,7 @@ def _commit_whole(
     open_shards: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     commits: list[ray.ObjectRef] = []
     for chunk in chunks:
-        progress.held(chunk["peak_bytes"])
+        progress.note_memory(chunk["peak_bytes"])
         chunk["rejects"] = read_ipc(chunk["rejects"])["reject"].to_pylist()
         seen = open_shards[chunk["shard"]]
         seen[chunk["number"]] = chunk

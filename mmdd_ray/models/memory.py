@@ -8,13 +8,17 @@ from contextlib import contextmanager
 CPU_ALLOCATOR = "DefaultCPUAllocator"  # of torch, which raises a bare RuntimeError for it
 
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: macOS counts bytes, Linux KiB
 
 
 def peak_bytes() -> int:
-    """The most memory that torch has reserved on the GPU of this process; without one, that it took of the machine."""
+    """The most memory that this process has held since it started, in bytes.
+
+    Where it uses a GPU, what torch reserved of it, to which the CUDA context comes (some hundred MB). Elsewhere its
+    resident memory, in which pages count that it shares with others, and tasks that the process worked off before.
+    """
     torch = sys.modules.get("torch")  # a process that has not imported it has nothing on a GPU
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
