@@ -316,7 +316,15 @@ def _check_fit(settings: Settings, plan: RunPlan) -> None:
     if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
         return  # the driver is not here
     largest = max(plan.driver_bytes, key=lambda name: plan.driver_bytes[name], default=None)
-    needed, free = sum(plan.driver_bytes.values()), psutil.virtual_memory().available
+    memory = psutil.virtual_memory()
+    for one in plan.stages:
+        if not has.gpus and one.peak_bytes and one.parallel * one.peak_bytes > memory.total:
+            raise UserError(
+                f"the stage {one.work.stage} would hold {one.peak_bytes / GIB:.1f} GiB in each of {one.parallel} "
+                f"processes, but this machine has {memory.total / GIB:.1f} GiB; lower run.num_cpus, or the batches in "
+                f"--{one.work.section}"
+            )
+    needed, free = sum(plan.driver_bytes.values()), memory.available
     if largest and needed > free:
         raise UserError(
             f"the evaluation holds {needed / GIB:.1f} GiB in memory, most of it for {largest}, but this machine has "

@@ -227,10 +227,13 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
 
     def show() -> None:
         with progress(placement.section, total=placement.steps, unit="steps", missing=missing) as bar:
-            while not done.is_set():
+            while True:
+                ended = done.is_set()  # before looking, so that the last records are seen
                 try:
-                    record = records.get(timeout=1)
+                    record = records.get(timeout=0.1 if ended else 1)
                 except Empty:
+                    if ended:
+                        return
                     continue
                 except RayActorError:  # the line is lost with the node of the queue, the training is not
                     return

@@ -220,7 +220,7 @@ def check_fit(settings: Any, devices: Devices) -> None:
     _check_fit(settings, plan_run(settings, "any", devices))
 
 
-def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = replace(edge_cc3m(), data=edge_local().data)
     check_fit(settings, CLUSTER)
     with pytest.raises(UserError, match=r"finetune\.workers=8, but the cluster has room for 4"):
@@ -232,9 +232,20 @@ def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyP
         full.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match=r"take 0\.0 GiB in .*; set TMPDIR to another folder"):
             check_fit(edge_local(), LAPTOP)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
+    memory = SimpleNamespace(available=2**20, total=3 * 2**30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
         check_fit(edge_local(), LAPTOP)
+    done = write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
+    four = replace(precompute_local(), plan=Plan(like=done))
+    four = replace(four, features=replace(four.features, max_actors=4))
+    machine = replace(LAPTOP, cpus=8.0)
+    with pytest.raises(
+        UserError, match=r"features would hold 0\.8 GiB in each of 4 .* has 3\.0 GiB; lower run\.num"
+    ):
+        _check_fit(four, plan_run(four, "precompute", machine))
+    memory.total = 4 * 2**30
+    _check_fit(four, plan_run(four, "precompute", machine))
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # the driver is on another machine
     check_fit(edge_local(), LAPTOP)
 
