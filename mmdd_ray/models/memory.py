@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"  # of torch, which raises a bare RuntimeError for it
-
-
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: macOS counts bytes, Linux KiB
 
 
