@@ -1,4 +1,4 @@
-"""CovMatch's loop on Ray Train: two workers, one of them killed, and real batches cached or streamed."""
+"""CovMatch's loop on Ray Train: two workers, one of them killed; the pairs that they share; their mistakes."""
 
 import os
 import signal
@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from mmdd_ray.config import Covmatch, Data, Match, Run
 from mmdd_ray.data import shapes
 from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.presets import covmatch_local
@@ -90,6 +92,7 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path):
     whole = learnt_in(tmp_path / "whole")
     assert sorted(whole.outputs or []) == ["learnt_pairs.safetensors", "losses.parquet", "start.json"]
@@ -111,12 +114,13 @@ def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path)
     assert pairs_in(tmp_path / "killed").fingerprint() == pairs_in(tmp_path / "whole").fingerprint()
 
 
-def test_streamed_batches_serve_as_cached_ones_do(ray_cluster, tmp_path):
-    settings = replace(SETTINGS, match=replace(SETTINGS.match, workers=1, cache_mib=0, iterations=7))
-    result = learnt_in(tmp_path, settings)  # more than two epochs
-    assert result.extra["last"]["step"] == 7
-    assert np.isfinite(result.extra["last"]["total"])
-    assert np.abs(pairs_in(tmp_path).offsets).max() > 0
+def test_cached_pairs_are_those_of_the_data_in_their_order(ray_cluster):
+    from mmdd_ray.covmatch.distill import _cached
+
+    cached = ray.get(_cached.remote(training_pairs(SETTINGS.data, image_px=32, seed=4), 24, 32))
+    drawn = [shapes.scene(index, seed=1) for index in range(24)]
+    assert np.array_equal(cached.images, np.stack([np.asarray(scene.render(32)) for scene in drawn]))
+    assert cached.captions == [list(scene.captions()) for scene in drawn]
 
 
 def test_a_mistake_that_only_workers_see_is_one_sentence(ray_cluster, tmp_path):

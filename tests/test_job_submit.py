@@ -43,7 +43,7 @@ def title(process: psutil.Process) -> str:
 class Machines:
     """A cluster of `ray start`, whose head has a job server."""
 
-    def __init__(self, home: Path, free_port: Callable[[], int], head_cpus: int = 2) -> None:
+    def __init__(self, home: Path, free_port: Callable[[], int], head_cpus: int) -> None:
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -141,14 +141,18 @@ class Machines:
 
 
 @pytest.fixture
-def machines(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Machines]:
-    started = Machines(tmp_path, free_port)
+def machines(
+    request: pytest.FixtureRequest, tmp_path: Path, free_port: Callable[[], int]
+) -> Iterator[Machines]:
+    """A head with the given number of CPUs."""
+    started = Machines(tmp_path, free_port, request.param)
     yield started
     started.close()
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("machines", [2], indirect=True)
 def test_a_submitted_job_leaves_its_run_in_the_home_folder(machines: Machines, tmp_path: Path) -> None:
     submitted = machines.submit("jobs/precompute.py", "local", "--data.uri", "shapes:60?seed=1")
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
@@ -157,18 +161,11 @@ def test_a_submitted_job_leaves_its_run_in_the_home_folder(machines: Machines, t
     assert json.loads((run_dir / "features" / "manifest.json").read_text())["rows_out"] == 60
 
 
-@pytest.fixture
-def head(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Machines]:
-    """A cluster whose head does no work but that of drivers."""
-    started = Machines(tmp_path, free_port, head_cpus=0)
-    yield started
-    started.close()
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("machines", [0], indirect=True)  # the head does no work but that of drivers
 def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_driver(
-    s3_server: str, head: Machines, tmp_path: Path
+    s3_server: str, machines: Machines, tmp_path: Path
 ) -> None:
     fsspec.filesystem("s3", use_listings_cache=False).mkdir("job-bucket")
     write_shards(Store("s3://job-bucket/shards"), 200, seed=1, layout="webdataset", rows_per_shard=50)
@@ -184,11 +181,11 @@ def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_dri
     )
     assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
 
-    machine = head.add()
+    machine = machines.add()
     run = Store("s3://job-bucket/run")
 
     def submit(name: str) -> None:
-        submitted = head.submit(*edge, "--run.dir", run.uri, name=name)
+        submitted = machines.submit(*edge, "--run.dir", run.uri, name=name)
         assert submitted.returncode == 0, submitted.stderr[-3000:]
 
     def wait_for(name: str) -> None:
@@ -196,18 +193,18 @@ def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_dri
 
     def ends(name: str, how: str) -> None:
         ended = re.compile(rf"Job '{name}' (succeeded|failed|was stopped)")
-        wait_until(lambda: ended.search(head.job("status", name)), f"{name} ends", 600)
-        assert f"Job '{name}' {how}" in head.job("status", name), head.job("logs", name)[-3000:]
+        wait_until(lambda: ended.search(machines.job("status", name)), f"{name} ends", 600)
+        assert f"Job '{name}' {how}" in machines.job("status", name), machines.job("logs", name)[-3000:]
 
     submit("first")
     wait_for("features")
-    head.job("stop", "first")
+    machines.job("stop", "first")
     ends("first", "was stopped")
 
     submit("second")
     wait_for("finetune/checkpoints")
-    head.lose(machine)
-    head.add()
+    machines.lose(machine)
+    machines.add()
     wait_for("synthesize")
     (driver,) = (
         process
@@ -222,4 +219,4 @@ def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_dri
     ends("third", "succeeded")
     made = [store.read_json("distilled/manifest.json") for store in (run, Store(str(tmp_path / "whole")))]
     assert made[0]["checksum"] == made[1]["checksum"]
-    assert "finetune     done already" in head.job("logs", "third")
+    assert "finetune     done already" in machines.job("logs", "third")
