@@ -5,7 +5,7 @@
 Writes a feature store of random features as the feature stage lays it out, and shards of procedural scenes of which one
 in a hundred is broken, below FOLDER (14 GB, deleted in the end). Every measurement has a process of its own; its memory
 is looked at five times a second, and counts without the pages of files, which the system takes back when it needs them.
-Prints a table, and writes docs/scale.json and docs/scale.png.
+Prints a table, and writes docs/scale.json and docs/scale.png. Killed, the same command goes on.
 """
 
 import json
@@ -192,7 +192,35 @@ def write_source(folder: Path, rows: int) -> None:
     assert broken == rows // BROKEN_EVERY
 
 
+def prepare(asked: Scale, folder: Path) -> None:
+    """Writes what is measured on, unless it is there."""
+    written, rows = folder / "written.json", [[*asked.rows], [*asked.source_rows]]
+    if not written.exists():
+        write_features(folder, max(asked.rows))
+        for count in asked.source_rows:
+            write_source(folder, count)
+        written.write_text(json.dumps(rows))
+    elif json.loads(written.read_text()) != rows:
+        raise SystemExit(f"{folder} was written for other rows; delete it first")
+
+
 # ---- measuring
+
+
+def measure_all(asked: Scale, folder: Path) -> list[Measured]:
+    """Measures what is left to measure; gives all."""
+    done = folder / "measured.jsonl"
+    found = [Measured(**json.loads(line)) for line in done.read_text().splitlines()] if done.exists() else []
+    measured = {(one.task, one.rows) for one in found}
+    for task in TASKS:
+        for rows in asked.source_rows if task == "source" else asked.rows:
+            if (task, rows) not in measured:
+                found.append(measure(task, folder, rows))
+                line = json.dumps(asdict(found[-1]))
+                print(line, flush=True)
+                with done.open("a") as lines:
+                    lines.write(line + "\n")
+    return found
 
 
 def measure(task: str, folder: Path, rows: int) -> Measured:
@@ -282,22 +310,13 @@ def main() -> None:
     if any(rows % SHARD_ROWS for rows in asked.rows):
         raise SystemExit(f"rows must be multiples of {SHARD_ROWS:,}")
     folder = asked.folder.absolute() / "scale"
-    folder.mkdir(parents=True)
-    try:
-        write_features(folder, max(asked.rows))
-        for rows in asked.source_rows:
-            write_source(folder, rows)
-        found = []
-        for task in TASKS:
-            for rows in asked.source_rows if task == "source" else asked.rows:
-                found.append(measure(task, folder, rows))
-                print(asdict(found[-1]), flush=True)
-    finally:
-        shutil.rmtree(folder)
+    prepare(asked, folder)
+    found = measure_all(asked, folder)
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "scale.json").write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n")
     draw(found, asked.out / "scale.png")
     print(table(found))
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -194,14 +194,14 @@ def _best_row(
 
 
 def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
-    """One pass: the float32 rows at sorted indices."""
-    found = [
-        chunk_BD[
-            indices[np.searchsorted(indices, rows.start) : np.searchsorted(indices, rows.stop)] - rows.start
-        ]
-        for rows, chunk_BD in _chunks(features)
-    ]
-    return np.concatenate(found)
+    """One pass: the float32 rows at sorted indices, at least one."""
+    found_KD = np.empty(0)
+    for rows, chunk_BD in _chunks(features):
+        if not len(found_KD):  # filled in place: pieces between the chunks' temporaries would fragment the heap
+            found_KD = np.empty((len(indices), chunk_BD.shape[1]), np.float32)
+        start, stop = np.searchsorted(indices, (rows.start, rows.stop))
+        found_KD[start:stop] = chunk_BD[indices[start:stop] - rows.start]
+    return found_KD
 
 
 def _squared_distance(rows_BD: np.ndarray, point_D: np.ndarray) -> np.ndarray:
