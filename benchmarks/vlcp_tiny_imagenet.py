@@ -78,9 +78,9 @@ class TinyImageNet:
     """Folder of the models, of the ten classes and of the run directory."""
     images_per_class: int = 10
     """IPC."""
-    finetune_steps: int = 600
+    finetune_steps: int = 400
     """Of the generator, on the ten classes and their descriptions."""
-    classifier_steps: int = 500
+    classifier_steps: int = 300
     """Steps of every classifier."""
     seeds: int = 3
     """Classifiers per set."""
@@ -110,7 +110,13 @@ def settings_of(asked: TinyImageNet) -> Vlcp:
         run=Run(dir=str(asked.out.absolute() / "run")),
         data=Data(uri=f"{folder}/train.parquet", caption_columns=("class_name",)),
         features=Features(max_actors=2),
-        describe=Describe(source="vlm", model=str(models / "captioner"), max_new_tokens=30, max_actors=2),
+        describe=Describe(
+            source="vlm",
+            model=str(models / "captioner"),
+            prefix="a photo of a {class_name}, ",
+            max_new_tokens=30,
+            max_actors=2,
+        ),
         finetune=Finetune(
             generator=str(models / "sd"),
             steps=asked.finetune_steps,

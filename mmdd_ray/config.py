@@ -262,7 +262,10 @@ class Describe(Pool):
         "Describe the physical appearance of the {class_name} in the image: its shape, posture, colour and distinct "
         "features."
     )
-    """What a chat model is asked. Others ignore it."""
+    """What a chat model is asked. Others ignore it; see prefix."""
+    prefix: str = ""
+    """Put before every description of the model, with the name of the class as {class_name}: for captioners, which
+    cannot be told of it, and so do not name what they see as the generator is to know it."""
     max_new_tokens: Count = 160
     """Length limit of a description, in tokens."""
     image_px: Count = 32

@@ -197,7 +197,9 @@ def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
     """One pass: the float32 rows at sorted indices, at least one."""
     found_KD = np.empty(0)
     for rows, chunk_BD in _chunks(features):
-        if not len(found_KD):  # filled in place: pieces between the chunks' temporaries would fragment the heap
+        if not len(
+            found_KD
+        ):  # filled in place: pieces between the chunks' temporaries would fragment the heap
             found_KD = np.empty((len(indices), chunk_BD.shape[1]), np.float32)
         start, stop = np.searchsorted(indices, (rows.start, rows.stop))
         found_KD[start:stop] = chunk_BD[indices[start:stop] - rows.start]

@@ -231,6 +231,9 @@ def test_a_model_describes_every_image_once_and_goes_on_by_shards(ray_cluster, t
     (described,) = texts.of(row)
     assert described
     assert described != "not this"
+    prefixed = Descriptions(replace(describe, prefix="a {class_name}, "), names, stage.store)
+    assert prefixed.of(row) == [f"a red circle, {described}"]
+    assert prefixed.first(row | {"index": 999}) == ""
     # what was not described, or with nothing, gets the template
     assert texts.of(row | {"index": 999}) == ["a photo of a red circle"]
 

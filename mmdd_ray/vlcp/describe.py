@@ -105,11 +105,15 @@ class Descriptions:
         if self.describe.source == "template":
             return self.template(row["label"])
         assert self.store is not None
-        return _written(self.store.uri, self.version, row["shard"]).get(row["index"], "")
+        text = _written(self.store.uri, self.version, row["shard"]).get(row["index"], "")
+        return text and self._named(self.describe.prefix, row["label"]) + text
 
     def template(self, label: int) -> str:
         """The template with the name of the class."""
-        return self.describe.template.replace("{class_name}", self.names.get(label, UNKNOWN))
+        return self._named(self.describe.template, label)
+
+    def _named(self, text: str, label: int) -> str:
+        return text.replace("{class_name}", self.names.get(label, UNKNOWN))
 
 
 @lru_cache(maxsize=SHARDS_HELD)
