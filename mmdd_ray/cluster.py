@@ -226,7 +226,10 @@ def check_machines(settings: Any) -> None:
 
 
 def missing() -> str:
-    """What tasks and actors have been asked for and no machine has room for, in words; empty if there is nothing."""
+    """What tasks and actors have been asked for and have no room, in words; empty if there is nothing.
+
+    Tells those that wait for others to end from those that no machine of this cluster can hold.
+    """
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of native code
     from ray.autoscaler.v2.sdk import get_cluster_resource_state  # what `ray status` asks
@@ -236,20 +239,23 @@ def missing() -> str:
         state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
     except RpcError:  # the head is busy; there is another time
         return ""
-    asked = [(wanted.request.resources_bundle, wanted.count) for wanted in state.pending_resource_requests]
+    asked = [(one.request.resources_bundle, one.count) for one in state.pending_resource_requests]
     gangs = [one.resources_bundle for gang in state.pending_gang_resource_requests for one in gang.requests]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shapes: Counter[str] = Counter()
+    can_come = True
     for resources, count in [*asked, *((gang, 1) for gang in gangs)]:
-        if shape := " and ".join(
-            f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if kind in resources
-        ):
-            shapes[shape] += count
+        wanted = {kind: resources[kind] for kind in ("CPU", "GPU") if kind in resources}
+        if wanted:
+            shapes[" and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())] += count
+            can_come &= any(all(one.get(kind, 0) >= wanted[kind] for kind in wanted) for one in machines)
     if not shapes:
         return ""
+    what = ", ".join(f"{count} x {shape}" for shape, count in shapes.items())
     has = ray.cluster_resources()
+    size = f"this cluster, which has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs now"
     return (
-        f"machines: no room for {', '.join(f'{count} x {shape}' for shape, count in shapes.items())} on this "
-        f"cluster, which has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs now, in use or not"
+        f"a turn: {what} on {size}" if can_come else f"machines: no room for {what} on {size}, in use or not"
     )
 
 

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
+import ray
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Run
@@ -41,6 +43,30 @@ def test_devices_are_those_of_the_connected_cluster(ray_cluster, tmp_path):
     with cluster.connected(Run(num_cpus=7), Store(str(tmp_path))) as devices:
         assert devices == cluster.Devices(cpus=2.0, gpus=0.0, gpu_types=())
     assert cluster.devices() == devices
+
+
+def test_tasks_that_wait_for_others_are_told_from_those_that_no_machine_can_hold(ray_cluster, tmp_path):
+    end = tmp_path / "end"
+
+    @ray.remote(num_cpus=2)
+    def work() -> None:
+        while not end.exists():
+            time.sleep(0.1)
+
+    def told(beginning: str) -> str:
+        deadline = time.monotonic() + 60
+        while not (found := cluster.missing()).startswith(beginning):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+        return found
+
+    tasks = [work.remote() for _ in range(2)]
+    assert told("a turn") == "a turn: 1 x 2 CPU on this cluster, which has 2 CPUs and 0 GPUs now"
+    tasks.append(work.options(num_cpus=3).remote())
+    assert "1 x 3 CPU" in told("machines: no room for ")
+    end.touch()
+    ray.get(tasks[:2])
+    ray.cancel(tasks[2])
 
 
 def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):
