@@ -47,7 +47,7 @@ chaos: setup
 
 # `make scale SCRATCH=FOLDER`: 14 GB are written to FOLDER, and deleted again
 scale: setup
-	@echo "== 3.3 million pairs: how time and memory grow (about an hour on two cores)"
+	@echo "== 3.3 million pairs: how time and memory grow (an hour and more on two cores)"
 	$(BIN)/python benchmarks/scale.py --folder $(SCRATCH)
 
 bench: setup

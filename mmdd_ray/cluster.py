@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
@@ -239,24 +239,31 @@ def missing() -> str:
         state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
     except RpcError:  # the head is busy; there is another time
         return ""
-    asked = [(one.request.resources_bundle, one.count) for one in state.pending_resource_requests]
-    gangs = [one.resources_bundle for gang in state.pending_gang_resource_requests for one in gang.requests]
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    shapes: Counter[str] = Counter()
-    can_come = True
-    for resources, count in [*asked, *((gang, 1) for gang in gangs)]:
-        wanted = {kind: resources[kind] for kind in ("CPU", "GPU") if kind in resources}
-        if wanted:
-            shapes[" and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())] += count
-            can_come &= any(all(one.get(kind, 0) >= wanted[kind] for kind in wanted) for one in machines)
-    if not shapes:
-        return ""
-    what = ", ".join(f"{count} x {shape}" for shape, count in shapes.items())
+    requests = [([one.request], one.count) for one in state.pending_resource_requests]
+    requests += [(list(gang.requests), 1) for gang in state.pending_gang_resource_requests]
     has = ray.cluster_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    later: Counter[str] = Counter()
+    never: Counter[str] = Counter()
+    for gang, count in requests:
+        bundles = [
+            {kind: one.resources_bundle[kind] for kind in ("CPU", "GPU") if kind in one.resources_bundle}
+            for one in gang
+        ]
+        fits = all(any(_holds(machine, bundle) for machine in machines) for bundle in bundles)
+        fits &= _holds(has, sum(map(Counter, bundles), Counter()))  # a gang has to run at once
+        for bundle in filter(None, bundles):
+            shape = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
+            (later if fits else never)[shape] += count
+    if not later and not never:
+        return ""
+    what = ", ".join(f"{count} x {shape}" for shape, count in (never or later).items())
     size = f"this cluster, which has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs now"
-    return (
-        f"a turn: {what} on {size}" if can_come else f"machines: no room for {what} on {size}, in use or not"
-    )
+    return f"machines: no room for {what} on {size}, in use or not" if never else f"a turn: {what} on {size}"
+
+
+def _holds(resources: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(resources.get(kind, 0) >= amount for kind, amount in wanted.items())
 
 
 def this_machine(run: config.Run) -> Devices:

@@ -264,8 +264,8 @@ class Describe(Pool):
     )
     """What a chat model is asked. Others ignore it; see prefix."""
     prefix: str = ""
-    """Put before every description of the model, with the name of the class as {class_name}: for captioners, which
-    cannot be told of it, and so do not name what they see as the generator is to know it."""
+    """Text before every description that a model wrote; {class_name} is the name of the class. For captioners, which
+    cannot be asked about it."""
     max_new_tokens: Count = 160
     """Length limit of a description, in tokens."""
     image_px: Count = 32

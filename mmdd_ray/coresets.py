@@ -195,14 +195,14 @@ def _best_row(
 
 def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
     """One pass: the float32 rows at sorted indices, at least one."""
-    found_KD = np.empty(0)
+    found_KD: np.ndarray | None = None
     for rows, chunk_BD in _chunks(features):
-        if not len(
-            found_KD
-        ):  # filled in place: pieces between the chunks' temporaries would fragment the heap
+        # filled in place: pieces among the chunks' temporaries would keep the heap from being used again
+        if found_KD is None:
             found_KD = np.empty((len(indices), chunk_BD.shape[1]), np.float32)
         start, stop = np.searchsorted(indices, (rows.start, rows.stop))
         found_KD[start:stop] = chunk_BD[indices[start:stop] - rows.start]
+    assert found_KD is not None, "no rows"
     return found_KD
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from mmdd_ray import cluster
 from mmdd_ray.config import Run
@@ -53,20 +54,24 @@ def test_tasks_that_wait_for_others_are_told_from_those_that_no_machine_can_hold
         while not end.exists():
             time.sleep(0.1)
 
-    def told(beginning: str) -> str:
+    def tells(expected: str) -> None:
         deadline = time.monotonic() + 60
-        while not (found := cluster.missing()).startswith(beginning):
+        while (found := cluster.missing()) != expected:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
-        return found
 
+    size = "on this cluster, which has 2 CPUs and 0 GPUs now"
     tasks = [work.remote() for _ in range(2)]
-    assert told("a turn") == "a turn: 1 x 2 CPU on this cluster, which has 2 CPUs and 0 GPUs now"
-    tasks.append(work.options(num_cpus=3).remote())
-    assert "1 x 3 CPU" in told("machines: no room for ")
-    end.touch()
-    ray.get(tasks[:2])
-    ray.cancel(tasks[2])
+    gang = None
+    try:
+        tells(f"a turn: 1 x 2 CPU {size}")
+        gang = placement_group([{"CPU": 2}, {"CPU": 1}])  # each of which some machine could hold
+        tells(f"machines: no room for 1 x 2 CPU, 1 x 1 CPU {size}, in use or not")
+    finally:
+        end.touch()
+        ray.get(tasks)
+        if gang:
+            remove_placement_group(gang)
 
 
 def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):

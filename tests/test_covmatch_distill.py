@@ -92,15 +92,19 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.chaos
-def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path):
+def test_two_workers_learn_from_cached_pairs(ray_cluster, half_a_cpu_each, tmp_path):
     whole = learnt_in(tmp_path / "whole")
     assert sorted(whole.outputs or []) == ["learnt_pairs.safetensors", "losses.parquet", "start.json"]
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == sorted(whole.outputs or [])
     losses = Store(str(tmp_path / "whole")).read_parquet("losses.parquet").to_pydict()
     assert losses["step"] == [1, 2, 3, 4, 5, 6]
     assert np.isfinite([losses[name] for name in ("covariance", "mean", "contrastive", "total")]).all()
+    assert np.abs(pairs_in(tmp_path / "whole").offsets).max() > 0
 
+
+@pytest.mark.chaos
+def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path):
+    learnt_in(tmp_path / "whole")
     killed: list[int] = []
     slow = replace(
         SETTINGS, match=replace(SETTINGS.match, checkpoint_iterations=1)

@@ -28,6 +28,7 @@ SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
 """.split()  # noqa: SIM905
+ONE_BASELINE = ("--evaluation.baselines", "random")
 STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "evaluate")
 SETS = {"edge", "random", "herding", "k-center", "full"}
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
@@ -71,7 +72,7 @@ def kill_during(run_dir: Path, tars: str, reached: Path) -> None:
     log = run_dir.with_suffix(".log")
     with log.open("w") as lines:
         process = subprocess.Popen(
-            command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS),
+            command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS, *ONE_BASELINE),
             cwd=ROOT,
             stdout=lines,
             stderr=lines,
@@ -136,7 +137,7 @@ def test_killed_and_started_again_it_makes_the_same_set(
 ) -> None:
     run_dir = tmp_path / "run"
     kill_during(run_dir, tars, run_dir / "finetune" / "checkpoints" / "checkpoint_*")
-    result = run_edge(str(run_dir), tars)
+    result = run_edge(str(run_dir), tars, *ONE_BASELINE)
     assert result.returncode == 0, result.stderr[-3000:]
     assert checksum(str(run_dir)) == checksum(finished[0])
 
@@ -144,7 +145,7 @@ def test_killed_and_started_again_it_makes_the_same_set(
     shards = {path: path.read_bytes() for path in (run_dir / "distilled").glob("*.tar")}
     for path in (run_dir / "distilled").iterdir():
         path.unlink()
-    again = run_edge(str(run_dir), tars, before=offline)
+    again = run_edge(str(run_dir), tars, *ONE_BASELINE, before=offline)
     assert again.returncode == 0, again.stderr[-3000:]
     output = again.stdout + again.stderr
     assert all(

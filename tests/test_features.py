@@ -247,6 +247,7 @@ def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: 
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_an_object_store_smaller_than_the_data_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
     from mmdd_ray.features.precompute import precompute
