@@ -107,7 +107,7 @@ def main(job: Callable[[], int | None]) -> int:
 def _known(error: BaseException | None) -> UserError | TransportError | ClusterError | None:
     """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it, or that says what Ray lost."""
     if error is None or not type(error).__module__.startswith("ray."):
-        return error if isinstance(error, UserError | TransportError) else None
+        return error if isinstance(error, UserError | TransportError | ClusterError) else None
     # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker
     wrapped = [getattr(error, "cause", None), error.__cause__, getattr(error, "controller_failure", None)]
     wrapped += getattr(error, "worker_failures", {}).values()

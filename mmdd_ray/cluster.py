@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmdd_ray import config
-from mmdd_ray.errors import UserError
+from mmdd_ray.errors import ClusterError, UserError
 from mmdd_ray.store import Store
 from mmdd_ray.transport import TRANSPORT_ERROR
 
@@ -137,15 +137,36 @@ def connect(run: config.Run) -> None:
         # under HOME, or fail where HOME is read-only; and it warns that it asks.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        ray.init(
-            address="local",  # a stale address file of another Ray would make a plain init join that
-            num_cpus=run.num_cpus,
-            object_store_memory=run.object_store_mib * 2**20,
-            include_dashboard=False,
-            _temp_dir=_short_temp_dir(),
-            **quiet,
-        )
+        _start_local(run, quiet)
     _configure_ray_data(run)
+
+
+def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
+    """Starts a local Ray; on a busy machine its agent may miss the 15 s that Ray gives it, so it has another try.
+
+    Raises:
+        ClusterError: Ray did not come up.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",  # a stale address file of another Ray would make a plain init join that
+                num_cpus=run.num_cpus,
+                object_store_memory=run.object_store_mib * 2**20,
+                include_dashboard=False,
+                _temp_dir=_short_temp_dir(),
+                **quiet,
+            )
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # a bare Exception, known by its text alone
+                raise
+            if last:
+                raise ClusterError(
+                    "Ray did not start on this machine within a minute, twice; it may be too busy"
+                ) from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from mmdd_ray import cluster
+from mmdd_ray import cli, cluster
 from mmdd_ray.config import Run
 from mmdd_ray.store import Store
 
@@ -72,6 +72,25 @@ def test_tasks_that_wait_for_others_are_told_from_those_that_no_machine_can_hold
         ray.get(tasks)
         if gang:
             remove_placement_group(gang)
+
+
+@pytest.mark.parametrize("misses", [1, 2])
+def test_a_ray_that_is_late_has_another_try(monkeypatch, capsys, misses):
+    tries = []
+
+    def init(**options: object) -> None:
+        tries.append(options)
+        if len(tries) <= misses:
+            raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", init)
+    status = cli.main(lambda: cluster._start_local(Run(), {}))
+    assert len(tries) == 2
+    if misses == 1:
+        assert status == 0
+    else:
+        assert status == 1
+        assert capsys.readouterr().err.startswith("error: Ray did not start on this machine")
 
 
 def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):
