@@ -5,7 +5,8 @@
 Writes a feature store of random features as the feature stage lays it out, and shards of procedural scenes of which one
 in a hundred is broken, below FOLDER (14 GB, deleted in the end). Every measurement has a process of its own; its memory
 is looked at five times a second, and counts without the pages of files, which the system takes back when it needs them.
-Prints a table, and writes docs/scale.json and docs/scale.png. Killed, the same command goes on.
+Prints a table, and writes docs/scale.json and docs/scale.png. Killed, the same command goes on with what is there;
+delete FOLDER/scale to give it up.
 """
 
 import json

@@ -147,6 +147,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, tmp_path):
     assert "evaluate     done already" in resumed.stdout
     checksum = [report_of(folder)["distilled"]["checksum"] for folder in (run_dir, finished[0])]
     assert checksum[0] == checksum[1]
+    assert report_of(run_dir)["scores"] == report_of(finished[0])["scores"]
 
 
 # ---- classes and descriptions

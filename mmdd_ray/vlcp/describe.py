@@ -106,14 +106,15 @@ class Descriptions:
             return self.template(row["label"])
         assert self.store is not None
         text = _written(self.store.uri, self.version, row["shard"]).get(row["index"], "")
-        return text and self._named(self.describe.prefix, row["label"]) + text
+        return text and _named(self.describe.prefix, self.names, row["label"]) + text
 
     def template(self, label: int) -> str:
         """The template with the name of the class."""
-        return self._named(self.describe.template, label)
+        return _named(self.describe.template, self.names, label)
 
-    def _named(self, text: str, label: int) -> str:
-        return text.replace("{class_name}", self.names.get(label, UNKNOWN))
+
+def _named(text: str, names: Mapping[int, str], label: int) -> str:
+    return text.replace("{class_name}", names.get(label, UNKNOWN))
 
 
 @lru_cache(maxsize=SHARDS_HELD)
@@ -188,11 +189,11 @@ class Describer(ChunkActor):
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
         """A table with `index`, `key` and `description`, which may be blank."""
-        ask, labels = self.settings.instruction, pairs["label"].to_pylist()
+        labels = pairs["label"].to_pylist()
         with out_of_memory("describe.chunk_images"):
             written = self.captioner.describe(
                 [Image.fromarray(image) for image in images_BHWC],
-                [ask.replace("{class_name}", self.names.get(label, UNKNOWN)) for label in labels],
+                [_named(self.settings.instruction, self.names, label) for label in labels],
                 max_new_tokens=self.settings.max_new_tokens,
             )
         return pa.table({"index": pairs["index"], "key": pairs["key"], "description": written})
