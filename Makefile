@@ -28,7 +28,7 @@ demo: setup
 
 test: setup
 	@echo "== tests"
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@echo "== lint: ruff, mypy"
@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 fuzz: setup
-	@echo "== ten thousand hostile inputs of every format (ten minutes)"
+	@echo "== ten thousand hostile inputs of every format (a quarter of an hour)"
 	MMDD_FUZZ_CASES=10000 $(BIN)/python -m pytest -o timeout=3600 tests/test_fuzz.py
 
 chaos: setup

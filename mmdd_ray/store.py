@@ -107,7 +107,9 @@ class Store:
         with self._doing("listing", name):
             found = fs.find(f"{root}/{name}".rstrip("/"), detail=True)
         relative = {path.removeprefix(root).lstrip("/"): info for path, info in sorted(found.items())}
-        return {file: info for file, info in relative.items() if file and TEMPORARY not in file}
+        # consoles and Ray Train leave empty objects named `folder/`
+        files = (file for file in relative if file and not file.endswith("/"))
+        return {file: relative[file] for file in files if TEMPORARY not in file}
 
     def remove(self, name: str = "") -> None:
         """Deletes the file or folder ``name`` (everything, by default); nothing there is fine."""

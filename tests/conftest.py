@@ -4,16 +4,20 @@ import os
 import runpy
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # Ray, OpenMP and botocore read these when they are imported, which happens after this file.
 os.environ.update(
@@ -26,6 +30,15 @@ os.environ.update(
     RAY_worker_niceness="0",  # 15 would starve the workers beside any other process
     AWS_EC2_METADATA_DISABLED="true",  # no search for an instance role
 )
+
+
+WHOLE_RUNS = {"test_covmatch.py", "test_edge.py", "test_vlcp.py"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several processes the longest files come first, so that all end at about the same time."""
+    if hasattr(config, "workerinput"):  # of xdist
+        items.sort(key=lambda item: item.path.name not in WHOLE_RUNS)
 
 
 @pytest.fixture(scope="session")
@@ -117,9 +130,31 @@ def job(
     def call(name: str, *arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(Path(__file__).parents[1] / "jobs" / f"{name}.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
         assert isinstance(stop.value.code, int)
         return stop.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def kill_at(tmp_path: Path) -> Callable[[Sequence[str], Path, str], None]:
+    """Starts a command and sends SIGKILL to it and all its children once the folder has a file of this pattern."""
+
+    def call(command: Sequence[str], folder: Path, pattern: str) -> None:
+        log = tmp_path / "killed.log"
+        with log.open("w") as lines:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=lines, stderr=lines, start_new_session=True)
+        deadline = time.monotonic() + 600
+        try:
+            while not list(folder.glob(pattern)):
+                assert process.poll() is None, f"it ended before that: {log.read_text()[-3000:]}"
+                assert time.monotonic() < deadline, f"{folder} never had {pattern}"
+                time.sleep(0.02)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     return call
 
@@ -161,7 +196,7 @@ def graph_bytes() -> type[GraphBytes]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the real data sets, or a skip."""
-    folder = Path(os.environ.get("MMDD_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("MMDD_REAL_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MMDD_REAL_DATA to its folder")
     return folder

@@ -1,12 +1,9 @@
 """CovMatch end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,25 +86,12 @@ def test_a_run_leaves_everything_it_promises(finished):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-def test_killed_and_started_again_it_makes_the_same_set(finished, tmp_path):
+def test_killed_and_started_again_it_makes_the_same_set(finished, kill_at, tmp_path):
     """Killed while it learns; what came before is done already."""
     run_dir = tmp_path / "run"
     again = shutil.ignore_patterns("match", "export", "distilled", "report.*")
     shutil.copytree(finished[0], run_dir, ignore=again)
-    process = subprocess.Popen(
-        command("covmatch_flickr30k", run_dir, *SMALL),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 600
-    while not list((run_dir / "match" / "checkpoints").glob("checkpoint_*")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_at(command("covmatch_flickr30k", run_dir, *SMALL), run_dir, "match/checkpoints/checkpoint_*")
     assert not (run_dir / "match" / "learnt_pairs.safetensors").exists()
     result = run("covmatch_flickr30k", run_dir, *SMALL)
     assert result.returncode == 0, result.stderr[-3000:]

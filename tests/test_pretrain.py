@@ -29,11 +29,11 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path) -> None:
     from mmdd_ray.models.clip import load_clip
     from mmdd_ray.models.generator import draw_images, load_pipeline
 
-    found = clip.train(tmp_path / "clip", scenes=300, steps=3, seed=0, device=CPU)
+    found = clip.train(tmp_path / "clip", scenes=300, steps=1, seed=0, device=CPU)
     assert 0 <= found["mean_recall"] <= 100
     folder = tmp_path / "sd"
     measured = diffusion.train_vae(
-        folder / "vae", scenes=2048, steps=2, sharpening_steps=1, seed=0, device=CPU
+        folder / "vae", scenes=256, steps=2, sharpening_steps=1, seed=0, device=CPU
     )
     assert measured["psnr_db"] > 0
     loss = diffusion.train_unet(folder, tmp_path / "clip", scenes=64, steps=1, seed=0, device=CPU)["loss"]

@@ -95,6 +95,17 @@ def test_an_uploaded_folder_replaces_the_old_one_and_is_fetched_whole(store, tmp
         store.fetch("nothing-here")
 
 
+def test_a_marker_of_a_folder_is_no_file(s3_server):
+    s3 = fsspec.filesystem("s3", use_listings_cache=False)
+    s3.mkdir("marked-bucket")
+    store = Store("s3://marked-bucket/run")
+    store.write_bytes("models/unet/weights", b"1")
+    for marker in ("models/", "models/unet/"):
+        s3.call_s3("put_object", Bucket="marked-bucket", Key=f"run/{marker}", Body=b"")
+    assert store.files("models") == store.files() == ["models/unet/weights"]
+    assert (store.fetch("models") / "unet" / "weights").read_bytes() == b"1"
+
+
 def test_a_checksum_tells_contents_apart(store):
     store.write_bytes("a", b"same")
     store.write_bytes("b", b"same")

@@ -1,12 +1,9 @@
 """VLCP end to end, as a user runs it: the command, SIGKILL, the same command again, and what they find."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,23 +119,12 @@ def test_the_image_folder_is_a_source_with_the_same_classes(finished):
 
 
 @pytest.mark.timeout(1800)
-def test_a_killed_run_ends_with_the_same_bytes(finished, tmp_path):
+def test_a_killed_run_ends_with_the_same_bytes(finished, kill_at, tmp_path):
     """Killed while it draws; what came before is done already, what follows, too, if the bytes are the same."""
     run_dir = tmp_path / "run"
     again = shutil.ignore_patterns("synthesize", "export", "distilled", "report.*")
     shutil.copytree(finished[0], run_dir, ignore=again)
-    log = tmp_path / "run.log"
-    with log.open("w") as lines:
-        process = subprocess.Popen(
-            command(run_dir), cwd=ROOT, stdout=lines, stderr=lines, start_new_session=True
-        )
-    deadline = time.monotonic() + 300
-    while not list(run_dir.glob("synthesize/batches/*.parquet")):
-        assert process.poll() is None, f"it ended before it could be killed: {log.read_text()[-3000:]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_at(command(run_dir), run_dir, "synthesize/batches/*.parquet")
     assert not (run_dir / "synthesize/manifest.json").exists()
 
     resumed = run(run_dir)
