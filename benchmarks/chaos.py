@@ -8,13 +8,15 @@ machine of a cluster of two (another takes its place). A driver that is gone, or
 same command, as a user would. The faults of a stage change from round to round.
 
 A run has survived when its distilled set has the bytes of the undisturbed one. Prints a table, and exits with status 1
-when a run was lost. Killed itself, the same command goes on with the rounds that are left.
+when a run was lost. Killed itself, the same command goes on with the rounds that are left; after the last one it begins
+anew.
 """
 
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -283,10 +285,13 @@ def disturb(
 def measure(asked: Chaos) -> list[dict[str, Any]]:
     """Runs the rounds that are left; gives the outcomes of all."""
     out = asked.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
     records = out / "outcomes.jsonl"
     done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     have = {(one["method"], one["round"]) for one in done}
+    if have.issuperset((method, number) for method in asked.methods for number in range(asked.rounds)):
+        shutil.rmtree(out, ignore_errors=True)
+        done, have = [], set()
+    out.mkdir(parents=True, exist_ok=True)
     with machines() as cluster:
         for method in asked.methods:
             expected, seconds = undisturbed(method, out, cluster.address)

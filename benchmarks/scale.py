@@ -5,13 +5,14 @@
 Writes a feature store of random features as the feature stage lays it out, and shards of procedural scenes of which one
 in a hundred is broken, below FOLDER (14 GB, deleted in the end). Every measurement has a process of its own; its memory
 is looked at five times a second, and counts without the pages of files, which the system takes back when it needs them.
-Prints a table, and writes docs/scale.json and docs/scale.png. Killed, the same command goes on with what is there;
-delete FOLDER/scale to give it up.
+Prints a table, and writes docs/scale.json and docs/scale.png; exits with status 1 when memory is not flat or time not
+linear. Killed, the same command goes on with what is there; delete FOLDER/scale to give it up.
 """
 
 import json
 import multiprocessing
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ DIM = 512  # of ViT-B/32's image and text features
 CHUNK_ROWS, SHARD_ROWS = 512, 10_000
 PICKS, CLUSTERS = 20, 500
 BROKEN_EVERY = 100
+MOST_MEMORY, MOST_TIME = 1.25, 1.5  # of the largest size beside the one before: in all, and for each row
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
 
@@ -269,6 +271,21 @@ def _anonymous_bytes(root: psutil.Process) -> int:
     return total
 
 
+def grown(found: list[Measured]) -> list[str]:
+    """Tasks whose memory or time for each row grows from their second largest size to their largest."""
+    lines = []
+    for task in TASKS:
+        *_, before, last = sorted((one for one in found if one.task == task), key=lambda one: one.rows)
+        memory = last.memory_mib / before.memory_mib
+        time_a_row = (last.seconds / last.rows) / (before.seconds / before.rows)
+        if memory > MOST_MEMORY or time_a_row > MOST_TIME:
+            lines.append(
+                f"{task}: from {before.rows:,} to {last.rows:,} rows memory grows {memory:.2f} times, and the time for "
+                f"a row {time_a_row:.2f} times"
+            )
+    return lines
+
+
 def draw(found: list[Measured], path: Path) -> None:
     """Two panels: seconds and memory over rows, a line for each task."""
     from matplotlib.figure import Figure
@@ -306,8 +323,10 @@ def table(found: list[Measured]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main() -> None:
+def main() -> int:
     asked = tyro.cli(Scale)
+    if min(len(asked.rows), len(asked.source_rows)) < 2:
+        raise SystemExit("two sizes at least are needed to see what grows")
     if any(rows % SHARD_ROWS for rows in asked.rows):
         raise SystemExit(f"rows must be multiples of {SHARD_ROWS:,}")
     folder = asked.folder.absolute() / "scale"
@@ -318,7 +337,10 @@ def main() -> None:
     draw(found, asked.out / "scale.png")
     print(table(found))
     shutil.rmtree(folder)
+    for line in (lines := grown(found)):
+        print(line, file=sys.stderr)
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -123,6 +123,11 @@ def _lost(error: BaseException) -> UserError | TransportError | ClusterError | N
         return (UserError if found[1] == "UserError" else TransportError)(found[2]) if found else None
     if "ExecutionTimeoutError" in kinds:
         return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")
+    if "OutOfMemoryError" in kinds:
+        return ClusterError(
+            "a machine ran out of memory, again and again; lower the batches or the actors of this stage, or take "
+            "larger machines"
+        )
     if "RayError" not in kinds or "RayTaskError" in kinds:
         return None
     reason = text.partition("\n")[0]

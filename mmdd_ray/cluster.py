@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would sync the project again for every worker
     "RAY_DATA_LOG_LEVEL": "ERROR",  # of its actors: they announce every epoch, and progress bars we do not use
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a training worker prints is shown twice
+    "RAY_task_oom_retries": "4",  # Ray's default is to start a task for ever that is too large for its machine
 }
 LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any ordinary process

@@ -282,7 +282,8 @@ def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
         return {}
     evaluation: Evaluation = settings.evaluation
     px = settings.classifiers.image_px if isinstance(settings, Vlcp) else settings.students.image_px
-    held: dict[str, float] = {"evaluation.max_pairs": 2 * evaluation.max_pairs * 3 * px**2}
+    parts = len(evaluation.sources(settings.data))
+    held: dict[str, float] = {"evaluation.max_pairs": parts * evaluation.max_pairs * 3 * px**2}
     if "full" in evaluation.baselines:
         held["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows) * 3 * px**2
     return held
@@ -313,19 +314,19 @@ def _check_fit(settings: Settings, plan: RunPlan) -> None:
             raise UserError(
                 f"{work.section}.workers={workers}, but the cluster has room for {fit}; lower it, or add machines"
             )
-    if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
-        return  # the driver is not here
-    largest = max(plan.driver_bytes, key=lambda name: plan.driver_bytes[name], default=None)
     memory = psutil.virtual_memory()
+    alone = not (settings.run.ray_address or os.environ.get("RAY_ADDRESS"))
     for one in plan.stages:
-        if not has.gpus and one.peak_bytes and one.parallel * one.peak_bytes > memory.total:
+        if alone and not has.gpus and one.peak_bytes and one.parallel * one.peak_bytes > memory.total:
             raise UserError(
                 f"the stage {one.work.stage} would hold {one.peak_bytes / GIB:.1f} GiB in each of {one.parallel} "
                 f"processes, but this machine has {memory.total / GIB:.1f} GiB; lower run.num_cpus, or the batches in "
                 f"--{one.work.section}"
             )
+    # the driver is this process, on a cluster too: that of a submitted job plans where it runs
     needed, free = sum(plan.driver_bytes.values()), memory.available
-    if largest and needed > free:
+    if needed > free:
+        largest = max(plan.driver_bytes, key=lambda name: plan.driver_bytes[name])
         raise UserError(
             f"the evaluation holds {needed / GIB:.1f} GiB in memory, most of it for {largest}, but this machine has "
             f"{free / GIB:.1f} GiB free; lower {largest}, or run on a larger machine"
@@ -364,7 +365,7 @@ def render(plan: RunPlan) -> str:
                 "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
                 _size(one.peak_bytes) if one.peak_bytes else "?" if work.batches else "",
                 _size(work.passes * source.bytes) if source.bytes and work.passes else "",
-                _size(work.writes_bytes) if work.writes_bytes else "",
+                "?" if work.writes_bytes is None else _size(work.writes_bytes) if work.writes_bytes else "",
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -389,9 +390,9 @@ def render(plan: RunPlan) -> str:
     if source.bytes:
         read = sum(one.work.passes for one in plan.stages) * source.bytes
         lines.append(f"traffic      {_size(read)} read from the source")
-    lines.append(
-        f"storage      {_size(sum(one.work.writes_bytes for one in plan.stages))} in the run directory"
-    )
+    written = [one.work.writes_bytes for one in plan.stages]
+    beside = ", beside the fine-tuned generator" if None in written else ""
+    lines.append(f"storage      {_size(sum(filter(None, written)))} in the run directory{beside}")
     if plan.driver_bytes:
         scratch = f", and {_size(plan.scratch_bytes)} in its TMPDIR" if plan.scratch_bytes else ""
         lines.append(

@@ -1,6 +1,7 @@
 """The work of each stage of a run, counted from its settings and its source. Imports neither torch nor Ray."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ class Work:
     """Whether a CPU stays free beside its actors."""
     passes: float = 0
     """How often it reads all of the source."""
-    writes_bytes: float = 0
+    writes_bytes: float | None = 0
+    """What it leaves in the run directory; None where that is not known."""
 
 
 def works(settings: Settings, source: Source) -> Iterator[Work]:
@@ -180,7 +182,22 @@ def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
         "finetune",
         batches=batches,
         passes=pairs / source.rows,
+        writes_bytes=_weight_bytes(tuning.generator),
     )
+
+
+def _weight_bytes(name: str) -> float | None:
+    """Bytes of a model's weights when they are saved as float32; None for a model on a hub."""
+    folder = Path(zoo.resolve(name))
+    if not folder.is_dir():
+        return None
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "numpy") as weights:
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return 4 * total
 
 
 def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -13,18 +14,86 @@ from mmdd_ray.presets import AUTOSCALING
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = "1.33"
-# Field names of KubeRay's v1 API, by the part of the manifest that they belong to. Its schema is in no package.
-KUBERAY_FIELDS = {
-    "job": "entrypoint submissionMode backoffLimit shutdownAfterJobFinishes ttlSecondsAfterFinished rayClusterSpec "
-    "runtimeEnvYAML activeDeadlineSeconds metadata clusterSelector submitterConfig submitterPodTemplate jobId "
-    "entrypointNumCpus entrypointNumGpus entrypointResources suspend managedBy",
-    "cluster": "rayVersion enableInTreeAutoscaling autoscalerOptions headGroupSpec workerGroupSpecs "
-    "headServiceAnnotations suspend",
-    "autoscaler": "idleTimeoutSeconds upscalingMode resources image imagePullPolicy env envFrom volumeMounts "
-    "securityContext",
-    "head": "serviceType headService enableIngress rayStartParams template",
-    "worker": "groupName replicas minReplicas maxReplicas numOfHosts rayStartParams template scaleStrategy",
-}
+TEXT, WHOLE, NUMBER, FLAG = ({"type": name} for name in ("string", "integer", "number", "boolean"))
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+ANY: dict[str, Any] = {}  # of Kubernetes, whose own schema is in kubernetes_validate
+
+
+def record(*required: str, **fields: Any) -> dict[str, Any]:
+    """JSON Schema of an object that has no fields but these."""
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+# The fields and types of KubeRay's custom resource RayJob (ray.io/v1, of its release 1.2). Its definition is in no
+# package, and the cluster's API server holds a manifest against it: misspelt fields would be dropped in silence.
+RAY_JOB = record(
+    "rayClusterSpec",
+    entrypoint=TEXT,
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode"]},
+    backoffLimit=WHOLE,
+    activeDeadlineSeconds=WHOLE,
+    shutdownAfterJobFinishes=FLAG,
+    ttlSecondsAfterFinished=WHOLE,
+    suspend=FLAG,
+    jobId=TEXT,
+    metadata=TEXTS,
+    runtimeEnvYAML=TEXT,
+    entrypointNumCpus=NUMBER,
+    entrypointNumGpus=NUMBER,
+    entrypointResources=TEXT,
+    clusterSelector=TEXTS,
+    submitterPodTemplate=ANY,
+    rayClusterSpec=record(
+        "headGroupSpec",
+        rayVersion=TEXT,
+        suspend=FLAG,
+        enableInTreeAutoscaling=FLAG,
+        headServiceAnnotations=TEXTS,
+        autoscalerOptions=record(
+            idleTimeoutSeconds=WHOLE,
+            upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+            image=TEXT,
+            imagePullPolicy=TEXT,
+            resources=ANY,
+            env=ANY,
+            envFrom=ANY,
+            volumeMounts=ANY,
+            securityContext=ANY,
+        ),
+        headGroupSpec=record(
+            "rayStartParams",
+            "template",
+            serviceType=TEXT,
+            headService=ANY,
+            enableIngress=FLAG,
+            rayStartParams=TEXTS,
+            template=ANY,
+        ),
+        workerGroupSpecs={
+            "type": "array",
+            "items": record(
+                "groupName",
+                "minReplicas",
+                "maxReplicas",
+                "rayStartParams",
+                "template",
+                groupName=TEXT,
+                replicas=WHOLE,
+                minReplicas=WHOLE,
+                maxReplicas=WHOLE,
+                numOfHosts=WHOLE,
+                rayStartParams=TEXTS,
+                template=ANY,
+                scaleStrategy=ANY,
+            ),
+        },
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +122,7 @@ def test_ray_and_ec2_accept_the_cluster_file(cluster: dict[str, Any]) -> None:
     shape = ec2.operation_model("RunInstances").input_shape
     for node in cluster["available_node_types"].values():
         request = {"MinCount": 1, "MaxCount": 1, **node["node_config"]}
+        request["SubnetId"] = request.pop("SubnetIds")[0]  # Ray tries one after the other
         report = botocore.validate.ParamValidator().validate(request, shape)
         assert not report.has_errors(), report.generate_report()
     assert cluster["available_node_types"]["gpu.spot"]["min_workers"] == 0
@@ -64,6 +134,7 @@ def test_nothing_of_the_cluster_is_public(cluster: dict[str, Any], manifest: dic
     assert "--dashboard-host=127.0.0.1" in start
     for node in cluster["available_node_types"].values():
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+        assert node["node_config"]["SubnetIds"]  # without them Ray would take public ones, too
     assert manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
@@ -86,20 +157,13 @@ def test_presets_know_how_many_gpus_may_come(cluster: dict[str, Any], manifest: 
     )
 
 
-def test_the_manifest_has_fields_of_kuberay_alone(manifest: dict[str, Any]) -> None:
+def test_the_manifest_is_a_ray_job(manifest: dict[str, Any]) -> None:
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
-    job, cluster = manifest["spec"], manifest["spec"]["rayClusterSpec"]
-    parts = [
-        ("job", job),
-        ("cluster", cluster),
-        ("autoscaler", cluster["autoscalerOptions"]),
-        ("head", cluster["headGroupSpec"]),
-        *(("worker", group) for group in cluster["workerGroupSpecs"]),
-    ]
-    for name, part in parts:
-        assert part.keys() <= set(KUBERAY_FIELDS[name].split()), name
-        parameters = part.get("rayStartParams", {})
-        assert all(isinstance(value, str) for value in parameters.values()), name
+    found = jsonschema.Draft202012Validator(RAY_JOB)
+    found.validate(manifest["spec"])
+    workers = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    for wrong in ({"backoffLimit": "three"}, {"submisionMode": "HTTPMode"}, {"rayClusterSpec": workers}):
+        assert not found.is_valid({**manifest["spec"], **wrong})
 
 
 def test_kubernetes_accepts_every_pod(manifest: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -143,3 +144,43 @@ def test_an_actor_that_no_machine_can_hold_is_refused(monkeypatch: pytest.Monkey
         cluster.check_machines(Sections(finetune=Finetune(gpus_per_worker=2)))
     monkeypatch.setitem(cluster._growth, "GPU", 16)  # larger ones may come
     cluster.check_machines(Sections(finetune=Finetune(gpus_per_worker=2)))
+
+
+HOG = """
+import os, sys, time
+import psutil
+
+memory = psutil.virtual_memory()
+share = (memory.total - memory.available + 3 * 2**30) / memory.total
+os.environ.update(RAY_memory_usage_threshold=str(share), RAY_memory_monitor_refresh_ms="100")
+
+from mmdd_ray import cli
+from mmdd_ray.cluster import connected
+from mmdd_ray.config import Run
+from mmdd_ray.store import Store
+
+def hold():
+    held = []
+    while True:
+        held.append(b"1" * (100 * 2**20))
+        time.sleep(0.05)
+
+def job():
+    with connected(Run(num_cpus=1), Store(sys.argv[1])):
+        import ray
+
+        ray.get(ray.remote(max_retries=5)(hold).remote())
+
+raise SystemExit(cli.main(job))
+"""
+
+
+@pytest.mark.chaos
+def test_a_task_too_large_for_its_machine_stops_the_run(tmp_path: Path) -> None:
+    """Ray kills what takes more than its machine has, and would start it again for ever."""
+    command = [sys.executable, "-c", HOG, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 1, ended.stderr[-3000:]
+    said = ended.stderr.strip().splitlines()[-1]
+    assert said.startswith("error: a machine ran out of memory, again and again; lower the batches")
+    assert "Traceback" not in ended.stderr

@@ -411,6 +411,7 @@ class StumblingObjective:
         return Stumbling(EdgeLoss(pipeline, self.settings, "tiny-clip"), self.folder)
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_two_workers_go_on_from_their_checkpoint(ray_cluster, tmp_path, monkeypatch):

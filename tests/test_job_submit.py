@@ -133,9 +133,13 @@ class Machines:
         ).stdout
 
     def close(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-            process.wait(timeout=60)
+        for machine in self._processes:
+            with suppress(psutil.NoSuchProcess):  # of those that were lost
+                for process in psutil.Process(machine.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            machine.kill()  # asked to end, it would wait half a minute for its tasks
+            machine.wait()
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 

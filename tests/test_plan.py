@@ -41,19 +41,19 @@ def units(settings: Any) -> dict[str, float]:
 
 def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[float, float | None]]) -> str:
     """A finished run on two CPUs, as far as plans look at it: seconds and start-up of each stage."""
-    store = Store(str(folder))
+    store, rows = Store(str(folder)), look_at(settings.data).rows
     store.write_json("settings.json", {"job": job, "preset": "local", "settings": resolved(settings)})
     for stage, (took, startup) in seconds.items():
         manifest = {
             "stage": stage,
-            "rows_in": look_at(settings.data).rows,
-            "rows_out": look_at(settings.data).rows,
+            "rows_in": rows,
+            "rows_out": rows,
             "seconds": took,
             "startup_seconds": startup,
             "peak_bytes": 900_000_000,
             "resumed": False,
             "devices": {"cpus": 2.0, "gpus": 0.0, "gpu_types": []},
-            "extra": {"pairs": 5 * look_at(settings.data).rows, "classes": 48},
+            "extra": {"pairs": 5 * rows, "classes": 48},
         }
         store.write_json(f"{stage}/manifest.json", manifest)
     return store.uri
@@ -244,10 +244,14 @@ def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyP
         UserError, match=r"features would hold 0\.8 GiB in each of 4 .* has 3\.0 GiB; lower run\.num"
     ):
         _check_fit(four, plan_run(four, "precompute", machine))
-    memory.total = 4 * 2**30
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # then actors are on other machines, the driver is still here
     _check_fit(four, plan_run(four, "precompute", machine))
-    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the driver is on another machine
+    with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
+        check_fit(edge_local(), LAPTOP)
+    memory.available, memory.total = 2**30, 4 * 2**30
     check_fit(edge_local(), LAPTOP)
+    monkeypatch.delenv("RAY_ADDRESS")
+    _check_fit(four, plan_run(four, "precompute", machine))
 
 
 def test_plans_of_cluster_presets_need_no_model() -> None:
@@ -258,6 +262,18 @@ def test_plans_of_cluster_presets_need_no_model() -> None:
     assert stages["describe"].parallel == 64
     assert stages["prototypes"].parallel == 511  # a CPU for the readers
     assert stages["latents"].work.writes_bytes == 2000 * 4 * 64 * 64 * 2
+    assert stages["finetune"].work.writes_bytes is None  # of a generator on a hub
+    plan = plan_run(vlcp, "vlcp_imagenette", CLUSTER)
+    assert "in the run directory, beside the fine-tuned generator" in render(plan)
+
+
+def test_fine_tuning_leaves_its_generator_in_float32(tmp_path: Path) -> None:
+    from mmdd_ray.models.generator import load_pipeline, save_pipeline
+
+    save_pipeline(load_pipeline("tiny-sd"), tmp_path)
+    stages = {one.work.stage: one.work for one in plan_run(edge_local(), "edge_cc3m", LAPTOP).stages}
+    saved = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert stages["finetune"].writes_bytes == pytest.approx(saved, rel=0.01)
 
 
 def test_planned_seconds_are_kept_where_there_are_any(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmdd_ray.data import shapes
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models import zoo
 from mmdd_ray.pretrain import QUALITY
@@ -157,12 +158,31 @@ def test_versions_tell_weights_of_one_name_apart(monkeypatch: pytest.MonkeyPatch
     assert zoo.version("a/b") is None
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    from mmdd_ray.models.captioner import Captioner
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
+    """Under the names that the libraries would read them by."""
+    from safetensors.torch import load_file
 
-    for file in (zoo.FOLDER / "tiny-captioner").iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot load the captioner"):
-        Captioner(str(tmp_path), torch.device("cpu"))
+    from mmdd_ray.config import Students
+    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.clip import load_clip
+    from mmdd_ray.models.generator import load_pipeline
+    from mmdd_ray.models.students import load_student
+
+    folder = str(tmp_path / name)
+    shutil.copytree(zoo.FOLDER / name, folder)
+    for file in Path(folder).rglob("*.safetensors"):
+        stem = {"open_clip_model": "open_clip_pytorch_model", "model": "pytorch_model"}.get(
+            file.stem, file.stem
+        )
+        torch.save(load_file(file), file.with_name(f"{stem}.bin"))
+        file.unlink()
+    load: dict[str, Callable[[], object]] = {
+        "tiny-clip": lambda: load_clip(folder),
+        "tiny-sd": lambda: load_pipeline(folder),
+        "tiny-captioner": lambda: Captioner(folder, torch.device("cpu")),
+        "tiny-nf": lambda: load_student(Students(image_model=folder), seed=0, device="cpu"),
+        "tiny-bert": lambda: load_student(Students(text_model=folder), seed=0, device="cpu"),
+    }
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors, and pickled weights are not read"):
+        load[name]()

@@ -4,6 +4,7 @@ A shard is committed when all its chunks are written, so a pass that was killed 
 sees counts and refused rows alone: what actors make stays with them and in storage.
 """
 
+import pickle
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,9 +98,10 @@ def work_off_shards(
         yield from held
         if not todo:
             return
-        read = partial(_read_shard, shards=todo, data=data, image_px=image_px, chunk_pairs=chunk_pairs)
-        numbers = [{"shard": number} for number in range(len(todo))]
-        dataset = ray.data.from_items(numbers, override_num_blocks=len(todo))
+        read = partial(_read_shard, data=data, image_px=image_px, chunk_pairs=chunk_pairs)
+        # a folder's shards name all its files, so that each reader is given its own shard alone
+        items = [{"shard": pickle.dumps(shard)} for shard in todo]
+        dataset = ray.data.from_items(items, override_num_blocks=len(todo))
         retry_faults(dataset)
         worked_off = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
             actor,
@@ -113,10 +115,8 @@ def work_off_shards(
             yield rows_in, rejects
 
 
-def _read_shard(
-    row: dict[str, Any], shards: list[Shard], data: Data, image_px: int, chunk_pairs: int
-) -> Iterator[dict[str, Any]]:
-    chunks = read_chunks(shards[row["shard"]], data, image_px=image_px, chunk_pairs=chunk_pairs)
+def _read_shard(row: dict[str, Any], data: Data, image_px: int, chunk_pairs: int) -> Iterator[dict[str, Any]]:
+    chunks = read_chunks(pickle.loads(row["shard"]), data, image_px=image_px, chunk_pairs=chunk_pairs)
     return (chunk.to_row() for chunk in chunks)
 
 
