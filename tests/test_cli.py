@@ -210,8 +210,9 @@ def test_what_the_cluster_lost_is_one_line(wrap, name, capsys):
     kind = getattr(ray.exceptions, name)
     assert main(raising(wrap(kind("out of memory") if name == "OutOfMemoryError" else kind()))) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith(f"error: the cluster lost what was needed ({name}: ")
-    assert shown.endswith("); run the same command again to resume\n")
+    said = {"OutOfMemoryError": "a machine ran out of memory, again and again; lower the batches"}
+    assert shown.startswith(f"error: {said.get(name, f'the cluster lost what was needed ({name}: ')}")
+    assert shown.endswith("; run the same command again to resume\n")
     assert shown.count("\n") == 1
 
 

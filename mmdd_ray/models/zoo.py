@@ -86,7 +86,7 @@ def version(name: str) -> str | None:
     """
     source = resolve(name)
     if _is_local(source):
-        return f"sha256:{_hash_weights(source)}"
+        return f"sha256:{_hash_weights(Path(source.removeprefix('local-dir:')))}"
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -102,18 +102,12 @@ def _is_local(resolved: str) -> bool:
     return resolved.startswith("local-dir:") or Path(resolved).is_dir()
 
 
-def _weights(resolved: str) -> list[tuple[str, Path]]:
-    """The safetensors files of a local folder, with their paths in it, sorted by these."""
-    folder = Path(resolved.removeprefix("local-dir:"))
-    return [(str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*.safetensors"))]
-
-
-def _hash_weights(resolved: str) -> str:
+def _hash_weights(folder: Path) -> str:
     """What ``sha256sum`` of all safetensors files, sorted by their paths, hashed again, prints."""
     lines = []
-    for name, path in _weights(resolved):
+    for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -142,10 +136,11 @@ def loading(role: str, name: str, setting: str) -> Iterator[None]:
         setting: The setting that names the model, e.g. "captions.model".
 
     Raises:
-        ValueError: The model could not be loaded; the library's error is its cause. Or it is a folder whose weights
-            are pickled.
+        ValueError: The model is a folder of pickled weights, or could not be loaded; then the library's error is its
+            cause.
     """
-    if _is_local(source := resolve(name)) and not any(_weights(source)):
+    folder = Path(resolve(name).removeprefix("local-dir:"))
+    if folder.is_dir() and not any(folder.rglob("*.safetensors")):
         raise UserError(
             f"cannot load the {role} {name!r}: the folder holds no *.safetensors, and pickled weights are not read; "
             f"convert them, or set --{setting} to another model"
