@@ -288,9 +288,13 @@ def measure(asked: Chaos) -> list[dict[str, Any]]:
     records = out / "outcomes.jsonl"
     done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     have = {(one["method"], one["round"]) for one in done}
-    if have.issuperset((method, number) for method in asked.methods for number in range(asked.rounds)):
-        shutil.rmtree(out, ignore_errors=True)
-        done, have = [], set()
+    wanted = {(method, number) for method in asked.methods for number in range(asked.rounds)}
+    if wanted and wanted <= have:  # only what is measured again goes
+        for left in (path for method in asked.methods for path in out.glob(f"{method}*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        done = [one for one in done if one["method"] not in asked.methods]
+        have -= wanted
+        records.write_text("".join(f"{json.dumps(one)}\n" for one in done))
     out.mkdir(parents=True, exist_ok=True)
     with machines() as cluster:
         for method in asked.methods:

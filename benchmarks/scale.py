@@ -337,7 +337,8 @@ def main() -> int:
     draw(found, asked.out / "scale.png")
     print(table(found))
     shutil.rmtree(folder)
-    for line in (lines := grown(found)):
+    lines = grown(found)
+    for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
 

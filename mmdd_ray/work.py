@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmdd_ray.config import Classifiers, Covmatch, Edge, Evaluate, Precompute, Students, Vlcp
 from mmdd_ray.data.inventory import Source
@@ -188,8 +187,7 @@ def _finetune_work(settings: Edge | Vlcp, source: Source) -> Work:
 
 def _weight_bytes(name: str) -> float | None:
     """Bytes of a model's weights when they are saved as float32; None for a model on a hub."""
-    folder = Path(zoo.resolve(name))
-    if not folder.is_dir():
+    if not (folder := zoo.local_folder(name)):
         return None
     from safetensors import safe_open
 
@@ -244,7 +242,6 @@ def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
 
 def clip_dim(name: str) -> int:
     """Width of the features of a CLIP model."""
-    folder = Path(zoo.resolve(name).removeprefix("local-dir:"))
-    if folder.is_dir():
+    if folder := zoo.local_folder(name):
         return json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
     return FALLBACK_DIM

@@ -41,6 +41,16 @@ def resolve(name: str) -> str:
     return name
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of a model of the zoo or of this machine; None for any other name.
+
+    Raises:
+        ValueError: As `resolve`.
+    """
+    folder = Path(resolve(name).removeprefix("local-dir:"))
+    return folder if folder.is_dir() else None
+
+
 def check(models: Mapping[str, str]) -> None:
     """Looks whether models that are to be loaded much later are there, or can be downloaded.
 
@@ -139,8 +149,7 @@ def loading(role: str, name: str, setting: str) -> Iterator[None]:
         ValueError: The model is a folder of pickled weights, or could not be loaded; then the library's error is its
             cause.
     """
-    folder = Path(resolve(name).removeprefix("local-dir:"))
-    if folder.is_dir() and not any(folder.rglob("*.safetensors")):
+    if (folder := local_folder(name)) and not any(folder.rglob("*.safetensors")):
         raise UserError(
             f"cannot load the {role} {name!r}: the folder holds no *.safetensors, and pickled weights are not read; "
             f"convert them, or set --{setting} to another model"
