@@ -22,6 +22,7 @@ from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.presets import covmatch_local
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
+from mmdd_ray.workers import Placement, Worker, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -127,9 +128,19 @@ def test_cached_pairs_are_those_of_the_data_in_their_order(ray_cluster):
     assert cached.captions == [list(scene.captions()) for scene in drawn]
 
 
-def test_a_mistake_that_only_workers_see_is_one_sentence(ray_cluster, tmp_path):
-    short = replace(SETTINGS, match=replace(SETTINGS.match, max_tokens=4, workers=1))
-    with pytest.raises(
-        UserError, match=r"^match.max_tokens=4, but 6 of the 6 captions to start from are longer"
-    ):
-        learnt_in(tmp_path, short)
+def test_a_mistake_that_one_worker_sees_ends_all_with_one_sentence(ray_cluster, half_a_cpu_each, tmp_path):
+    def work(worker: Worker, job: str) -> dict[str, Any]:
+        with worker.agree():
+            if worker.rank == 1:
+                raise UserError(f"{job} is too long")
+        raise AssertionError("the other one went on")
+
+    placement = Placement(
+        section="match",
+        training=SETTINGS.match,
+        memory_setting="match.micro_batch",
+        steps=6,
+        checkpoint_steps=2,
+    )
+    with pytest.raises(UserError, match=r"^a caption is too long$"):
+        train(work, "a caption", placement, store=Store(str(tmp_path)))

@@ -213,13 +213,14 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
     # A run that was killed before its last shard was committed reads only that one again.
     before = {name: store.read_bytes(name) for name in store.files("features")}
     monkeypatch.setattr("mmdd_ray.features.streaming.MAX_COMMITS", 1)  # each waits for the one before
-    resumed, again = run_stage(shards, tmp_path / "other")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    killed = Store(str(tmp_path / "other/features"))
     for name in ("manifest.json", "moments.safetensors", "duplicates.parquet", "shards/00002.json"):
-        resumed.store.remove(name)
-    resumed.store.remove("pairs/00002")
-    kept = Path(resumed.store.path("pairs/00000/00000.parquet"))
+        killed.remove(name)
+    killed.remove("pairs/00002")
+    kept = tmp_path / "other/features/pairs/00000/00000.parquet"
     written_at = kept.stat().st_mtime_ns
-    run_stage(shards, tmp_path / "other")
+    _, again = run_stage(shards, tmp_path / "other")
     assert kept.stat().st_mtime_ns == written_at
     after = {name: again.read_bytes(name) for name in again.files("features")}
     assert before.keys() == after.keys()

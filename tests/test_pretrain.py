@@ -25,10 +25,12 @@ def test_a_fit_goes_downhill_with_clipped_gradients() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path) -> None:
+def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdd_ray.models.clip import load_clip
     from mmdd_ray.models.generator import draw_images, load_pipeline
 
+    monkeypatch.setattr(clip, "HELD_OUT", 60)
+    monkeypatch.setattr(diffusion, "VAE_BATCH", 4)
     found = clip.train(tmp_path / "clip", scenes=300, steps=1, seed=0, device=CPU)
     assert 0 <= found["mean_recall"] <= 100
     folder = tmp_path / "sd"

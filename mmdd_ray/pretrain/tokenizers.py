@@ -5,6 +5,7 @@ of `shapes` are kept as well. Any text can be written with what is left, only in
 """
 
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 
 from open_clip.tokenizer import SimpleTokenizer
@@ -16,10 +17,11 @@ FREQUENT_MERGES = 1400
 CONTEXT = 48  # tokens; the longest caption of `shapes` has 36 words and two special tokens
 
 
-def shapes_words() -> list[str]:
+@cache
+def shapes_words() -> tuple[str, ...]:
     """Every word that captions of `shapes` are made of, sorted."""
     captions = (c for index in range(2000) for c in shapes.scene(index, seed=0).captions())
-    return sorted({word.strip(",:") for caption in captions for word in caption.split()})
+    return tuple(sorted({word.strip(",:") for caption in captions for word in caption.split()}))
 
 
 def clip_tokenizer() -> CLIPTokenizer:
