@@ -1,5 +1,6 @@
 """Fixtures that several test files share: one local Ray, one S3 server, the real data where it is at hand."""
 
+import multiprocessing
 import os
 import runpy
 import secrets
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,17 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., object]:
+    """Calls a function with each of two ranks and `args`, in processes of their own that need not import first."""
+    import torch
+
+    multiprocessing.set_forkserver_preload(
+        ["mmdd_ray.models.generator", "mmdd_ray.models.students", "ray.data"]
+    )
+    return partial(torch.multiprocessing.start_processes, nprocs=2, start_method="forkserver")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ HEAD_ID = "f" * 51 + "00000"  # what the fake cloud calls the head
 
 DRIVER = """
 import json, sys, threading, time
+from pathlib import Path
 import ray, torch
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Data, Features, Run
@@ -26,12 +27,14 @@ from mmdd_ray.features.precompute import precompute
 from mmdd_ray.run import Stage
 from mmdd_ray.store import Store
 
-class Slow:
-    name = "slow"
+class Patient:  # works once there are two GPUs, or after five minutes
+    name = "patient"
     def load(self, device):
+        self.deadline = time.monotonic() + 300
         return self
     def encode_images(self, images):
-        time.sleep(2)  # so that the second machine is there long before the last chunk
+        while not grown.exists() and time.monotonic() < self.deadline:
+            time.sleep(0.1)
         return torch.ones(len(images), 2)
     def encode_texts(self, captions):
         return torch.ones(len(captions), 2)
@@ -39,12 +42,14 @@ class Slow:
 def look():
     while not done.wait(0.5):
         seen.append(ray.cluster_resources().get("GPU", 0))
+        if seen[-1] == 2:
+            grown.touch()
 
-store, seen, done = Store(sys.argv[1]), [], threading.Event()
+store, grown, seen, done = Store(sys.argv[1]), Path(sys.argv[2]), [], threading.Event()
 with connected(Run(max_cpus=4, max_gpus=2), store) as devices:
     threading.Thread(target=look).start()
     features = Features(chunk_pairs=10, max_actors=2)
-    rows = precompute(Stage("features", store), None, Data(uri="shapes:700?seed=1"), features, Slow()).rows_out
+    rows = precompute(Stage("features", store), None, Data(uri="shapes:300?seed=1"), features, Patient()).rows_out
     deadline = time.monotonic() + 120
     while seen[-1] and time.monotonic() < deadline:
         time.sleep(1)
@@ -111,11 +116,11 @@ def test_a_pool_grows_to_its_maximum_and_gives_the_machines_back(
         deadline = time.monotonic() + 120
         while True:  # the head answers before it can be joined
             driver = subprocess.run(
-                [sys.executable, "-c", DRIVER, str(tmp_path / "made")],
+                [sys.executable, "-c", DRIVER, str(tmp_path / "made"), str(tmp_path / "grown")],
                 env={**environment, "RAY_ADDRESS": f"{own}:{port}"},
                 capture_output=True,
                 text=True,
-                timeout=400,
+                timeout=480,
                 check=False,
             )
             if "no Ray cluster answers" not in driver.stderr or time.monotonic() > deadline:
@@ -127,5 +132,5 @@ def test_a_pool_grows_to_its_maximum_and_gives_the_machines_back(
         head.terminate()
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
-    assert (seen["may_have"], seen["rows"]) == (2.0, 700)
+    assert (seen["may_have"], seen["rows"]) == (2.0, 300)
     assert (seen["gpus"][0], max(seen["gpus"]), seen["gpus"][-1]) == (0, 2, 0)

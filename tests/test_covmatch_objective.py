@@ -198,12 +198,12 @@ def everything_rows(encoders: Encoders, rows: list[int]) -> tuple[Tensor, Tensor
     return encoders.image(encoders.pixels[rows]), encoders.text(encoders.tokens[rows])
 
 
-def test_two_ranks_with_unequal_shares_give_the_gradient_of_one(tmp_path):
+def test_two_ranks_with_unequal_shares_give_the_gradient_of_one(tmp_path, two_ranks):
     real = features(31, seed=8, dtype=torch.float32)
     one = Encoders(9)
     terms = backward_covmatch(one, 9, pair_moments(*real), MATCHING, micro_batch=4)
     shares = [[0, 3, 5, 8], [1, 2, 4, 6, 7]]
-    torch.multiprocessing.spawn(one_rank, args=(tmp_path, real, shares), nprocs=2)
+    two_ranks(one_rank, args=(tmp_path, real, shares))
     (first, first_gradients), (second, second_gradients) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )

@@ -269,8 +269,8 @@ def one_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_learn_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(one_rank, args=(tmp_path,), nprocs=2)
+def test_two_ranks_learn_what_one_does(tmp_path, two_ranks):
+    two_ranks(one_rank, args=(tmp_path,))
     one, tolerances = begun(TEN), {1: 1e-5, 10: 1e-2}
     for record in one.run(epoch_of()):
         step = int(record["step"])

@@ -251,9 +251,9 @@ def step_one_rank(rank: int, world_size: int, folder: Path, data: Batch) -> None
     dist.destroy_process_group()
 
 
-def test_two_workers_take_the_steps_of_one(tmp_path):
+def test_two_workers_take_the_steps_of_one(tmp_path, two_ranks):
     data = pairs(32)
-    torch.multiprocessing.spawn(step_one_rank, args=(2, tmp_path, data), nprocs=2)
+    two_ranks(step_one_rank, args=(2, tmp_path, data))
     one = Training(Regression(), TWO_STEPS, seed=0)
     expected = weights_after(one, cut(*data, 8))
     for rank in range(2):

@@ -169,8 +169,8 @@ def train_one_rank(rank: int, world_size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_give_the_loss_and_the_gradient_of_one(tmp_path):
-    torch.multiprocessing.spawn(train_one_rank, args=(2, tmp_path), nprocs=2)
+def test_two_workers_give_the_loss_and_the_gradient_of_one(tmp_path, two_ranks):
+    two_ranks(train_one_rank, args=(2, tmp_path))
     total, gradient = loss_and_gradient(TinyEncoder(), slice(None))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
