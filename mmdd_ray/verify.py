@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmdd_ray.config import EdgeSynthesis, VlcpSynthesis
-from mmdd_ray.data.distilled import MANIFEST, Sample, read_distilled, read_learnt
+from mmdd_ray.data.distilled import MANIFEST, Sample, check_images, read_distilled, read_learnt
 from mmdd_ray.data.images import decode_image, encode_png
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
@@ -31,7 +31,7 @@ class Checked:
 
 
 def verify(uri: str, regenerate: int, seed: int = 0) -> Checked:
-    """Checks all checksums of the set in the folder `uri`, and makes `regenerate` of its images again.
+    """Checks all checksums of the set in the folder `uri`, its image folder too, and makes `regenerate` images again.
 
     An image that was drawn is drawn again by the tuned generator in the run directory around the set, together with
     those that it shared its batch with; one that was learnt is shown again from its tensor.
@@ -45,6 +45,7 @@ def verify(uri: str, regenerate: int, seed: int = 0) -> Checked:
     """
     store = Store(uri)
     samples = read_distilled(store)
+    check_images(store)
     manifest = store.read_json(MANIFEST)
     count = min(regenerate, len(samples))
     rows = np.random.default_rng(seed).permutation(len(samples))[:count]

@@ -21,7 +21,16 @@ from PIL import Image
 from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
 from mmdd_ray.data.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
-from mmdd_ray.data.distilled import Sample, dataset_card, escape_markdown, read_distilled, write_distilled
+from mmdd_ray.data.distilled import (
+    Sample,
+    _by_class,
+    _with_class,
+    check_images,
+    dataset_card,
+    escape_markdown,
+    read_distilled,
+    write_distilled,
+)
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.shards import list_shards
@@ -326,6 +335,16 @@ def test_spread_takes_evenly() -> None:
     assert spread("ab", 40) == ["a", "b"]
 
 
+def test_a_contact_sheet_shows_every_class_of_ten_with_its_name() -> None:
+    samples = [replace(sample, label=number // 10) for number, sample in enumerate(_samples(100))]
+    shown, columns = _by_class(samples)
+    assert [sample.label for sample in shown] == [label for label in range(10) for _ in range(3)]
+    assert columns == 6
+    drawn = replace(samples[0], captions=("a crane at dusk", "wings"))
+    assert _with_class(drawn, {0: "crane"}) == ("a crane at dusk", "wings")
+    assert _with_class(drawn, {0: "bird"}) == ("bird", "a crane at dusk", "wings")
+
+
 def test_a_labelled_set_is_an_image_folder_too_and_its_sheet_and_card_are_by_class(tmp_path: Path) -> None:
     names = {3: "red circle", 12: "crane / bird", 13: "鶴"}
     labelled = [
@@ -337,6 +356,14 @@ def test_a_labelled_set_is_an_image_folder_too_and_its_sheet_and_card_are_by_cla
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == folders
     assert (tmp_path / "images/0012_crane_bird/000004.png").read_bytes() == labelled[4].image
     assert manifest["classes"] == {"3": "red circle", "12": "crane / bird", "13": "鶴"}
+    check_images(str(tmp_path))
+    picture = tmp_path / "images/0003_red_circle/000001.png"
+    picture.write_bytes(labelled[0].image)
+    with pytest.raises(UserError, match=r"images is damaged.*copy the distilled set again"):
+        check_images(str(tmp_path))
+    picture.unlink()
+    with pytest.raises(UserError, match=r"images is damaged"):
+        check_images(str(tmp_path))
     sheet = Image.open(tmp_path / "contact_sheet.png")
     # two images of each class, three classes side by side
     assert sheet.width == GAP_PX + 6 * (TILE_PX + GAP_PX)

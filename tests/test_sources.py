@@ -204,6 +204,21 @@ def test_a_damaged_header_ends_the_tar_with_one_refused_row(tmp_path):
     assert fates(read(Data(uri=str(tmp_path / "0.tar")))) == [("a", None), ("", "damaged tar")]
 
 
+def test_zeros_that_read_like_the_end_of_a_tar_do_not_hide_what_follows(tmp_path):
+    content = tar_bytes(pair("a") + pair("b") + pair("c"))
+    at = content.index(b"b.jpg")
+    lost = [("a", None), ("", "damaged tar")]
+    data = Data(uri=str(tmp_path / "0.tar"))
+    for end, expected in (
+        (bytes(512) + content[at + 512 :], lost),  # a header that was zeroed
+        (bytes(2**21), lost),  # a download that never filled its file
+        (bytes(10240), [("a", None)]),  # as tar ends
+        (bytes(2**20), [("a", None)]),  # as it may end
+    ):
+        Path(data.uri).write_bytes(content[:at] + end)
+        assert fates(read(data)) == expected
+
+
 def test_a_file_that_is_no_tar_is_one_refused_row(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"<html>404</html>" * 100)
     assert fates(read(Data(uri=str(tmp_path / "0.tar")))) == [("", "damaged tar")]

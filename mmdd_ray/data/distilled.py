@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,10 +125,13 @@ def write_distilled(
     else:
         store.remove(LEARNT)
     store.remove(IMAGES)
+    pictures: list[dict[str, str]] = []
     if class_names is not None:
         for sample in samples:
             assert sample.label is not None
-            store.write_bytes(f"{_class_folder(sample.label, class_names)}/{sample.key}.png", sample.image)
+            picture = f"{_class_folder(sample.label, class_names)}/{sample.key}.png"
+            store.write_bytes(picture, sample.image)
+            pictures.append({"name": picture, "sha256": hashlib.sha256(sample.image).hexdigest()})
     per_image = [len(sample.captions) for sample in samples]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -139,6 +143,7 @@ def write_distilled(
         "checksum": _checksum(files),
         "shards": shards,
         "learnt": files[-1] if learnt is not None else None,
+        "images_checksum": _checksum(sorted(pictures, key=itemgetter("name"))) if pictures else None,
         "classes": {str(label): name for label, name in (class_names or {}).items()},
         "seed": seed,
         "models": dict(models or {}),
@@ -149,8 +154,8 @@ def write_distilled(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     shown, columns = (samples, COLUMNS) if class_names is None else _by_class(samples)
-    pictures = [(sample.image, sample.texts) for sample in shown]
-    store.write_bytes(CONTACT_SHEET, contact_sheet(pictures, columns))
+    tiles = [(sample.image, _with_class(sample, class_names)) for sample in shown]
+    store.write_bytes(CONTACT_SHEET, contact_sheet(tiles, columns))
     store.write_bytes(CARD, dataset_card(manifest, samples).encode())
     store.write_json(MANIFEST, manifest)
     return manifest
@@ -167,9 +172,26 @@ def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     classes: dict[int | None, list[Sample]] = {}
     for sample in samples:
         classes.setdefault(sample.label, []).append(sample)
-    each = min(COLUMNS, *map(len, classes.values()))
+    each = min(COLUMNS, max(1, MAX_SAMPLES // len(classes)), *map(len, classes.values()))
     chosen = spread(list(classes.values()), MAX_SAMPLES // each)
     return [sample for own in chosen for sample in spread(own, each)], COLUMNS // each * each
+
+
+def _with_class(sample: Sample, class_names: Mapping[int, str] | None) -> tuple[str, ...]:
+    """The texts of a sample for a contact sheet, after the name of its class where the first does not have it."""
+    name = class_names[sample.label] if class_names is not None and sample.label is not None else ""
+    return sample.texts if name in sample.texts[0] else (name, *sample.texts)
+
+
+def check_images(source: Store | str) -> None:
+    """Checks the image folder of a set, if it has one; raises ``UserError`` where a file is missing or damaged."""
+    store = source if isinstance(source, Store) else Store(source)
+    expected = _read_manifest(store).get("images_checksum")
+    if expected is not None and expected != _checksum(_hashed(store, store.files(IMAGES))):
+        raise UserError(
+            f"{redact(store.path(IMAGES))} is damaged: its files are not those of {MANIFEST}; copy the distilled set "
+            "again"
+        )
 
 
 def read_distilled(source: Store | str) -> list[Sample]:
@@ -240,8 +262,12 @@ def _describes_learnt(file: Any) -> bool:
     return file["name"] == LEARNT and isinstance(file["sha256"], str)
 
 
+def _hashed(store: Store, names: Sequence[str]) -> list[dict[str, str]]:
+    return [{"name": name, "sha256": hashlib.sha256(store.read_bytes(name)).hexdigest()} for name in names]
+
+
 def _checksum(files: Sequence[Mapping[str, Any]]) -> str:
-    """What ``sha256sum *.tar *.safetensors | sha256sum`` prints."""
+    """What ``sha256sum *.tar *.safetensors | sha256sum`` prints; of images, the same with ``images/*/*.png``."""
     lines = [f"{file['sha256']}  {file['name']}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

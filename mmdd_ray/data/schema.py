@@ -34,6 +34,9 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("shard", "key", "rea
 
 PARQUET_BATCH_ROWS = 64
 MAX_READS_OF_NOTHING = 100  # at the end of a tar; a whole one needs one or two
+MAX_TAR_PADDING = (
+    2**20
+)  # zeros after the end marker; tar fills up its last record, of 10 KiB unless told otherwise
 
 # pyarrow raises plain OSError for damaged pages, and cannot decode text that is no UTF-8.
 _PARQUET_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -273,6 +276,16 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise _DamagedTar(str(error)) from error
 
 
+def _check_padding(file: IO[bytes]) -> None:
+    """Raises unless a tar ends at its end marker: a zeroed block in its midst reads like one, and would hide samples.
+
+    So would a download that never filled its file, which is why there may not be zeros without end.
+    """
+    padding = file.read(MAX_TAR_PADDING + 1)
+    if len(padding) > MAX_TAR_PADDING or padding.strip(b"\0"):
+        raise _DamagedTar("something after the end marker")
+
+
 def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
     """Groups the members of a tar by key: as in WebDataset, the path up to the first dot of the file name.
 
@@ -306,6 +319,7 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
                     reading = True
                     sample.parts[suffix] = archive.extractfile(member).read()  # type: ignore[union-attr]
                     reading = False
+            _check_padding(archive.fileobj)  # type: ignore[arg-type]
     except tarfile.TarError as error:
         broken = "damaged tar" if isinstance(error, _DamagedTar) else "truncated tar"
     if sample is not None:
