@@ -153,7 +153,7 @@ def _evaluate(
         read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
     )
     compared = {name: synthetic_set(samples, px) for name, samples in sets.items()}
-    compared |= baseline_sets(features, settings.data, settings.evaluation, PAIRS, px, seed)
+    compared |= dict(baseline_sets(features, settings.data, settings.evaluation, PAIRS, px, seed))
     found = compare(compared, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, found)
     return StageResult(rows_in=sum(s.n_pairs for s in compared.values()), rows_out=len(compared))

@@ -18,6 +18,7 @@ import photo_models
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 import tyro
 
 from mmdd_ray import cli
@@ -34,7 +35,6 @@ from mmdd_ray.config import (
     Vlcp,
     VlcpSynthesis,
 )
-from mmdd_ray.evaluate.labelled import LabelledSet
 from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.evaluate.sets import EVALUATION
 from mmdd_ray.features.precompute import feature_stage
@@ -92,13 +92,13 @@ class TinyImageNet:
 def ten_classes(asked: TinyImageNet) -> Path:
     """Writes the images of the ten classes as train, choose and test Parquet files; gives their folder."""
     folder = asked.out / "data"
-    if not (folder / "train.parquet").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    store = Store(str(folder))
+    if not store.exists("train.parquet"):
         whole, test = (_read(asked.tiny_imagenet, split) for split in ("train", "val"))
         parts = [whole.filter(pc.equal(whole["class_name"], name)) for name in CLASSES]
-        pq.write_table(test, folder / "test.parquet")
-        pq.write_table(pa.concat_tables(part.slice(0, HELD_OUT) for part in parts), folder / "choose.parquet")
-        pq.write_table(pa.concat_tables(part.slice(HELD_OUT) for part in parts), folder / "train.parquet")
+        store.write_parquet("test.parquet", test)
+        store.write_parquet("choose.parquet", pa.concat_tables(part.slice(0, HELD_OUT) for part in parts))
+        store.write_parquet("train.parquet", pa.concat_tables(part.slice(HELD_OUT) for part in parts))
     return folder
 
 
@@ -174,11 +174,12 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             prototypes: Store | None,
             generator: Store | str,
             synthesis: VlcpSynthesis,
-        ) -> LabelledSet:
+        ) -> ray.ObjectRef:
             stage = run.stage(
                 f"draw-{name}", lambda stage: draw(stage, drawings, prototypes, generator, synthesis, px)
             )
-            return labelled_images([row["image"] for row in read_drawn(stage.store)], own, labels, px)
+            images = [row["image"] for row in read_drawn(stage.store)]
+            return ray.put(labelled_images(images, own, labels, px))
 
         evaluations = []
         for number in range(asked.draws):
@@ -200,7 +201,7 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             evaluated = run.stage(
                 f"evaluate{again}",
                 lambda stage, sets=sets, judged=judged: compare_classifiers(
-                    stage, sets, features, judged, asked.images_per_class, run.store
+                    stage, sets, labels, features, judged, run.store
                 ),
             )
             evaluations.append(evaluated.store.read_json(EVALUATION))

@@ -22,6 +22,9 @@ Settings = TypeVar("Settings")
 
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|TransportError): (.*)$", re.MULTILINE)
+STORAGE_ERROR = re.compile(
+    r"^(?:OSError: )?(.*\bAWS Error\b.*?)\.?$", re.MULTILINE
+)  # of pyarrow, which Ray Train uses
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
 
 
@@ -106,12 +109,15 @@ def main(job: Callable[[], int | None]) -> int:
 
 def _known(error: BaseException | None) -> UserError | TransportError | ClusterError | None:
     """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it, or that says what Ray lost."""
+    if isinstance(error, OSError) and (found := STORAGE_ERROR.search(str(error))):
+        return TransportError(f"storage failed: {found[1]}")
     if error is None or not type(error).__module__.startswith("ray."):
         return error if isinstance(error, UserError | TransportError | ClusterError) else None
-    # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker
-    wrapped = [getattr(error, "cause", None), error.__cause__, getattr(error, "controller_failure", None)]
+    # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker and wraps them again
+    holders = ("cause", "__cause__", "controller_failure", "health_check_failure", "_base_exc")
+    wrapped = [getattr(error, name, None) for name in holders]
     wrapped += getattr(error, "worker_failures", {}).values()
-    return next((found for inner in wrapped if (found := _known(inner))), _lost(error))
+    return next((known for inner in wrapped if (known := _known(inner))), _lost(error))
 
 
 def _lost(error: BaseException) -> UserError | TransportError | ClusterError | None:
@@ -119,6 +125,8 @@ def _lost(error: BaseException) -> UserError | TransportError | ClusterError | N
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
     text = str(error).strip()
     if getattr(error, "actor_init_failed", False):  # what the constructor raised is there as text only
+        if storage := STORAGE_ERROR.search(text):
+            return TransportError(f"storage failed: {storage[1]}")
         found = CONSTRUCTOR_ERROR.search(text)
         return (UserError if found[1] == "UserError" else TransportError)(found[2]) if found else None
     if "ExecutionTimeoutError" in kinds:

@@ -283,10 +283,25 @@ def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
     evaluation: Evaluation = settings.evaluation
     px = settings.classifiers.image_px if isinstance(settings, Vlcp) else settings.students.image_px
     parts = len(evaluation.sources(settings.data))
-    held: dict[str, float] = {"evaluation.max_pairs": parts * evaluation.max_pairs * 3 * px**2}
+    images: dict[str, float] = {"evaluation.max_pairs": parts * evaluation.max_pairs}
     if "full" in evaluation.baselines:
-        held["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows) * 3 * px**2
-    return held
+        images["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows)
+    copies = 2 * 3 * px**2  # decoded, and in the object store
+    held = {name: count * copies for name, count in images.items()}
+    sets = 1 + len(set(evaluation.baselines) - {"full"})
+    setting, count = _images_of_a_set(settings, source)
+    return held | {setting: sets * count * 3 * px**2}  # those are decoded one by one
+
+
+def _images_of_a_set(settings: Edge | Covmatch | Vlcp | Evaluate, source: Source) -> tuple[str, int]:
+    """The setting that says how large the distilled set and its coresets become, and how many images that is."""
+    if isinstance(settings, Vlcp):
+        return "prototypes.images_per_class", source.classes * settings.prototypes.images_per_class
+    if isinstance(settings, Covmatch):
+        return "match.pairs", settings.match.pairs
+    if isinstance(settings, Edge):
+        return "synthesis.pairs", settings.synthesis.pairs
+    return "set", 0  # is there already, and small
 
 
 def _scratch_bytes(settings: Settings, source: Source) -> float:

@@ -167,7 +167,13 @@ def in_ray_train(error):
     return WorkerGroupError("rank 0: traceback", {0: error})
 
 
-WRAPS = [as_it_is, in_a_task, from_ray_get, in_a_nested_task, in_ray_train]
+def in_a_worker_of_ray_train(error):
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    return in_ray_train(UserExceptionWithTraceback(error, "a long traceback"))
+
+
+WRAPS = [as_it_is, in_a_task, from_ray_get, in_a_nested_task, in_ray_train, in_a_worker_of_ray_train]
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
@@ -193,6 +199,17 @@ def test_what_we_got_wrong_keeps_its_traceback(wrap, error, capsys):
     assert "Traceback" in shown
     assert "\nerror: " not in shown
     assert "me:pw" not in shown
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_storage_that_fails_ray_train_is_one_line(wrap, capsys):
+    pyarrow = OSError(
+        "When uploading part for key 'run/a' in bucket 'b': AWS Error SLOW_DOWN (HTTP status 503)."
+    )
+    assert main(raising(wrap(pyarrow))) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: storage failed: When uploading part")
+    assert shown.endswith("(HTTP status 503); run the same command again to resume\n")
 
 
 @pytest.mark.parametrize("wrap", WRAPS)

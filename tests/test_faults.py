@@ -1,6 +1,7 @@
 """Processes that die, hang or find no room: Ray makes up for it, or the run stops with one sentence."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +185,72 @@ def test_a_task_too_large_for_its_machine_stops_the_run(tmp_path: Path) -> None:
     said = ended.stderr.strip().splitlines()[-1]
     assert said.startswith("error: a machine ran out of memory, again and again; lower the batches")
     assert "Traceback" not in ended.stderr
+
+
+RECLAIMED = """
+import subprocess, sys, threading, time
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from mmdd_ray.config import Training
+from mmdd_ray.store import Store
+from mmdd_ray.workers import Placement, train
+
+folder, ray_cli, notice = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "notice"
+size = {"object_store_memory": 100 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **size})
+machines = [cluster.add_node(num_cpus=2, **size) for _ in range(2)]
+ray.init(address=cluster.address)
+
+def reclaim():
+    while not list(folder.glob("checkpoints/checkpoint_*")):
+        time.sleep(0.1)
+    (machine,) = [one for one in machines if one.node_id == (folder / "machine").read_text()]
+    if notice:
+        said = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 5"
+        where = ["--address", cluster.address, "--node-id", machine.node_id]
+        subprocess.run([ray_cli, "drain-node", *where, *said.split()], check=True)
+        time.sleep(5)
+    cluster.remove_node(machine, allow_graceful=False)
+
+def work(worker, job):
+    state = worker.restored("state.pt") or {"step": 0}
+    began = state["step"]
+    (folder / "machine").write_text(ray.get_runtime_context().get_node_id())
+    def steps():
+        for state["step"] in range(began + 1, 41):
+            time.sleep(0.5)
+            yield {"step": state["step"], "total": 0.0}
+    worker.follow(steps(), lambda: {"state.pt": dict(state)})
+    return {"began": began}
+
+threading.Thread(target=reclaim, daemon=True).start()
+training = Training(max_failures=0)
+placement = Placement(section="finetune", training=training, memory_setting="x", steps=40, checkpoint_steps=2)
+print(train(work, None, placement, store=Store(str(folder))), flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("notice", ["notice", "none"])
+def test_a_machine_that_is_taken_back_with_a_notice_is_no_failure(tmp_path: Path, notice: str) -> None:
+    """With no failure allowed: Ray counts machines that are drained for their cloud apart from those that are lost."""
+    command = [
+        sys.executable,
+        "-c",
+        RECLAIMED,
+        str(tmp_path),
+        str(Path(sys.executable).parent / "ray"),
+        notice,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    if notice == "notice":
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert re.search(r"'began': [1-9]", ended.stdout), ended.stdout
+    else:
+        assert ended.returncode == 1, ended.stdout
+        assert "WorkerGroupError" in ended.stderr

@@ -246,3 +246,56 @@ def test_a_run_through_a_bad_day_of_its_store_is_the_same_run(
     assert (manifest["rows_in"], manifest["rows_out"]) == (150, 150)
     assert manifest["extra"] == good.manifest["extra"]
     assert store.read_bytes("features/moments.safetensors") == good.store.read_bytes("moments.safetensors")
+
+
+TRAINING = """
+import sys, time
+
+from mmdd_ray import cli
+from mmdd_ray.cluster import connected
+from mmdd_ray.config import Run, Training
+from mmdd_ray.store import Store
+from mmdd_ray.workers import Placement, train
+
+def work(worker, job):
+    state = worker.restored("state.pt") or {"step": 0}
+    def steps():
+        for state["step"] in range(state["step"] + 1, 13):
+            time.sleep(0.1)
+            yield {"step": state["step"], "total": 0.0}
+    worker.follow(steps(), lambda: {"state.pt": dict(state)})
+    return {"step": state["step"]}
+
+def job():
+    training = Training(max_failures=int(sys.argv[1]))
+    placement = Placement(section="finetune", training=training, memory_setting="x", steps=12, checkpoint_steps=2)
+    with connected(Run(num_cpus=2), store := Store("s3://bucket/run")):
+        print(train(work, None, placement, store=store))
+
+raise SystemExit(cli.main(job))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_checkpoints_of_a_training_through_a_bad_day_of_their_store(gate: Gate) -> None:
+    gate.judge = now_and_then
+    command = [sys.executable, "-c", TRAINING]
+    went_on = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert went_on.returncode == 0, went_on.stderr[-3000:]
+    assert "{'step': 12}" in went_on.stdout
+
+    Store("s3://bucket/run").remove("checkpoints")
+    for spoilt in (
+        "checkpoint_manager",
+        "state.pt",
+    ):  # which Ray Train looks for as it starts; which a worker writes
+        gate.judge = lambda _, request, spoilt=spoilt: "slow" if spoilt in request["PATH_INFO"] else "pass"
+        given_up = subprocess.run([*command, "0"], cwd=ROOT, capture_output=True, text=True, timeout=250)
+        assert given_up.returncode == 1, given_up.stderr[-3000:]
+        said = given_up.stderr.splitlines()[-1]
+        assert re.match(r"error: storage failed: .*run the same command again to resume$", said), (
+            given_up.stderr
+        )
+        assert SECRET not in given_up.stdout + given_up.stderr

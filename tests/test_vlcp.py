@@ -180,6 +180,12 @@ def test_classes_are_named_by_what_their_images_share(tmp_path):
         ([1, 1], ["a", "a"], None, "all images of x are of one class"),
         ([0, 0, 1], ["a", "b", "c"], None, r"class 0 of x share no caption .* describe\.class_names"),
         ([0, 7], ["a", "b"], "one\ntwo\n", r"has 2 lines.* x has the label 7"),
+        (
+            [0, 1],
+            ["a", "b"],
+            "one\ntwo\nthree",
+            r"has 3 lines, but x has 2 classes, called a, b …; give each",
+        ),
         ([0, 1], ["a", "b"], "one\n\nthree", "has a blank line"),
         ([0, 1], ["a", "b"], "\none\ntwo", "has a blank line"),
         ([0, 1], ["a", "b"], b"\xff\xfe\x00", "cannot be read as text"),
@@ -373,11 +379,13 @@ def test_coresets_are_chosen_in_each_class(tmp_path):
 
 def test_held_out_classes_must_be_numbered_as_the_real_ones(tmp_path):
     """A folder that lacks a class moves the labels of all classes after it."""
-    features = features_in(tmp_path / "f", [0, 1, 2], [["ape"], ["bee"], ["cat"]], np.ones((3, 4)))
-    lacking = [Row("s", 0, "a", b"", ["ape"], 0, None), Row("s", 1, "c", b"", ["cat"], 1, None)]
+    features = features_in(tmp_path / "f", [0, 1, 2] * 2, [["ape"], ["bee"], ["cat"]] * 2, np.ones((6, 4)))
+    lacking = [Row("s", i, "a", b"", [name], i % 2, None) for i, name in enumerate(("ape", "cat") * 2)]
     with pytest.raises(UserError, match=r"test=t/ has the label 1 for 'cat', data\.uri=x/ for 'bee'"):
         _same_names(lacking, features, "evaluation.test=t/", "x/")
-    _same_names(lacking[:1], features, "evaluation.test=t/", "x/")
+    _same_names(
+        lacking[:3], features, "evaluation.test=t/", "x/"
+    )  # the only image of a class may say anything
     told = [Row("s", i, "k", b"", [f"told {i}"], 1, None) for i in range(2)]
     _same_names(told, features, "evaluation.test=t/", "x/")  # captions that name no class
 

@@ -173,7 +173,20 @@ def test_other_scripts_are_counted_and_words_in_most_descriptions_are_left_out()
 
     (found,) = class_prototypes(np.zeros((4, 2)), texts, "собака", 1)
     assert found.text == 3
-    assert class_prototypes(np.zeros((2, 2)), ["一只白色的狗", "狗在雪地里"], "狗", 1)[0].text == 0
+
+
+def test_letters_are_words_where_words_are_not_spaced() -> None:
+    texts = ["一只白色的狗", "狗在雪地里", "雪地里的狗"]
+    counts = word_counts(texts, "狗", 0.7).toarray()
+    assert counts.sum(axis=1).tolist() == [5, 4, 4]  # without 狗
+    assert class_prototypes(np.zeros((3, 2)), texts, "狗", 1)[0].text == 2
+    mixed = [
+        "カメラ と Hund",
+        "หมา",
+        "สีขาว",
+        "हिन्दी",
+    ]  # runs of katakana, Latin and Devanagari; letters of the others
+    assert word_counts(mixed, "x", 0.9).toarray().sum(axis=1).tolist() == [3, 3, 4, 1]
 
 
 def test_possessives_contractions_and_marks_are_no_words_of_their_own() -> None:

@@ -1,9 +1,10 @@
 """The labelled sets that classifiers are trained on: a synthetic one, coresets of each class, and all the data."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import ray
 
 from mmdd_ray.config import Data, Vlcp
 from mmdd_ray.coresets import herding, k_center, random_subset
@@ -61,8 +62,8 @@ def class_coresets(
 
 def real_sets(
     features: FeatureStore, settings: Vlcp, classes: tuple[int, ...], per_class: int
-) -> dict[str, LabelledSet]:
-    """The baselines of `settings.evaluation` that are made of real images."""
+) -> Iterator[tuple[str, LabelledSet]]:
+    """The baselines of `settings.evaluation` that are made of real images, one decoded after the other."""
     wanted, seed = settings.evaluation.baselines, settings.run.seed
     addresses = features.addresses
     names = [name for name in CORESETS if name in wanted]
@@ -74,17 +75,14 @@ def real_sets(
     # once for all sets: the rows of a baseline lie in almost every shard
     fetched = fetch_pairs(settings.data, [addresses[row] for row in needed])
     rows = dict(zip(needed, fetched, strict=True))
-    found = {}
     for name, indices in chosen.items():
-        found[name], lost = _labelled(
-            [rows[row] for row in indices.tolist()], classes, settings.data, settings
-        )
+        found, lost = _labelled([rows[row] for row in indices.tolist()], classes, settings.data, settings)
         if lost:
             raise UserError(
                 f"data.uri={settings.data.uri} has changed since its features were made: {len(lost):,} images of the "
                 f"set {name} are refused now ({lost[0][2]}); restore the data, or set run.dir to a new folder"
             )
-    return found
+        yield name, found
 
 
 def _labelled(
@@ -124,10 +122,10 @@ def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: s
     """Refuses held-out classes that are called otherwise than those of the training data.
 
     The label of an image in a folder is the place of its class among the folders there are, so one folder more or less
-    would silently move the labels of all after it.
+    would silently move the labels of all after it. The caption of a class's only image need not be its name.
     """
-    own = shared_captions((row.label, row.captions) for row in rows if row.reject is None)
-    for label, captions in features.shared_captions().items():
+    own = shared_captions(((row.label, row.captions) for row in rows if row.reject is None), at_least=2)
+    for label, captions in features.shared_captions(at_least=2).items():
         if len(captions) == 1 and len(own.get(label, ())) == 1 and own[label] != captions:
             raise UserError(
                 f"{where} has the label {label} for {next(iter(own[label]))!r}, data.uri={real} for "
@@ -137,20 +135,20 @@ def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: s
 
 def compare_classifiers(
     stage: Stage,
-    synthetic: Mapping[str, LabelledSet],
+    synthetic: Mapping[str, ray.ObjectRef],
+    classes: tuple[int, ...],
     features: FeatureStore,
     settings: Vlcp,
-    per_class: int,
     run_store: Store,
 ) -> StageResult:
     """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
 
     Args:
-        synthetic: Sets by name, the distilled one first.
-        per_class: Images of each class of the coresets.
+        synthetic: Labelled sets by name, in the object store; the distilled one first. Coresets have as many images
+            of each class as the settings have prototypes.
+        classes: The labels of the data, ascending.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
-    classes = next(iter(synthetic.values())).classes
     listed = RejectList(stage.store, run_store)
     sources = settings.evaluation.sources(settings.data)
     test = held_out_images("test", sources["test"], settings, features, classes, listed)
@@ -158,11 +156,12 @@ def compare_classifiers(
     if len(settings.classifiers.learning_rates) > 1:
         val = held_out_images("val", sources["val"], settings, features, classes, listed)
     listed.save()
-    sets = {**synthetic, **real_sets(features, settings, classes, per_class)}
+    real = real_sets(features, settings, classes, settings.prototypes.images_per_class)
+    sets = {**synthetic, **{name: ray.put(labelled) for name, labelled in real}}
     found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, found)
     return StageResult(
-        rows_in=sum(one.n_images for one in (*sets.values(), val, test)),
+        rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
         rows_out=len(sets) * settings.evaluation.seeds,
         rejects=Counter(reason for *_, reason in listed.rows),
     )

@@ -1,10 +1,11 @@
 """The sets that students are trained on: a synthetic one, coresets of the real data, and all of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import ray
 
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Evaluation
 from mmdd_ray.coresets import herding, k_center, random_subset
@@ -90,8 +91,10 @@ def _held_out(part: str, source: Data, settings: Edge | Covmatch | Evaluate, lis
 
 def baseline_sets(
     features: FeatureStore, data: Data, evaluation: Evaluation, pairs: int, image_px: int, seed: int
-) -> dict[str, PairSet]:
-    """The sets of `evaluation.baselines`: `pairs` real images with one caption each, and "full" with all.
+) -> Iterator[tuple[str, PairSet]]:
+    """The sets of `evaluation.baselines` by name, one decoded after the other, since "full" may be large.
+
+    They are `pairs` real images with one caption each, and "full" with all.
 
     Raises:
         UserError: There are fewer real pairs than `pairs`, or the data have changed since features were made.
@@ -112,10 +115,8 @@ def baseline_sets(
     wanted = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
     # once for all sets: the rows of a baseline lie in almost every shard
     rows = dict(zip(wanted, fetch_pairs(data, [addresses[row] for row in wanted]), strict=True))
-    return {
-        name: _decoded([rows[index] for index in indices.tolist()], name, data, image_px)
-        for name, indices in chosen.items()
-    }
+    for name, indices in chosen.items():
+        yield name, _decoded([rows[index] for index in indices.tolist()], name, data, image_px)
 
 
 def coreset(
@@ -181,11 +182,12 @@ def compare_with_baselines(
     val, test = held_out_sets(settings, listed)
     listed.save()
     real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed)
-    sets: dict[str, PairSet | LearntPairs] = {name: synthetic, **real}
+    # in the object store, students of all machines get them; the driver need not hold them, too
+    sets = {name: ray.put(synthetic)} | {name: ray.put(pairs) for name, pairs in real}
     result = compare(sets, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, result)
     return StageResult(
-        rows_in=sum(pairs.n_pairs for pairs in (*sets.values(), val, test)),
+        rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
         rows_out=len(sets) * settings.evaluation.seeds,
         rejects=Counter(reason for *_, reason in listed.rows),
     )

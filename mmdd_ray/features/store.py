@@ -4,6 +4,7 @@ Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the ord
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import overload
@@ -86,12 +87,20 @@ def table_moments(table: pa.Table) -> Moments:
     return Moments.of_images(image_features(table), text_features(table), _counts(table))
 
 
-def shared_captions(rows: Iterable[tuple[int | None, Sequence[str]]]) -> dict[int | None, set[str]]:
-    """Captions that all images of a label have, from (label, captions) of each image: the name of the class, if one."""
+def shared_captions(
+    rows: Iterable[tuple[int | None, Sequence[str]]], at_least: int = 1
+) -> dict[int | None, set[str]]:
+    """Captions that all images of a label have, from (label, captions) of each image: the name of the class, if one.
+
+    Args:
+        at_least: Images of a label; labels with fewer are left out.
+    """
     shared: dict[int | None, set[str]] = {}
+    images: Counter[int | None] = Counter()
     for label, captions in rows:
         shared[label] = shared[label].intersection(captions) if label in shared else set(captions)
-    return shared
+        images[label] += 1
+    return {label: captions for label, captions in shared.items() if images[label] >= at_least}
 
 
 class Addresses(Sequence[tuple[str, int]]):
@@ -154,12 +163,11 @@ class FeatureStore:
         kind = pa.dictionary(pa.int32(), pa.string())
         return Addresses(pa.chunked_array(shards, kind), pa.chunked_array(indices, pa.int64()))
 
-    def shared_captions(self) -> dict[int | None, set[str]]:
+    def shared_captions(self, at_least: int = 1) -> dict[int | None, set[str]]:
         """As the function of that name."""
         tables = self.tables(["label", "captions"])
-        return shared_captions(
-            pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True)
-        )
+        pairs = (pair for t in tables for pair in zip(*(c.to_pylist() for c in t.columns), strict=True))
+        return shared_captions(pairs, at_least)
 
     def require(self, needs: Mapping[str, int], uri: str) -> None:
         """Finds before expensive work that there are too few rows for what comes after it.

@@ -19,7 +19,11 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 from sklearn.neighbors import LocalOutlierFactor
 from threadpoolctl import threadpool_limits
 
-WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")  # letters of any script, with their marks
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # scripts without spaces between words
+# letters of any script, with their marks: those of one word, or a single one where words cannot be told apart
+WORD = regex.compile(
+    rf"(?V1)[{UNSPACED}&&\p{{L}}]\p{{M}}*|[\p{{L}}--[{UNSPACED}]][\p{{L}}\p{{M}}--[{UNSPACED}]]*"
+)
 CONTRACTED = regex.compile(
     r"\p{L}+n['’]t\b|['’]\p{L}{1,2}\b"
 )  # isn't, don't: stop words; the dog's, they're: endings
@@ -125,7 +129,8 @@ def clusters(
 def word_counts(descriptions: Sequence[str], class_name: str, common: float) -> csr_array:
     """How often each description of a class has each word that says more than the class does, (N, W).
 
-    Words are lower-case runs of letters, in alphabetical order. Left out are English stop words, words of the class
+    Words are lower-case runs of letters, single letters of scripts that are written without spaces, in alphabetical
+    order. Left out are English stop words, words of the class
     name, and words of at least ``common`` of the descriptions that are not blank (in other languages the stop words are
     among those).
     """

@@ -4,6 +4,8 @@ import shlex
 import sys
 from typing import Any
 
+import ray
+
 from mmdd_ray.config import Vlcp, VlcpSynthesis
 from mmdd_ray.data.distilled import FOLDER, Sample, read_distilled
 from mmdd_ray.data.sources import training_pairs
@@ -14,6 +16,7 @@ from mmdd_ray.export import export_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.start import started
+from mmdd_ray.store import Store
 from mmdd_ray.vlcp.describe import Descriptions, ImageClass, check_names, describe_images, read_classes
 from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
 from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn
@@ -138,16 +141,22 @@ def evaluate(
 ) -> StageResult:
     """Trains classifiers on the exported set and on its baselines."""
     labels = tuple(one.label for one in classes)
-    px, per_class = settings.classifiers.image_px, settings.prototypes.images_per_class
-    exported = read_distilled(run.store.child(FOLDER))
-    own = [sample.label for sample in exported if sample.label is not None]
-    sets = {"vlcp": labelled_images([sample.image for sample in exported], own, labels, px)}
+    px = settings.classifiers.image_px
+    sets = {"vlcp": _exported(run.store.child(FOLDER), labels, px)}
     if baseline:
-        drawn = [row["image"] for row in read_drawn(baseline.store)]
-        sets["prompts"] = labelled_images(
-            drawn, [label for label in labels for _ in range(per_class)], labels, px
-        )
-    return compare_classifiers(stage, sets, features, settings, per_class, run.store)
+        sets["prompts"] = _prompted(baseline.store, labels, settings.prototypes.images_per_class, px)
+    return compare_classifiers(stage, sets, labels, features, settings, run.store)
+
+
+def _exported(distilled: Store, labels: tuple[int, ...], px: int) -> ray.ObjectRef:
+    samples = read_distilled(distilled)
+    own = [sample.label for sample in samples if sample.label is not None]
+    return ray.put(labelled_images([sample.image for sample in samples], own, labels, px))
+
+
+def _prompted(drawn: Store, labels: tuple[int, ...], per_class: int, px: int) -> ray.ObjectRef:
+    images = [row["image"] for row in read_drawn(drawn)]
+    return ray.put(labelled_images(images, [label for label in labels for _ in range(per_class)], labels, px))
 
 
 def _models(settings: Vlcp) -> dict[str, str]:
