@@ -142,8 +142,8 @@ class Training:
     gpus_per_worker: Weight = operational(1.0)
     """GPUs of each worker; ignored on clusters without GPUs."""
     max_failures: Annotated[int, Ge(-1)] = operational(3)
-    """Times that workers may be lost before the training gives up, to be resumed; -1: it never does. Spot machines
-    that are taken back with a notice do not count."""
+    """Times that workers may be lost before the training gives up, to be resumed; -1: it never does. Machines that
+    were drained because a cloud takes them back do not count (`ray drain-node`, which somebody has to call)."""
 
 
 @dataclass(frozen=True, kw_only=True)

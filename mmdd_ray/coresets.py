@@ -34,12 +34,17 @@ def random_subset(n_rows: int, k: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(n_rows, size=k, replace=False)
 
 
-def herding(features: FeatureBlocks, k: int, seed: int = 0) -> np.ndarray:
+def herding(
+    features: FeatureBlocks, k: int, seed: int = 0, on_pick: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """Greedy mean matching (Welling, 2009): each pick brings the picks' mean closest to the mean of all.
 
     The t-th pick minimises ‖μ − (Σ picks + x)/t‖, that is, it is the unpicked row nearest to t·μ − Σ picks;
     ties go to the lowest index. Nothing is random: ``seed`` has no effect and is there so that all coresets
     are called alike.
+
+    Args:
+        on_pick: called after every pick, each of which is a pass over the features.
 
     Returns:
         (K,) int64 indices in order of choice.
@@ -63,13 +68,19 @@ def herding(features: FeatureBlocks, k: int, seed: int = 0) -> np.ndarray:
         taken_N[index] = True
         wanted_D -= row_D
         picks.append(index)
+        on_pick()
     return np.array(picks, dtype=np.int64)
 
 
-def k_center(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
+def k_center(
+    features: FeatureBlocks, k: int, seed: int, on_pick: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """Greedy farthest point (Gonzalez, 1985): a random first row, then always the farthest from all picks.
 
     Ties go to the lowest index. One float32 distance per row is kept between the passes.
+
+    Args:
+        on_pick: called after every pick, each of which is a pass over the features.
 
     Returns:
         (K,) int64 indices in order of choice.
@@ -83,6 +94,7 @@ def k_center(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
     first = int(np.random.default_rng(seed).integers(n_rows))
     picked_D = _rows_at(features, np.array([first]))[0]
     picks = [first]
+    on_pick()
     distance_N = np.full(n_rows, np.inf, dtype=np.float32)
 
     def distance_to_picks(rows: slice, chunk_BD: np.ndarray) -> np.ndarray:
@@ -93,6 +105,7 @@ def k_center(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
         distance_N[picks[-1]] = -1  # below every distance: copies of a pick come before the pick itself
         index, picked_D = _best_row(features, distance_to_picks)
         picks.append(index)
+        on_pick()
     return np.array(picks, dtype=np.int64)
 
 

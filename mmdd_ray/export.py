@@ -6,7 +6,7 @@ from mmdd_ray.config import Covmatch, Edge, Vlcp
 from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.evaluate.sets import compare_with_baselines, distilled_set
+from mmdd_ray.evaluate.sets import chosen_coresets, compare_with_baselines, distilled_set
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.models import zoo
 from mmdd_ray.redact import redact
@@ -68,9 +68,11 @@ def export_stage(
 
 def evaluate_stage(run: RunDir, name: str, features: FeatureStore, settings: Edge | Covmatch) -> Stage:
     """The stage `evaluate` of a run: students of the set in `distilled/`, called `name`, and of its baselines."""
+    made = run.store.child(distilled.FOLDER)
+    coresets = chosen_coresets(run, features, settings, made.read_json(distilled.MANIFEST)["pairs"])
 
     def body(stage: Stage) -> StageResult:
-        exported = distilled_set(run.store.child(distilled.FOLDER), settings.students.image_px)
-        return compare_with_baselines(stage, name, exported, features, settings, run.store)
+        exported = distilled_set(made, settings.students.image_px)
+        return compare_with_baselines(stage, name, exported, features, settings, coresets, run.store)
 
     return run.stage("evaluate", body)

@@ -25,7 +25,10 @@ from mmdd_ray.config import (
     VlcpSynthesis,
 )
 
-AUTOSCALING = Run(max_cpus=256, max_gpus=16)  # what cluster.yaml and docs/kuberay.yaml may grow to
+AUTOSCALING = Run(
+    max_cpus=256, max_gpus=16
+)  # what cluster.yaml may grow to; docs/kuberay.yaml has as many GPUs
+SPOT_FAILURES = 50  # machines that vanish during a training
 
 
 def edge_local() -> Edge:
@@ -55,6 +58,7 @@ def edge_cc3m() -> Edge:
             ema_decay=0.9999,
             checkpoint_steps=1000,
             workers=8,
+            max_failures=SPOT_FAILURES,
         ),
         synthesis=EdgeSynthesis(
             pairs=500, candidates_per_image=4, guidance=7.5, batch_images=16, min_actors=1, max_actors=32
@@ -120,6 +124,7 @@ def covmatch_flickr30k() -> Covmatch:
             micro_batch=64,
             cache_mib=8192,
             checkpoint_iterations=500,
+            max_failures=SPOT_FAILURES,
         ),
         students=replace(
             edge_cc3m().students, protocol="both-encoders", steps=100, learning_rates=(0.03, 0.1, 0.3)
@@ -195,6 +200,7 @@ def vlcp_imagenette() -> Vlcp:
             ema_decay=0.9999,
             checkpoint_steps=100,
             workers=4,
+            max_failures=SPOT_FAILURES,
         ),
         prototypes=Prototypes(chunk_images=64, max_actors=16),
         synthesis=VlcpSynthesis(inference_steps=50, guidance=8.0, batch_images=16, max_actors=16),

@@ -61,6 +61,8 @@ def works(settings: Settings, source: Source) -> Iterator[Work]:
         yield from _covmatch_works(settings, source)
     elif isinstance(settings, Vlcp):
         yield from _vlcp_works(settings, source)
+    if isinstance(settings, Edge | Covmatch):
+        yield from _coreset_work(settings, source)
     if not isinstance(settings, Precompute):
         yield _evaluate_work(settings)
 
@@ -213,6 +215,21 @@ def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
         batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}",
         writes_bytes=images * 3 * tuning.image_px**2,
     )
+
+
+def _coreset_work(settings: Edge | Covmatch, source: Source) -> Iterator[Work]:
+    pairs = settings.synthesis.pairs if isinstance(settings, Edge) else settings.match.pairs
+    wanted = sorted({"herding", "k-center"} & set(settings.evaluation.baselines))
+    if wanted:
+        yield Work(
+            "coresets",
+            source.rows * pairs * len(wanted),
+            "distances",
+            f"{settings.features.clip}, {' and '.join(wanted)}",
+            1,
+            0.0,
+            "evaluation",
+        )
 
 
 def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:

@@ -48,12 +48,17 @@ class Reopened:
 def test_herding_is_brute_force_mean_matching(rows, k):
     # 64 rows and dyadic coordinates keep the float32 mean exact, so ties are ties in both programs
     k = min(k, 64)
+    calls: list[None] = []
+    herding([rows[:64]], k, on_pick=lambda: calls.append(None))
+    assert len(calls) == k
     assert herding([rows[:64]], k).tolist() == brute_force_herding(rows[:64].astype(np.float64), k)
 
 
 @pytest.mark.parametrize("k", [1, 7, 100])
 def test_k_center_is_brute_force_farthest_point(rows, k):
-    picks = k_center([rows], k, seed=3)
+    calls: list[None] = []
+    picks = k_center([rows], k, 3, on_pick=lambda: calls.append(None))
+    assert len(calls) == k
     assert picks.tolist() == brute_force_k_center(rows.astype(np.float64), k, first=picks[0])
 
 

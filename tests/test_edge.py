@@ -25,7 +25,7 @@ SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
 """.split()  # noqa: SIM905
-STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "evaluate")
+STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "coresets", "evaluate")
 SETS = {"edge", "random", "herding", "k-center", "full"}
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 

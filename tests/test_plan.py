@@ -65,11 +65,13 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "finetune": 60 * 32,
         "synthesize": 50 * 20 * 2,  # images, steps, with and without the prompt
         "recaption": 50,
+        "coresets": 2000 * 100 * 2,  # a pass over all rows for each pick of herding and of k-center
         "evaluate": 5 * (3 + 2) * 80 * 64,  # sets, seeds and rates
     }
     assert units(covmatch_local()) == {
         "features": 2000,
         "match": 60 * (100 + 128),
+        "coresets": 2000 * 100 * 2,
         "evaluate": 5 * (3 + 2) * 40 * 64,
     }
     vlcp = vlcp_local()

@@ -65,7 +65,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[str, in
 def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
     features: FeatureStore, fetched: list[list[tuple[str, int]]]
 ) -> None:
-    found = dict(sets.baseline_sets(features, DATA, EVALUATION, 5, 32, seed=1))
+    coresets = sets.choose_coresets(features, ["herding", "k-center"], 5, seed=1)
+    found = dict(sets.baseline_sets(features, DATA, EVALUATION, 5, 32, 1, coresets))
     assert len(fetched) == 1
     assert len(fetched[0]) == len(set(fetched[0]))
     rows = rows_of(DATA)
@@ -94,7 +95,7 @@ def test_a_baseline_that_lost_rows_is_no_baseline(
     with pytest.raises(
         ValueError, match=r"data\.uri=shapes:40.*1 of the 30 pairs of the set full.*k7.*not an image"
     ):
-        dict(sets.baseline_sets(features, DATA, only, 5, 32, seed=1))
+        dict(sets.baseline_sets(features, DATA, only, 5, 32, 1, {}))
 
 
 def test_too_few_real_pairs_are_said_without_a_setting_that_the_job_may_not_have(
@@ -103,7 +104,7 @@ def test_too_few_real_pairs_are_said_without_a_setting_that_the_job_may_not_have
     with pytest.raises(
         ValueError, match=r"the distilled set has 41 pairs, but data\.uri=shapes:40.*only 40 usable"
     ):
-        dict(sets.baseline_sets(features, DATA, EVALUATION, 41, 32, seed=1))
+        dict(sets.baseline_sets(features, DATA, EVALUATION, 41, 32, 1, {}))
 
 
 # ---- validation and test pairs

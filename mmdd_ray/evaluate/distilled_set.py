@@ -9,7 +9,7 @@ from mmdd_ray.config import Evaluate
 from mmdd_ray.data.distilled import MANIFEST
 from mmdd_ray.data.schema import safe_name
 from mmdd_ray.evaluate.report import BASELINES, CHANCE, build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, compare_with_baselines, distilled_set
+from mmdd_ray.evaluate.sets import EVALUATION, chosen_coresets, compare_with_baselines, distilled_set
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.start import started
@@ -30,9 +30,10 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
     with started(settings, "evaluate", preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         name = set_stage(run, manifest).store.read_json(SET)["name"]
+        coresets = chosen_coresets(run, features, settings, pairs.n_pairs)
         evaluated = run.stage(
             "evaluate",
-            lambda stage: compare_with_baselines(stage, name, pairs, features, settings, run.store),
+            lambda stage: compare_with_baselines(stage, name, pairs, features, settings, coresets, run.store),
         )
         command = shlex.join(["python", *sys.argv])
         report = build_report(run.store, evaluated.store.read_json(EVALUATION), command=command)

@@ -1,7 +1,7 @@
 """The sets that students are trained on: a synthetic one, coresets of the real data, and all of it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +18,13 @@ from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.features.rejects import Reject, RejectList, Tally
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.run import Stage, StageResult
+from mmdd_ray.progress import progress
+from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
 EVALUATION = "evaluation.json"
+CHOSEN = "coresets.json"
+COMPARED = {"herding": herding, "k-center": k_center}  # coresets that look at the features of all pairs
 
 
 def distilled_set(store: Store, image_px: int) -> PairSet | LearntPairs:
@@ -89,29 +92,76 @@ def _held_out(part: str, source: Data, settings: Edge | Covmatch | Evaluate, lis
     return pairs
 
 
+def chosen_coresets(
+    run: RunDir, features: FeatureStore, settings: Edge | Covmatch | Evaluate, pairs: int
+) -> dict[str, np.ndarray]:
+    """What `choose_coresets` gives for the baselines of the settings; the stage `coresets` of the run, if it is any.
+
+    Raises:
+        UserError: There are fewer real pairs than `pairs`.
+    """
+    names = [name for name in COMPARED if name in settings.evaluation.baselines]
+    if not names:
+        return {}
+    _check_pairs(features, settings.data, pairs)
+
+    def body(stage: Stage) -> StageResult:
+        chosen = choose_coresets(features, names, pairs, settings.run.seed)
+        stage.store.write_json(CHOSEN, {name: rows.tolist() for name, rows in chosen.items()})
+        return StageResult(rows_in=len(features.addresses), rows_out=len(names) * pairs)
+
+    chosen = run.stage("coresets", body).store.read_json(CHOSEN)
+    return {name: np.array(rows, np.int64) for name, rows in chosen.items()}
+
+
+def choose_coresets(
+    features: FeatureStore, names: Sequence[str], pairs: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Sorted rows of "herding" and "k-center": `pairs` of them each, by joint features of image and first caption.
+
+    Every one of them is a pass over all features, so at millions of rows this takes hours.
+    """
+    blocks = features.joint_features()
+    with progress("coresets", total=len(names) * pairs, unit="picks") as bar:
+        return {name: np.sort(COMPARED[name](blocks, pairs, seed, bar.update)) for name in names}
+
+
+def _check_pairs(features: FeatureStore, data: Data, pairs: int) -> None:
+    if pairs > len(features.addresses):
+        raise UserError(
+            f"the distilled set has {pairs:,} pairs, but data.uri={data.uri} has only {len(features.addresses):,} "
+            "usable ones to compare with; name more data, or distil fewer pairs"
+        )
+
+
 def baseline_sets(
-    features: FeatureStore, data: Data, evaluation: Evaluation, pairs: int, image_px: int, seed: int
+    features: FeatureStore,
+    data: Data,
+    evaluation: Evaluation,
+    pairs: int,
+    image_px: int,
+    seed: int,
+    coresets: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, PairSet]]:
     """The sets of `evaluation.baselines` by name, one decoded after the other, since "full" may be large.
 
     They are `pairs` real images with one caption each, and "full" with all.
 
+    Args:
+        coresets: What `choose_coresets` gave.
+
     Raises:
         UserError: There are fewer real pairs than `pairs`, or the data have changed since features were made.
     """
+    _check_pairs(features, data, pairs)
     addresses = features.addresses
-    if pairs > len(addresses):
-        raise UserError(
-            f"the distilled set has {pairs:,} pairs, but data.uri={data.uri} has only {len(addresses):,} usable "
-            "ones to compare with; name more data, or distil fewer pairs"
-        )
-    # joint features are held in here only, and once for both that need them
-    blocks = features.joint_features() if {"herding", "k-center"} & set(evaluation.baselines) else []
+    sizes = {"random": pairs, "full": min(len(addresses), evaluation.full_pairs)}
     chosen = {
-        name: _choose_rows(name, blocks, len(addresses), pairs, evaluation.full_pairs, seed)
+        name: coresets[name]
+        if name in COMPARED
+        else np.sort(random_subset(len(addresses), sizes[name], seed))
         for name in evaluation.baselines
     }
-    del blocks
     wanted = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
     # once for all sets: the rows of a baseline lie in almost every shard
     rows = dict(zip(wanted, fetch_pairs(data, [addresses[row] for row in wanted]), strict=True))
@@ -128,23 +178,12 @@ def coreset(
         UserError: The data have changed since features were made.
     """
     addresses = features.addresses
-    blocks = [] if name == "random" else features.joint_features()
-    indices = _choose_rows(name, blocks, len(addresses), pairs, pairs, seed)
+    if name == "random":
+        indices = np.sort(random_subset(len(addresses), pairs, seed))
+    else:
+        indices = choose_coresets(features, [name], pairs, seed)[name]
     rows = fetch_pairs(data, [addresses[row] for row in indices.tolist()])
     return _decoded(rows, name, data, image_px), [row.key for row in rows]
-
-
-def _choose_rows(
-    name: str, blocks: Sequence[np.ndarray], n_rows: int, pairs: int, full_pairs: int, seed: int
-) -> np.ndarray:
-    """Sorted rows of a baseline; `blocks` are features of all rows, which "random" and "full" do without."""
-    if name == "herding":
-        chosen = herding(blocks, pairs, seed)
-    elif name == "k-center":
-        chosen = k_center(blocks, pairs, seed)
-    else:
-        chosen = random_subset(n_rows, min(n_rows, full_pairs) if name == "full" else pairs, seed)
-    return np.sort(chosen)
 
 
 def _decoded(rows: list[Row], name: str, data: Data, image_px: int) -> PairSet:
@@ -167,6 +206,7 @@ def compare_with_baselines(
     synthetic: PairSet | LearntPairs,
     features: FeatureStore,
     settings: Edge | Covmatch | Evaluate,
+    coresets: Mapping[str, np.ndarray],
     run_store: Store,
 ) -> StageResult:
     """Compares a distilled set with the baselines; writes `compare`'s result as evaluation.json.
@@ -174,14 +214,15 @@ def compare_with_baselines(
     Args:
         name: Of the distilled set, in the report.
         synthetic: The distilled set.
-        features: Of the real data, from which coresets are chosen.
+        features: Of the real data.
+        coresets: What `chosen_coresets` gave.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
     px, seed = settings.students.image_px, settings.run.seed
     listed = RejectList(stage.store, run_store)
     val, test = held_out_sets(settings, listed)
     listed.save()
-    real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed)
+    real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed, coresets)
     # in the object store, students of all machines get them; the driver need not hold them, too
     sets = {name: ray.put(synthetic)} | {name: ray.put(pairs) for name, pairs in real}
     result = compare(sets, val, test, settings.students, settings.evaluation, seed, stage)
