@@ -72,6 +72,15 @@ def _check_vlcp(settings: Vlcp) -> None:
             f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
             "to choose with as evaluation.val, or give one rate"
         )
+    if not settings.data.caption_columns and settings.describe.class_names is None:
+        raise UserError(
+            "data.caption_columns is empty, so nothing says what classes are called; name a text file with the name of "
+            "a class on each line as describe.class_names"
+        )
+    if not settings.data.caption_columns and settings.describe.source == "captions":
+        raise UserError(
+            "describe.source=captions, but data.caption_columns is empty; have images described by vlm or template"
+        )
     if "{class_name}" not in settings.describe.template:
         raise UserError(
             f"describe.template={settings.describe.template!r} does not have {{class_name}}: it would say the same of "

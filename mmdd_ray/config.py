@@ -85,13 +85,14 @@ class Data:
     """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
     caption_columns: tuple[str, ...] = ("captions", "caption", "text")
     """Parquet columns or JSON keys that may hold captions, a string or a list. The first column that is there
-    is read; in tars the first key that is not blank, or else the .txt member."""
+    is read; in tars the first key that is not blank, or else the .txt member. With no name at all, images that have
+    a label need no caption."""
     key_column: str = "key"
     """Parquet column with unique keys. If there is no "key", keys are made of file name and row number; a column
     asked for by another name must be there."""
     label_column: str = "label"
-    """Parquet column or JSON key with the integer class. If there is no "label", there are no classes; a Parquet
-    column asked for by another name must be there."""
+    """Parquet column or JSON key with the integer class; in tars, where no JSON has it, the .cls member. If there is no
+    "label", there are no classes; a Parquet column asked for by another name must be there."""
     limit: Count | None = None
     """Read at most this many pairs (whole shards first, then rows). Default: all."""
     rows_per_shard: Count = 1000

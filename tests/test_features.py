@@ -172,7 +172,7 @@ def test_what_was_never_downloaded_is_told(
     assert stage.manifest["rows_in"] == 63
     assert stage.manifest["rejects"]["missing row of img2dataset's count"] == 3
     assert about_source(source) == [
-        "43 of 75 listed pairs of 2 shards were downloaded (57.3 %)",
+        "43 of 75 listed pairs of 2 of 4 shards were downloaded (57.3 %)",
         "1 files of the range are not there: 00003.tar",
         f"fingerprint {source['fingerprint']}",
     ]

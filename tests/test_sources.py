@@ -247,6 +247,41 @@ def test_a_tar_is_streamed_one_sample_at_a_time(tmp_path):
     assert peak_bytes < 6 * 2**20
 
 
+# ---- labels without captions
+
+
+def test_labelled_images_need_no_caption_where_none_are_asked_for(tmp_path):
+    """As ImageNet stands on hubs: tars of jpg and cls, Parquet of image and label."""
+    image = jpeg()
+    members: Members = [
+        ("a.jpg", image),
+        ("a.cls", b"7\n"),
+        ("b.jpg", image),
+        ("b.cls", b"owl"),
+        ("c.jpg", image),
+    ]
+    tar = write_tar(tmp_path / "0.tar", [*members, ("d.jpg", image), ("d.cls", b"3"), ("d.txt", b" ")])
+    parquet = write_parquet(
+        tmp_path / "0.parquet", {"image": [image] * 2, "label": pa.array([4, None], pa.int64())}
+    )
+    rows = read(Data(uri=tar, caption_columns=()))
+    assert fates(rows) == [
+        ("a", None),
+        ("b", "label is not an integer"),
+        ("c", "missing caption"),
+        ("d", None),
+    ]
+    assert [(row.label, row.captions) for row in rows if row.reject is None] == [(7, ["7"]), (3, ["3"])]
+    rows = read(Data(uri=parquet, caption_columns=()))
+    assert [(row.label, row.captions, row.reject) for row in rows] == [
+        (4, ["4"], None),
+        (None, [], "missing caption"),
+    ]
+    for uri in (parquet, write_tar(tmp_path / "1.tar", members)):
+        with pytest.raises(UserError, match="caption"):
+            list_shards(Data(uri=uri, caption_columns=("caption",)))
+
+
 # ---- Parquet
 
 

@@ -423,12 +423,21 @@ def test_cluster_presets_can_be_shared_out(preset):
     assert "{class_name}" in settings.describe.template
 
 
-def test_settings_that_cannot_be_are_refused_before_ray_starts():
+def test_settings_that_cannot_be_are_refused_before_ray_starts(tmp_path):
     settings = vlcp_local()
     with pytest.raises(UserError, match=r"describe\.template='a photo' does not have \{class_name\}"):
         check(replace(settings, describe=Describe(template="a photo")))
     with pytest.raises(UserError, match=r"prototypes\.min_actors=3 is above prototypes\.max_actors=1"):
         check(replace(settings, prototypes=Prototypes(min_actors=3)))
+    captionless = replace(settings, data=replace(settings.data, caption_columns=()))
+    with pytest.raises(
+        UserError, match=r"nothing says what classes are called; name .* describe\.class_names"
+    ):
+        check(captionless)
+    names = tmp_path / "names.txt"
+    names.write_text("owl\ncrane")
+    with pytest.raises(UserError, match=r"describe\.source=captions, but data\.caption_columns is empty"):
+        check(replace(captionless, describe=Describe(class_names=str(names))))
     several = replace(settings.classifiers, learning_rates=(0.01, 0.1))
     with pytest.raises(UserError, match=r"several to choose from; name images .* evaluation\.val"):
         check(replace(settings, classifiers=several))

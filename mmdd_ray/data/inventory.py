@@ -64,11 +64,8 @@ def about_source(source: Mapping[str, Any]) -> list[str]:
     """How much of a source is there that was downloaded from a list of URLs, and what tells it from others."""
     lines = []
     if source["listed"]:
-        here = (
-            ""
-            if source["recorded_shards"] == source["shards"]
-            else f" of {source['recorded_shards']:,} shards"
-        )
+        recorded, asked = source["recorded_shards"], source["shards"] + len(source["missing_files"])
+        here = "" if recorded == asked else f" of {recorded:,} of {asked:,} shards"
         lines.append(
             f"{source['downloaded']:,} of {source['listed']:,} listed pairs{here} were downloaded "
             f"({100 * source['downloaded'] / source['listed']:.1f} %)"

@@ -63,10 +63,10 @@ class Row:
 
 
 class ParquetLayout(NamedTuple):
-    """The columns of one Parquet file to read; ``key`` and ``label`` are None where the file has none."""
+    """The columns of one Parquet file to read; None where the file has none."""
 
     image: str
-    captions: str
+    captions: str | None
     key: str | None
     label: str | None
 
@@ -124,7 +124,7 @@ class RowMaker:
                 index=index,
                 key=key,
                 image=self._image(image),
-                captions=self._captions(captions),
+                captions=self._captions(captions, label),
                 label=_label(label),
                 reject=None,
             )
@@ -144,16 +144,19 @@ class RowMaker:
             raise _Reject("member too large")
         return image
 
-    def _captions(self, found: object) -> list[str]:
-        """Captions with white space collapsed; blank ones beside good ones say nothing and are left out."""
-        texts = [found] if isinstance(found, str | bytes) else found
-        if not texts:
-            raise _Reject("missing caption")
+    def _captions(self, found: object, label: object) -> list[str]:
+        """Captions with white space collapsed; blank ones beside good ones say nothing and are left out.
+
+        Where none are asked for, the label stands in for the one that is not there.
+        """
+        texts = [found] if isinstance(found, str | bytes) else found or []
         if not isinstance(texts, list | tuple):
             raise _Reject("caption is not text")
         captions = [caption for text in texts if (caption := " ".join(_text(text).split()))]
+        if not captions and label is not None and not self.data.caption_columns:
+            return [str(label)]
         if not captions:
-            raise _Reject("blank caption")
+            raise _Reject("blank caption" if texts else "missing caption")
         if max(map(len, captions)) > self.data.max_caption_chars:
             raise _Reject("caption too long")
         return captions
@@ -216,6 +219,13 @@ class TarSample:
             self.reject = "unreadable json"
             return {}
         return record
+
+    def label(self, record: dict[str, Any], data: Data) -> object:
+        """What the JSON record has under ``data.label_column``, or else the integer of the .cls member."""
+        if (found := record.get(data.label_column)) is not None or "cls" not in self.parts:
+            return found
+        text = self.parts["cls"].decode(errors="replace").strip()
+        return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else text
 
     def captions(self, record: dict[str, Any], data: Data) -> object:
         """What the JSON record has under ``data.caption_columns``, then the .txt member: the first not blank.
@@ -312,7 +322,7 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
                 sample.parts[suffix] = b""
                 if not member.isreg():
                     sample.reject = "link or device in tar"
-                elif suffix in (*IMAGE_SUFFIXES, "txt", "json"):
+                elif suffix in (*IMAGE_SUFFIXES, "txt", "json", "cls"):
                     if member.size > max_bytes:
                         sample.reject = "member too large"
                         continue
@@ -333,10 +343,8 @@ def tar_rows(file: IO[bytes], maker: RowMaker) -> Iterator[Row]:
     """The rows of a WebDataset tar."""
     for sample in tar_samples(file, maker.max_bytes):
         record = sample.record()
-        captions = sample.captions(record, maker.data)
-        yield maker.make(
-            sample.key, sample.image, captions, record.get(maker.data.label_column), sample.reject
-        )
+        captions, label = sample.captions(record, maker.data), sample.label(record, maker.data)
+        yield maker.make(sample.key, sample.image, captions, label, sample.reject)
 
 
 def write_tar_samples(file: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
@@ -394,7 +402,7 @@ def _row_group(parquet: pq.ParquetFile, group: int, layout: ParquetLayout, maker
             for key, image, captions, label in zip(
                 column[layout.key] if layout.key else nothing,
                 column[layout.image],
-                column[layout.captions],
+                column[layout.captions] if layout.captions else nothing,
                 column[layout.label] if layout.label else nothing,
                 strict=True,
             ):
@@ -419,10 +427,10 @@ def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
             f"not encoded images (binary, or a struct with a field 'bytes'): {there}"
         )
     captions = next((name for name in data.caption_columns if name in schema.names), None)
-    if captions is None:
+    if captions is None and (data.caption_columns or data.label_column not in schema.names):
         wanted = ", ".join(data.caption_columns) or "empty"
         raise UserError(f"none of data.caption_columns ({wanted}) is in {data.uri}: {there}")
-    if not _is_text(schema.field(captions).type):
+    if captions is not None and not _is_text(schema.field(captions).type):
         raise UserError(
             f"data.caption_columns: {captions!r} holds {schema.field(captions).type}, not text: {there}"
         )
