@@ -153,7 +153,7 @@ def _evaluate(
         read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
     )
     compared = {name: synthetic_set(samples, px) for name, samples in sets.items()}
-    coresets = choose_coresets(features, ["herding", "k-center"], PAIRS, seed)
+    coresets = dict(choose_coresets(features, ["herding", "k-center"], PAIRS, seed))
     compared |= dict(baseline_sets(features, settings.data, settings.evaluation, PAIRS, px, seed, coresets))
     found = compare(compared, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, found)

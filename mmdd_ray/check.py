@@ -25,6 +25,8 @@ def check(settings: Settings) -> None:
         _check_match(settings.match)
     if isinstance(settings, Vlcp):
         _check_vlcp(settings)
+    elif not settings.data.needs_captions:
+        raise UserError("data.needs_captions=False, but only VLCP can do without captions")
     zoo.check(_models(settings))
     if isinstance(settings, Precompute):
         list_shards(settings.data)
@@ -72,14 +74,14 @@ def _check_vlcp(settings: Vlcp) -> None:
             f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
             "to choose with as evaluation.val, or give one rate"
         )
-    if not settings.data.caption_columns and settings.describe.class_names is None:
+    if not settings.data.needs_captions and settings.describe.class_names is None:
         raise UserError(
-            "data.caption_columns is empty, so nothing says what classes are called; name a text file with the name of "
-            "a class on each line as describe.class_names"
+            "data.needs_captions=False, so nothing says what classes are called; name a text file with the name of a "
+            "class on each line as describe.class_names"
         )
-    if not settings.data.caption_columns and settings.describe.source == "captions":
+    if not settings.data.needs_captions and settings.describe.source == "captions":
         raise UserError(
-            "describe.source=captions, but data.caption_columns is empty; have images described by vlm or template"
+            "describe.source=captions, but data.needs_captions=False; have images described by vlm or template"
         )
     if "{class_name}" not in settings.describe.template:
         raise UserError(

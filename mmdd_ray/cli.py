@@ -23,7 +23,7 @@ Settings = TypeVar("Settings")
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|TransportError): (.*)$", re.MULTILINE)
 STORAGE_ERROR = re.compile(
-    r"^(?:OSError: )?(.*\bAWS Error\b.*?)\.?$", re.MULTILINE
+    r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE
 )  # of pyarrow, which Ray Train uses
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
 
@@ -125,10 +125,10 @@ def _lost(error: BaseException) -> UserError | TransportError | ClusterError | N
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
     text = str(error).strip()
     if getattr(error, "actor_init_failed", False):  # what the constructor raised is there as text only
-        if storage := STORAGE_ERROR.search(text):
-            return TransportError(f"storage failed: {storage[1]}")
-        found = CONSTRUCTOR_ERROR.search(text)
-        return (UserError if found[1] == "UserError" else TransportError)(found[2]) if found else None
+        if found := CONSTRUCTOR_ERROR.search(text):
+            return (UserError if found[1] == "UserError" else TransportError)(found[2])
+        storage = STORAGE_ERROR.search(text)
+        return TransportError(f"storage failed: {storage[1]}") if storage else None
     if "ExecutionTimeoutError" in kinds:
         return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")
     if "OutOfMemoryError" in kinds:

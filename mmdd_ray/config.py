@@ -85,8 +85,9 @@ class Data:
     """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
     caption_columns: tuple[str, ...] = ("captions", "caption", "text")
     """Parquet columns or JSON keys that may hold captions, a string or a list. The first column that is there
-    is read; in tars the first key that is not blank, or else the .txt member. With no name at all, images that have
-    a label need no caption."""
+    is read; in tars the first key that is not blank, or else the .txt member."""
+    needs_captions: bool = True
+    """Whether images without a caption are refused. VLCP can do with their labels, and names for these."""
     key_column: str = "key"
     """Parquet column with unique keys. If there is no "key", keys are made of file name and row number; a column
     asked for by another name must be there."""

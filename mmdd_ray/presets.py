@@ -163,7 +163,7 @@ def vlcp_local() -> Vlcp:
     """A laptop: labelled procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Vlcp(
         data=Data(uri="shapes:2000?seed=1&labelled=1"),
-        describe=Describe(template="a picture of a {class_name}"),  # as the captions speak that tiny-sd knows
+        describe=Describe(template="a picture of a {class_name}"),  # a beginning that tiny-sd has read
         finetune=Finetune(steps=80, parameters="full", optimizer="adamw", learning_rate=2e-4, ema_decay=0.95),
         prototypes=Prototypes(images_per_class=2),
         synthesis=VlcpSynthesis(negative_prompt=""),

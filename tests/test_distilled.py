@@ -341,8 +341,8 @@ def test_a_contact_sheet_shows_every_class_of_ten_with_its_name() -> None:
     assert [sample.label for sample in shown] == [label for label in range(10) for _ in range(3)]
     assert columns == 6
     drawn = replace(samples[0], captions=("a crane at dusk", "wings"))
-    assert _with_class(drawn, {0: "crane"}) == ("a crane at dusk", "wings")
     assert _with_class(drawn, {0: "bird"}) == ("bird", "a crane at dusk", "wings")
+    assert _with_class(drawn, None) == ("a crane at dusk", "wings")
 
 
 def test_a_labelled_set_is_an_image_folder_too_and_its_sheet_and_card_are_by_class(tmp_path: Path) -> None:

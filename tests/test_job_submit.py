@@ -163,6 +163,9 @@ def test_a_submitted_job_leaves_its_run_in_the_home_folder(machines: Machines, t
     assert "60 rows, 60 usable images, 300 pairs" in submitted.stdout
     run_dir = tmp_path / "mmdd-ray" / "runs" / "precompute-local"
     assert json.loads((run_dir / "features" / "manifest.json").read_text())["rows_out"] == 60
+    failed = machines.submit("jobs/precompute.py", "local", "--data.uri", "no/such.tar")
+    assert failed.returncode != 0
+    assert "error: data.uri=no/such.tar" in failed.stdout
 
 
 @pytest.mark.chaos

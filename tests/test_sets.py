@@ -65,7 +65,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[str, in
 def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
     features: FeatureStore, fetched: list[list[tuple[str, int]]]
 ) -> None:
-    coresets = sets.choose_coresets(features, ["herding", "k-center"], 5, seed=1)
+    coresets = dict(sets.choose_coresets(features, ["herding", "k-center"], 5, seed=1))
     found = dict(sets.baseline_sets(features, DATA, EVALUATION, 5, 32, 1, coresets))
     assert len(fetched) == 1
     assert len(fetched[0]) == len(set(fetched[0]))

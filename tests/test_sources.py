@@ -250,7 +250,7 @@ def test_a_tar_is_streamed_one_sample_at_a_time(tmp_path):
 # ---- labels without captions
 
 
-def test_labelled_images_need_no_caption_where_none_are_asked_for(tmp_path):
+def test_labelled_images_need_no_caption_where_none_is_needed(tmp_path):
     """As ImageNet stands on hubs: tars of jpg and cls, Parquet of image and label."""
     image = jpeg()
     members: Members = [
@@ -264,22 +264,25 @@ def test_labelled_images_need_no_caption_where_none_are_asked_for(tmp_path):
     parquet = write_parquet(
         tmp_path / "0.parquet", {"image": [image] * 2, "label": pa.array([4, None], pa.int64())}
     )
-    rows = read(Data(uri=tar, caption_columns=()))
+    rows = read(Data(uri=tar, needs_captions=False))
     assert fates(rows) == [
         ("a", None),
-        ("b", "label is not an integer"),
+        ("b", "missing caption"),
         ("c", "missing caption"),
         ("d", None),
     ]
     assert [(row.label, row.captions) for row in rows if row.reject is None] == [(7, ["7"]), (3, ["3"])]
-    rows = read(Data(uri=parquet, caption_columns=()))
+    rows = read(Data(uri=parquet, needs_captions=False))
     assert [(row.label, row.captions, row.reject) for row in rows] == [
         (4, ["4"], None),
         (None, [], "missing caption"),
     ]
+    named = write_tar(tmp_path / "2.tar", [*pair("e"), ("e.cls", b"owl"), *pair("f"), ("f.cls", b"-2")])
+    assert [(row.label, row.reject) for row in read(Data(uri=named))] == [(None, None), (-2, None)]
+    assert [row.label for row in read(Data(uri=named, label_column=""))] == [None, None]
     for uri in (parquet, write_tar(tmp_path / "1.tar", members)):
         with pytest.raises(UserError, match="caption"):
-            list_shards(Data(uri=uri, caption_columns=("caption",)))
+            list_shards(Data(uri=uri))
 
 
 # ---- Parquet

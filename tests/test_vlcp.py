@@ -429,14 +429,14 @@ def test_settings_that_cannot_be_are_refused_before_ray_starts(tmp_path):
         check(replace(settings, describe=Describe(template="a photo")))
     with pytest.raises(UserError, match=r"prototypes\.min_actors=3 is above prototypes\.max_actors=1"):
         check(replace(settings, prototypes=Prototypes(min_actors=3)))
-    captionless = replace(settings, data=replace(settings.data, caption_columns=()))
+    captionless = replace(settings, data=replace(settings.data, needs_captions=False))
     with pytest.raises(
         UserError, match=r"nothing says what classes are called; name .* describe\.class_names"
     ):
         check(captionless)
     names = tmp_path / "names.txt"
     names.write_text("owl\ncrane")
-    with pytest.raises(UserError, match=r"describe\.source=captions, but data\.caption_columns is empty"):
+    with pytest.raises(UserError, match=r"describe\.source=captions, but data\.needs_captions=False"):
         check(replace(captionless, describe=Describe(class_names=str(names))))
     several = replace(settings.classifiers, learning_rates=(0.01, 0.1))
     with pytest.raises(UserError, match=r"several to choose from; name images .* evaluation\.val"):

@@ -178,9 +178,10 @@ def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
 
 
 def _with_class(sample: Sample, class_names: Mapping[int, str] | None) -> tuple[str, ...]:
-    """The texts of a sample for a contact sheet, after the name of its class where the first does not have it."""
-    name = class_names[sample.label] if class_names is not None and sample.label is not None else ""
-    return sample.texts if name in sample.texts[0] else (name, *sample.texts)
+    """The texts of a sample for a contact sheet, after the name of its class if it has one."""
+    if class_names is None or sample.label is None:
+        return sample.texts
+    return (class_names[sample.label], *sample.texts)
 
 
 def check_images(source: Store | str) -> None:

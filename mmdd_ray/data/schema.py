@@ -147,13 +147,13 @@ class RowMaker:
     def _captions(self, found: object, label: object) -> list[str]:
         """Captions with white space collapsed; blank ones beside good ones say nothing and are left out.
 
-        Where none are asked for, the label stands in for the one that is not there.
+        Where none is needed, the label stands in for one that is not there.
         """
         texts = [found] if isinstance(found, str | bytes) else found or []
         if not isinstance(texts, list | tuple):
             raise _Reject("caption is not text")
         captions = [caption for text in texts if (caption := " ".join(_text(text).split()))]
-        if not captions and label is not None and not self.data.caption_columns:
+        if not captions and label is not None and not self.data.needs_captions:
             return [str(label)]
         if not captions:
             raise _Reject("blank caption" if texts else "missing caption")
@@ -221,11 +221,11 @@ class TarSample:
         return record
 
     def label(self, record: dict[str, Any], data: Data) -> object:
-        """What the JSON record has under ``data.label_column``, or else the integer of the .cls member."""
-        if (found := record.get(data.label_column)) is not None or "cls" not in self.parts:
+        """What the JSON record has under ``data.label_column``, or else the .cls member if it is an integer."""
+        if (found := record.get(data.label_column)) is not None or not data.label_column:
             return found
-        text = self.parts["cls"].decode(errors="replace").strip()
-        return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else text
+        text = self.parts.get("cls", b"").decode(errors="replace").strip()
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
     def captions(self, record: dict[str, Any], data: Data) -> object:
         """What the JSON record has under ``data.caption_columns``, then the .txt member: the first not blank.
@@ -427,7 +427,7 @@ def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
             f"not encoded images (binary, or a struct with a field 'bytes'): {there}"
         )
     captions = next((name for name in data.caption_columns if name in schema.names), None)
-    if captions is None and (data.caption_columns or data.label_column not in schema.names):
+    if captions is None and (data.needs_captions or data.label_column not in schema.names):
         wanted = ", ".join(data.caption_columns) or "empty"
         raise UserError(f"none of data.caption_columns ({wanted}) is in {data.uri}: {there}")
     if captions is not None and not _is_text(schema.field(captions).type):

@@ -354,7 +354,7 @@ def _probe_tar(shard: Shard, data: Data) -> _Seen:
             suffixes |= sample.parts.keys()
             json_keys |= record.keys()
             label = sample.label(record, data)
-            told = sample.captions(record, data) is not None or not (label is None or data.caption_columns)
+            told = sample.captions(record, data) is not None or not (label is None or data.needs_captions)
             if sample.image is not None and told:
                 if is_label(label):
                     return _Seen(rows, fits=True)
@@ -370,7 +370,7 @@ def _probe_tar(shard: Shard, data: Data) -> _Seen:
     return _Seen(
         rows,
         complaint=f"none of the first {judged} samples of {shard.uri} has both an image "
-        f"({', '.join(IMAGE_SUFFIXES)}) and captions (txt, or json with {', '.join(data.caption_columns) or 'none'}); "
+        f"({', '.join(IMAGE_SUFFIXES)}) and captions (txt, or json with {', '.join(data.caption_columns)}); "
         f"found members {', '.join('.' + suffix for suffix in sorted(suffixes))} "
         f"and JSON keys {sorted(json_keys)}",
     )

@@ -108,7 +108,8 @@ def held_out_images(
     """
     rows = read_rows(data)
     setting = f"evaluation.{part}"
-    _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
+    if settings.data.needs_captions:
+        _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
     try:
         found, rejects = _labelled(rows, classes, data, settings)
     except UserError as error:

@@ -23,7 +23,6 @@ from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
 EVALUATION = "evaluation.json"
-CHOSEN = "coresets.json"
 COMPARED = {"herding": herding, "k-center": k_center}  # coresets that look at the features of all pairs
 
 
@@ -95,7 +94,7 @@ def _held_out(part: str, source: Data, settings: Edge | Covmatch | Evaluate, lis
 def chosen_coresets(
     run: RunDir, features: FeatureStore, settings: Edge | Covmatch | Evaluate, pairs: int
 ) -> dict[str, np.ndarray]:
-    """What `choose_coresets` gives for the baselines of the settings; the stage `coresets` of the run, if it is any.
+    """What `choose_coresets` gives for the baselines of the settings, from the stage `coresets` of the run.
 
     Raises:
         UserError: There are fewer real pairs than `pairs`.
@@ -106,24 +105,28 @@ def chosen_coresets(
     _check_pairs(features, settings.data, pairs)
 
     def body(stage: Stage) -> StageResult:
-        chosen = choose_coresets(features, names, pairs, settings.run.seed)
-        stage.store.write_json(CHOSEN, {name: rows.tolist() for name, rows in chosen.items()})
+        missing = [name for name in names if not stage.store.exists(f"{name}.json")]
+        for name, rows in choose_coresets(features, missing, pairs, settings.run.seed):
+            stage.store.write_json(f"{name}.json", rows.tolist())
         return StageResult(rows_in=len(features.addresses), rows_out=len(names) * pairs)
 
-    chosen = run.stage("coresets", body).store.read_json(CHOSEN)
-    return {name: np.array(rows, np.int64) for name, rows in chosen.items()}
+    chosen = run.stage("coresets", body)
+    return {name: np.array(chosen.store.read_json(f"{name}.json"), np.int64) for name in names}
 
 
 def choose_coresets(
     features: FeatureStore, names: Sequence[str], pairs: int, seed: int
-) -> dict[str, np.ndarray]:
+) -> Iterator[tuple[str, np.ndarray]]:
     """Sorted rows of "herding" and "k-center": `pairs` of them each, by joint features of image and first caption.
 
-    Every one of them is a pass over all features, so at millions of rows this takes hours.
+    Every one of them is a pass over all features, so at millions of rows this takes long.
     """
+    if not names:
+        return
     blocks = features.joint_features()
     with progress("coresets", total=len(names) * pairs, unit="picks") as bar:
-        return {name: np.sort(COMPARED[name](blocks, pairs, seed, bar.update)) for name in names}
+        for name in names:
+            yield name, np.sort(COMPARED[name](blocks, pairs, seed, bar.update))
 
 
 def _check_pairs(features: FeatureStore, data: Data, pairs: int) -> None:
@@ -148,7 +151,7 @@ def baseline_sets(
     They are `pairs` real images with one caption each, and "full" with all.
 
     Args:
-        coresets: What `choose_coresets` gave.
+        coresets: What `choose_coresets` gave, by name.
 
     Raises:
         UserError: There are fewer real pairs than `pairs`, or the data have changed since features were made.
@@ -181,7 +184,7 @@ def coreset(
     if name == "random":
         indices = np.sort(random_subset(len(addresses), pairs, seed))
     else:
-        indices = choose_coresets(features, [name], pairs, seed)[name]
+        indices = dict(choose_coresets(features, [name], pairs, seed))[name]
     rows = fetch_pairs(data, [addresses[row] for row in indices.tolist()])
     return _decoded(rows, name, data, image_px), [row.key for row in rows]
 

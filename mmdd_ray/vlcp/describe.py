@@ -1,5 +1,6 @@
 """Descriptions of real images: the data's own captions, a template, or a vision-language model's (VLCP, section 3)."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from mmdd_ray.store import Store
 
 CLASSES = "classes.json"
 SHARDS_HELD = 4  # of descriptions, in a reading task
+FILES = re.compile(
+    r"\.(tar|parquet|json)\b|^shapes:"
+)  # in a URI that is no image folder's, whose labels are places
 UNKNOWN = "object"  # class of a row that is left out in the end, because an earlier shard has its key
 
 
@@ -68,7 +72,8 @@ def _names(labels: list[int], features: FeatureStore, data: Data, describe: Desc
                 f"but {data.uri} has the label {unnamed[0]}"
             )
         shared = features.shared_captions()
-        if len(lines) > len(labels) == labels[-1] + 1 and all(len(shared[label]) == 1 for label in labels):
+        of_folders = all(len(shared[label]) == 1 for label in labels) and not FILES.search(data.uri)
+        if of_folders and len(lines) > len(labels) == labels[-1] + 1:
             raise UserError(
                 f"describe.class_names={describe.class_names} has {len(lines)} lines, but {data.uri} has "
                 f"{len(labels)} classes, called {', '.join(min(shared[label]) for label in labels[:3])} …; give each a "

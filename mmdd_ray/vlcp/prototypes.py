@@ -19,7 +19,8 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 from sklearn.neighbors import LocalOutlierFactor
 from threadpoolctl import threadpool_limits
 
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # scripts without spaces between words
+# scripts whose words are not spaced; runs of katakana are words
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # letters of any script, with their marks: those of one word, or a single one where words cannot be told apart
 WORD = regex.compile(
     rf"(?V1)[{UNSPACED}&&\p{{L}}]\p{{M}}*|[\p{{L}}--[{UNSPACED}]][\p{{L}}\p{{M}}--[{UNSPACED}]]*"
@@ -129,10 +130,9 @@ def clusters(
 def word_counts(descriptions: Sequence[str], class_name: str, common: float) -> csr_array:
     """How often each description of a class has each word that says more than the class does, (N, W).
 
-    Words are lower-case runs of letters, single letters of scripts that are written without spaces, in alphabetical
-    order. Left out are English stop words, words of the class
-    name, and words of at least ``common`` of the descriptions that are not blank (in other languages the stop words are
-    among those).
+    Words are lower-case runs of letters, or single letters of scripts that are written without spaces, in alphabetical
+    order. Left out are English stop words, words of the class name, and words of at least ``common`` of the
+    descriptions that are not blank (in other languages the stop words are among those).
     """
     unwanted = set(ENGLISH_STOP_WORDS) | set(_words(class_name.lower()))
     vectorizer = CountVectorizer(tokenizer=_words, token_pattern=None)
