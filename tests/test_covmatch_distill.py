@@ -128,6 +128,7 @@ def test_cached_pairs_are_those_of_the_data_in_their_order(ray_cluster):
     assert cached.captions == [list(scene.captions()) for scene in drawn]
 
 
+@pytest.mark.chaos
 def test_a_mistake_that_one_worker_sees_ends_all_with_one_sentence(ray_cluster, half_a_cpu_each, tmp_path):
     def work(worker: Worker, job: str) -> dict[str, Any]:
         with worker.agree():

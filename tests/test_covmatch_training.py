@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import train_student
 from mmdd_ray.models.students import DualEncoder, info_nce, load_student
+from mmdd_ray.workers import Worker
 
 SETTINGS = Match(
     pairs=6,
@@ -290,6 +292,24 @@ def test_two_ranks_learn_what_one_does(tmp_path, two_ranks):
     merged = LearntPairs.interleaved(shares)
     assert merged.captions == [[caption] for caption in START[1]]
     np.testing.assert_allclose(merged.pixels, one.share().pixels, atol=1e-2)
+
+
+def agreeing_rank(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    try:
+        with Worker.agree(SimpleNamespace(workers=2)):  # type: ignore[arg-type]
+            if rank == 1:
+                raise UserError("a caption is too long")
+        found = "went on"
+    except UserError as error:
+        found = str(error)
+    (folder / f"{rank}.txt").write_text(found)
+    dist.destroy_process_group()
+
+
+def test_a_mistake_that_one_rank_sees_is_that_of_all(tmp_path, two_ranks):
+    two_ranks(agreeing_rank, args=(tmp_path,))
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["a caption is too long"] * 2
 
 
 def test_bfloat16_is_close_to_float32():

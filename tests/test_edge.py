@@ -134,6 +134,7 @@ def kill_and_resume(
     assert begun.read_json("report.json")["scores"] == unbroken.read_json("report.json")["scores"]
 
 
+@pytest.mark.chaos  # VLCP is killed in every test run
 @pytest.mark.timeout(900)
 def test_killed_while_it_draws_it_makes_the_same_set(
     finished: Finished, tars: str, tmp_path: Path, offline: list[str], kill_at: Callable[..., None]

@@ -363,6 +363,7 @@ def test_workers_that_do_not_fit_are_one_sentence(ray_cluster, tmp_path, changes
         finetune(None, settings, EdgeObjective(settings, "tiny-clip"), seed=0, stage=stage_in(tmp_path))  # type: ignore[arg-type]
 
 
+@pytest.mark.chaos  # VLCP's whole run looks at its generator in every test run
 @pytest.mark.ray
 def test_ray_train_writes_a_generator_and_its_losses(ray_cluster, tmp_path):
     from diffusers import StableDiffusionPipeline

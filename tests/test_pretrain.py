@@ -53,12 +53,12 @@ def test_captioner_and_students(tmp_path: Path) -> None:
     from mmdd_ray.models.captioner import Captioner
     from mmdd_ray.models.students import load_student
 
-    captioner.train(tmp_path / "captioner", scenes=96, cycles=(2, 1), seed=0, device=CPU)
+    captioner.train(tmp_path / "captioner", scenes=48, cycles=(2, 1), seed=0, device=CPU)
     written = Captioner(str(tmp_path / "captioner"), CPU).write(
         [Image.new("RGB", (32, 32))], 1, instructions=(), max_new_tokens=4, seed=0
     )
     assert isinstance(written[0][0], str)
-    students.train_image_encoder(tmp_path / "nf", scenes=128, steps=1, seed=0, device=CPU)
+    students.train_image_encoder(tmp_path / "nf", scenes=16, steps=1, seed=0, device=CPU)
     students.train_text_encoder(tmp_path / "bert", scenes=64, steps=1, seed=0, device=CPU)
     load_student(
         Students(image_model=str(tmp_path / "nf"), text_model=str(tmp_path / "bert")), seed=0, device="cpu"
