@@ -22,9 +22,8 @@ Settings = TypeVar("Settings")
 
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|TransportError): (.*)$", re.MULTILINE)
-STORAGE_ERROR = re.compile(
-    r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE
-)  # of pyarrow, which Ray Train uses
+# of pyarrow, through which Ray Train writes
+STORAGE_ERROR = re.compile(r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE)
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
 
 

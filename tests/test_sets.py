@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.config import Data, Evaluate, Evaluation, Students
+from mmdd_ray.config import Data, Evaluate, Evaluation, Run, Students
 from mmdd_ray.coresets import herding, random_subset
 from mmdd_ray.data import shapes
 from mmdd_ray.data.readers import iter_shard
@@ -19,6 +19,7 @@ from mmdd_ray.evaluate import sets
 from mmdd_ray.evaluate.distilled_set import set_name, set_stage
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table
+from mmdd_ray.presets import evaluate_local
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
@@ -79,6 +80,28 @@ def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
         assert found[name].captions == (own if name == "full" else [captions[:1] for captions in own]), name
     assert list(found) == list(EVALUATION.baselines)
     assert found["k-center"].n_pairs == 5
+
+
+def test_coresets_are_chosen_once_and_each_is_kept(features: FeatureStore, tmp_path: Path) -> None:
+    asked = replace(evaluate_local(), data=DATA, evaluation=EVALUATION, run=Run(seed=1))
+    with RunDir.open(str(tmp_path / "run"), "evaluate", "local", asked) as run:
+        first = sets.chosen_coresets(run, features, asked, 5)
+        assert {name: rows.tolist() for name, rows in first.items()} == {
+            name: rows.tolist()
+            for name, rows in sets.choose_coresets(features, ["herding", "k-center"], 5, 1)
+        }
+        # killed before the second was written
+        folder = tmp_path / "run" / "coresets"
+        (folder / "manifest.json").unlink()
+        (folder / "k-center.json").unlink()
+        written_at = (folder / "herding.json").stat().st_mtime_ns
+        again = sets.chosen_coresets(run, features, asked, 5)
+        assert (folder / "herding.json").stat().st_mtime_ns == written_at
+        assert again["k-center"].tolist() == first["k-center"].tolist()
+        only_random = replace(asked, evaluation=replace(EVALUATION, baselines=("random",)))
+        assert sets.chosen_coresets(run, features, only_random, 5) == {}
+        with pytest.raises(ValueError, match=r"the distilled set has 41 pairs"):
+            sets.chosen_coresets(run, features, asked, 41)
 
 
 def test_a_baseline_that_lost_rows_is_no_baseline(

@@ -25,9 +25,8 @@ from mmdd_ray.store import Store
 
 CLASSES = "classes.json"
 SHARDS_HELD = 4  # of descriptions, in a reading task
-FILES = re.compile(
-    r"\.(tar|parquet|json)\b|^shapes:"
-)  # in a URI that is no image folder's, whose labels are places
+# in a URI that is no image folder's; the labels of a folder are places among its sub-folders
+FILES = re.compile(r"\.(tar|parquet|json)\b|^shapes:")
 UNKNOWN = "object"  # class of a row that is left out in the end, because an earlier shard has its key
 
 
