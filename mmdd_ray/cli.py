@@ -108,8 +108,8 @@ def main(job: Callable[[], int | None]) -> int:
 
 def _known(error: BaseException | None) -> UserError | TransportError | ClusterError | None:
     """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it, or that says what Ray lost."""
-    if isinstance(error, OSError) and (found := STORAGE_ERROR.search(str(error))):
-        return TransportError(f"storage failed: {found[1]}")
+    if isinstance(error, OSError) and (storage := _storage(str(error))):
+        return storage
     if error is None or not type(error).__module__.startswith("ray."):
         return error if isinstance(error, UserError | TransportError | ClusterError) else None
     # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker and wraps them again
@@ -119,6 +119,12 @@ def _known(error: BaseException | None) -> UserError | TransportError | ClusterE
     return next((known for inner in wrapped if (known := _known(inner))), _lost(error))
 
 
+def _storage(text: str) -> TransportError | None:
+    """What a text says of storage that failed pyarrow, if it does."""
+    found = STORAGE_ERROR.search(text)
+    return TransportError(f"storage failed: {found[1]}") if found else None
+
+
 def _lost(error: BaseException) -> UserError | TransportError | ClusterError | None:
     """What an error of Ray itself says; nothing where it hands on a bug of our code."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
@@ -126,8 +132,7 @@ def _lost(error: BaseException) -> UserError | TransportError | ClusterError | N
     if getattr(error, "actor_init_failed", False):  # what the constructor raised is there as text only
         if found := CONSTRUCTOR_ERROR.search(text):
             return (UserError if found[1] == "UserError" else TransportError)(found[2])
-        storage = STORAGE_ERROR.search(text)
-        return TransportError(f"storage failed: {storage[1]}") if storage else None
+        return _storage(text)
     if "ExecutionTimeoutError" in kinds:
         return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")
     if "OutOfMemoryError" in kinds:

@@ -24,7 +24,7 @@ from mmdd_ray.progress import duration
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, SETTINGS
 from mmdd_ray.store import Store
-from mmdd_ray.work import FEATURE_BYTES, Settings, Work, clip_dim, works
+from mmdd_ray.work import FEATURE_BYTES, Settings, Work, clip_dim, set_size, works
 
 PLAN = "plan.json"
 FIGURES = Path(__file__).parent / "figures"
@@ -289,19 +289,8 @@ def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
     copies = 2 * 3 * px**2  # decoded, and in the object store
     held = {name: count * copies for name, count in images.items()}
     sets = 1 + len(set(evaluation.baselines) - {"full"})
-    setting, count = _images_of_a_set(settings, source)
+    setting, count = set_size(settings, source)
     return held | {setting: sets * count * 3 * px**2}  # those are decoded one by one
-
-
-def _images_of_a_set(settings: Edge | Covmatch | Vlcp | Evaluate, source: Source) -> tuple[str, int]:
-    """The setting that says how large the distilled set and its coresets become, and how many images that is."""
-    if isinstance(settings, Vlcp):
-        return "prototypes.images_per_class", source.classes * settings.prototypes.images_per_class
-    if isinstance(settings, Covmatch):
-        return "match.pairs", settings.match.pairs
-    if isinstance(settings, Edge):
-        return "synthesis.pairs", settings.synthesis.pairs
-    return "set", 0  # is there already, and small
 
 
 def _scratch_bytes(settings: Settings, source: Source) -> float:

@@ -25,9 +25,8 @@ from mmdd_ray.config import (
     VlcpSynthesis,
 )
 
-AUTOSCALING = Run(
-    max_cpus=256, max_gpus=16
-)  # what cluster.yaml may grow to; docs/kuberay.yaml has as many GPUs
+# what cluster.yaml may grow to; docs/kuberay.yaml has as many GPUs
+AUTOSCALING = Run(max_cpus=256, max_gpus=16)
 SPOT_FAILURES = 50  # machines that vanish during a training
 
 

@@ -147,7 +147,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
         passes=1,
         writes_bytes=source.rows * latent_bytes,
     )
-    drawn = source.classes * prototypes.images_per_class
+    _, drawn = set_size(settings, source)
     yield Work(
         "prototypes",
         source.rows,
@@ -217,8 +217,19 @@ def _draw_work(settings: Edge | Vlcp, stage: str, images: float) -> Work:
     )
 
 
+def set_size(settings: Edge | Covmatch | Vlcp | Evaluate, source: Source) -> tuple[str, int]:
+    """The setting that says how large the distilled set and its coresets become, and how many images or pairs it is."""
+    if isinstance(settings, Vlcp):
+        return "prototypes.images_per_class", source.classes * settings.prototypes.images_per_class
+    if isinstance(settings, Covmatch):
+        return "match.pairs", settings.match.pairs
+    if isinstance(settings, Edge):
+        return "synthesis.pairs", settings.synthesis.pairs
+    return "set", 0  # is there already, and small
+
+
 def _coreset_work(settings: Edge | Covmatch, source: Source) -> Iterator[Work]:
-    pairs = settings.synthesis.pairs if isinstance(settings, Edge) else settings.match.pairs
+    _, pairs = set_size(settings, source)
     wanted = sorted({"herding", "k-center"} & set(settings.evaluation.baselines))
     if wanted:
         yield Work(

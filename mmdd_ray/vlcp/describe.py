@@ -70,14 +70,14 @@ def _names(labels: list[int], features: FeatureStore, data: Data, describe: Desc
                 f"describe.class_names={describe.class_names} has {len(lines)} lines, one for each class from 0 on, "
                 f"but {data.uri} has the label {unnamed[0]}"
             )
-        shared = features.shared_captions()
-        of_folders = all(len(shared[label]) == 1 for label in labels) and not FILES.search(data.uri)
-        if of_folders and len(lines) > len(labels) == labels[-1] + 1:
-            raise UserError(
-                f"describe.class_names={describe.class_names} has {len(lines)} lines, but {data.uri} has "
-                f"{len(labels)} classes, called {', '.join(min(shared[label]) for label in labels[:3])} …; give each a "
-                "line, in this order"
-            )
+        if not FILES.search(data.uri) and len(lines) > len(labels) == labels[-1] + 1:
+            shared = features.shared_captions()
+            if all(len(shared[label]) == 1 for label in labels):
+                raise UserError(
+                    f"describe.class_names={describe.class_names} has {len(lines)} lines, but {data.uri} has "
+                    f"{len(labels)} classes, called {', '.join(min(shared[label]) for label in labels[:3])} …; give "
+                    "each a line, in this order"
+                )
         return dict(enumerate(lines))
     if data.uri.startswith("shapes:"):
         return dict(enumerate(CLASS_NAMES))
