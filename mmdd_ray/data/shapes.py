@@ -47,6 +47,8 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPE
 CAPTIONS_PER_IMAGE = 5
 _SUPERSAMPLING = 4  # drawn this much larger, then averaged down: smooth edges at 32 px
 
+Ink = tuple[int, int, int] | int
+
 
 @dataclass(frozen=True)
 class Object:
@@ -84,7 +86,7 @@ class Scene:
         image = Image.new("RGB", (side, side), self.background_rgb)
         draw = ImageDraw.Draw(image)
         for item in reversed(self.objects):  # the main object is never covered
-            _draw(draw, item, side, self.background_rgb)
+            draw_object(draw, item, side, fill=item.rgb, hole=self.background_rgb)
         return image.reduce(_SUPERSAMPLING)
 
     def captions(self) -> list[str]:
@@ -138,7 +140,8 @@ def _relation(first: Object, second: Object) -> str:
     return "left of" if column_1 < column_2 else "right of"
 
 
-def _draw(draw: ImageDraw.ImageDraw, item: Object, side: int, background: tuple[int, int, int]) -> None:
+def draw_object(draw: ImageDraw.ImageDraw, item: Object, side: int, *, fill: Ink, hole: Ink) -> None:
+    """Draws `item` on an image of `side` by `side` pixels in the ink `fill`, the inside of a ring in `hole`."""
     x, y, r = item.x * side, item.y * side, item.radius * side
 
     def turned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -147,21 +150,21 @@ def _draw(draw: ImageDraw.ImageDraw, item: Object, side: int, background: tuple[
 
     match item.shape:
         case "circle":
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=item.rgb)
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
         case "ring":
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=item.rgb)
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
             inner = 0.5 * r
-            draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=background)
+            draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=hole)
         case "square":
-            draw.polygon(turned([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]), fill=item.rgb)
+            draw.polygon(turned([(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]), fill=fill)
         case "triangle":
-            draw.polygon(turned([(0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)]), fill=item.rgb)
+            draw.polygon(turned([(0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)]), fill=fill)
         case "star":
             spokes = [(1.1 if k % 2 == 0 else 0.45, np.pi * k / 5 - np.pi / 2) for k in range(10)]
-            draw.polygon(turned([(q * np.cos(a), q * np.sin(a)) for q, a in spokes]), fill=item.rgb)
+            draw.polygon(turned([(q * np.cos(a), q * np.sin(a)) for q, a in spokes]), fill=fill)
         case "cross":
             for w, h in ((1.0, 0.32), (0.32, 1.0)):
-                draw.polygon(turned([(-w, -h), (w, -h), (w, h), (-w, h)]), fill=item.rgb)
+                draw.polygon(turned([(-w, -h), (w, -h), (w, h), (-w, h)]), fill=fill)
 
 
 def scene(index: int, *, seed: int, labelled: bool = False) -> Scene:
@@ -189,14 +192,14 @@ def scene(index: int, *, seed: int, labelled: bool = False) -> Scene:
                 y=y,
                 radius=SIZES[sizes[i]] * rng.uniform(0.93, 1.07),
                 angle=rng.uniform(-10, 10),
-                rgb=_jitter(COLOURS[colour], rng),
+                rgb=jitter(COLOURS[colour], rng),
             )
         )
     background = str(rng.choice(tuple(BACKGROUNDS)))
-    return Scene(tuple(objects), background, _jitter(BACKGROUNDS[background], rng), (seed, index))
+    return Scene(tuple(objects), background, jitter(BACKGROUNDS[background], rng), (seed, index))
 
 
-def _jitter(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+def jitter(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
     """The colour, up to 8 of 255 levels lighter or darker in each channel."""
     r, g, b = (int(np.clip(c + rng.integers(-8, 9), 0, 255)) for c in rgb)
     return r, g, b

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -12,8 +13,9 @@ from transformers import (
 )
 
 from mmdd_ray.data import shapes
+from mmdd_ray.data.web_scenes import scene
 from mmdd_ray.pretrain.clip import MEAN, STD, normalise
-from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
+from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, WEB, Corpus, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
@@ -21,12 +23,13 @@ BATCH = 96
 
 
 def train(
-    out: Path, *, scenes: int, cycles: tuple[int, ...], seed: int, device: torch.device
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device, work: Path | None = None
 ) -> dict[str, float]:
-    """Train tiny-captioner in cycles of so many steps, each with a warm-up and a decay.
+    """Train tiny-captioner on right captions of the broad world, as captioners are tuned on people's descriptions.
 
     Returns:
-        How often, in percent, it names colour and shape of the main object of held-out scenes.
+        How often, in percent, it names colour and shape of the main object of held-out scenes of the web's world;
+        and `seconds`.
     """
     torch.manual_seed(seed)
     tokenizer = bert_tokenizer()
@@ -47,9 +50,10 @@ def train(
         projection_dim=128,
     )
     model = BlipForConditionalGeneration(config).to(device)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
-    for cycle, steps in enumerate(cycles):
-        _fit(model, tokenizer, corpus, steps=steps, seed=seed + cycle)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps, seed=seed, work=work)
+    for rows in fit.batches(len(corpus), BATCH):
+        fit.step(_loss(model, tokenizer, corpus, rows))
     model.generation_config.max_new_tokens = CONTEXT - 2
     named = _named_right(model.eval(), tokenizer, device)
     model.half().save_pretrained(out)
@@ -57,27 +61,22 @@ def train(
     BlipProcessor(BlipImageProcessor(size=square, image_mean=MEAN, image_std=STD), tokenizer).save_pretrained(
         out
     )
-    return {"main_object_named": named}
+    return {"main_object_named": named, "seconds": fit.seconds}
 
 
-def _fit(
-    model: BlipForConditionalGeneration, tokenizer: BertTokenizer, corpus: Corpus, *, steps: int, seed: int
-) -> None:
-    fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps)
-    pick = torch.Generator().manual_seed(seed)
-    for rows in batches(len(corpus), BATCH, steps, seed=seed):
-        which = torch.randint(5, (len(rows),), generator=pick).tolist()
-        captions = [corpus.captions[r][i] for r, i in zip(rows.tolist(), which, strict=True)]
-        text = tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        text.input_ids[:, 0] = tokenizer.bos_token_id  # BLIP's decoder starts with [DEC]
-        labels = text.input_ids.masked_fill(text.attention_mask == 0, -100)
-        loss = model(
-            pixel_values=normalise(corpus.images[rows]).to(model.device),
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            labels=labels,
-        ).loss
-        fit.step(loss)
+def _loss(
+    model: BlipForConditionalGeneration, tokenizer: BertTokenizer, corpus: Corpus, rows: Tensor
+) -> Tensor:
+    which = torch.randint(5, (len(rows),)).tolist()
+    captions = [corpus.true_captions[r][i] for r, i in zip(rows.tolist(), which, strict=True)]
+    text = tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
+    text.input_ids[:, 0] = tokenizer.bos_token_id  # BLIP's decoder starts with [DEC]
+    return model(
+        pixel_values=normalise(corpus.images[rows]).to(model.device),
+        input_ids=text.input_ids,
+        attention_mask=text.attention_mask,
+        labels=text.input_ids.masked_fill(text.attention_mask == 0, -100),
+    ).loss
 
 
 @torch.inference_mode()
@@ -85,14 +84,14 @@ def _named_right(
     model: BlipForConditionalGeneration, tokenizer: BertTokenizer, device: torch.device, scenes: int = 500
 ) -> float:
     """Percent of held-out captions that hold the main object's colour directly before its shape."""
-    corpus = draw_corpus(scenes, seed=HELD_OUT_SEED)
+    corpus = draw_corpus(scenes, seed=HELD_OUT_SEED, world=WEB)
     written = []
     for images in corpus.images.split(100):
         tokens = model.generate(pixel_values=normalise(images).to(device))
         written += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     right = 0
     for index, text in enumerate(written):
-        main = shapes.scene(index, seed=HELD_OUT_SEED).objects[0]
+        main = scene(index, seed=HELD_OUT_SEED, world=WEB).named.objects[0]
         names = shapes.SYNONYMS.get(main.shape, (main.shape,))
         right += any(f"{main.colour} {name}" in text for name in names)
     return 100 * right / scenes

@@ -10,7 +10,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
+from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, WEB, Corpus, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, clip_tokenizer
 
@@ -35,21 +35,26 @@ def model_config(vocab_size: int) -> dict[str, Any]:
     }
 
 
-def train(out: Path, *, scenes: int, steps: int, seed: int, device: torch.device) -> dict[str, float]:
-    """Train tiny-clip, save it to `out`, and return its retrieval metrics (percent) on 500 held-out scenes."""
+def train(
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device, work: Path | None = None
+) -> dict[str, float]:
+    """Train tiny-clip on noisy pairs of the broad world and save it to `out`.
+
+    Returns:
+        Its retrieval metrics (percent) on 500 held-out scenes of the web's world with right captions, and `seconds`.
+    """
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
     config = model_config(len(tokenizer))
     text_cfg = {k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"}
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg).to(device)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
-    tokens_NCL = _tokenize(tokenizer, corpus)
-    fit = Fit("tiny-clip", model.parameters(), lr=1e-3, steps=steps, weight_decay=0.1)
-    criterion, pick = ClipLoss(), torch.Generator().manual_seed(seed)
-    for rows in batches(len(corpus), BATCH, steps, seed=seed):
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    tokens_NL = tokenize(tokenizer, [caption for (caption,) in corpus.captions])
+    fit = Fit("tiny-clip", model.parameters(), lr=1e-3, steps=steps, seed=seed, weight_decay=0.1, work=work)
+    criterion = ClipLoss()
+    for rows in fit.batches(len(corpus), BATCH):
         images = normalise(corpus.images[rows]).to(device)
-        caption = torch.randint(tokens_NCL.shape[1], (len(rows),), generator=pick)
-        texts = tokens_NCL[rows, caption].to(device)
+        texts = tokens_NL[rows].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             image_BD, text_BD, scale = model(images, texts)
             loss = criterion(image_BD, text_BD, scale)
@@ -64,7 +69,8 @@ def train(out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(out)
-    return evaluate(model.eval(), tokenizer, draw_corpus(HELD_OUT, seed=HELD_OUT_SEED), device)
+    held_out = draw_corpus(HELD_OUT, seed=HELD_OUT_SEED, world=WEB)
+    return {**evaluate(model.eval(), tokenizer, held_out, device), "seconds": fit.seconds}
 
 
 def normalise(images_u8: Tensor) -> Tensor:
@@ -73,20 +79,19 @@ def normalise(images_u8: Tensor) -> Tensor:
     return (images_u8.float() / 255 - mean) / std
 
 
-def _tokenize(tokenizer: Any, corpus: Corpus) -> Tensor:
-    """(N, captions, context) int64."""
-    flat = [caption for captions in corpus.captions for caption in captions]
-    tokens = tokenizer(flat, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
-    return tokens.input_ids.view(len(corpus), -1, CONTEXT)
+def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
+    """(N, context) int64."""
+    options = {"padding": "max_length", "max_length": CONTEXT, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(captions, **options).input_ids
 
 
 @torch.no_grad()
 def evaluate(model: Any, tokenizer: Any, corpus: Corpus, device: torch.device) -> dict[str, float]:
-    """Retrieval metrics (percent) over all captions of `corpus`."""
+    """Retrieval metrics (percent) over all right captions of `corpus`."""
     from mmdd_ray.evaluate.retrieval import retrieval_metrics
 
-    tokens = _tokenize(tokenizer, corpus)
+    flat = [caption for own in corpus.true_captions for caption in own]
     images = model.encode_image(normalise(corpus.images).to(device), normalize=True)
-    texts = model.encode_text(tokens.flatten(0, 1).to(device), normalize=True)
-    owner = torch.arange(len(corpus)).repeat_interleave(tokens.shape[1])
+    texts = model.encode_text(tokenize(tokenizer, flat).to(device), normalize=True)
+    owner = torch.arange(len(corpus)).repeat_interleave(len(flat) // len(corpus))
     return retrieval_metrics(images.cpu().numpy(), texts.cpu().numpy(), owner.numpy())

@@ -2,43 +2,52 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdd_ray.data import shapes
+from mmdd_ray.data.web_scenes import World, scene
 
 TRAIN_SEED = 1_000_003  # scene seeds of the zoo; presets and tests use small ones, so they never meet
 HELD_OUT_SEED = 2_000_003
 IMAGE_PX = 32
+BROAD = World(broad=True)
+"""The world that the zoo is pretrained on, of which that of a run is one domain."""
+WEB = World()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """N scenes: `images` (N, 3, 32, 32) uint8, five `captions` each, `labels` (N,) of the main objects."""
+    """N scenes: `images` (N, 3, 32, 32) uint8, `labels` (N,) of the main objects, and captions.
+
+    `captions` are those that the data have, `true_captions` five right ones each.
+    """
 
     images: Tensor
     captions: list[list[str]]
+    true_captions: list[list[str]]
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def draw_corpus(scenes: int, *, seed: int, labelled: bool = False) -> Corpus:
+@lru_cache(maxsize=2)  # several models learn from one corpus
+def draw_corpus(scenes: int, *, seed: int, world: World, labelled: bool = False) -> Corpus:
     """The first `scenes` scenes of `seed`."""
     images = np.empty((scenes, IMAGE_PX, IMAGE_PX, 3), np.uint8)
-    captions, labels = [], np.empty(scenes, np.int64)
+    captions, true_captions, labels = [], [], np.empty(scenes, np.int64)
     for index in tqdm(range(scenes), "drawing scenes", mininterval=5, leave=False):
-        scene = shapes.scene(index, seed=seed, labelled=labelled)
-        images[index] = np.asarray(scene.render(IMAGE_PX))
-        captions.append(scene.captions())
-        labels[index] = scene.label
-    return Corpus(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions, torch.from_numpy(labels)
-    )
+        drawn = scene(index, seed=seed, labelled=labelled, world=world)
+        images[index] = np.asarray(drawn.render(IMAGE_PX))
+        captions.append(drawn.captions())
+        true_captions.append(drawn.true_captions())
+        labels[index] = drawn.label
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return Corpus(pixels, captions, true_captions, torch.from_numpy(labels))
 
 
 def batches(rows: int, batch: int, steps: int, *, seed: int) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +20,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from mmdd_ray.data import shapes
+from mmdd_ray.data.web_scenes import World, scene
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generator import draw_images, load_pipeline
-from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, Corpus, batches, draw_corpus
+from mmdd_ray.pretrain.clip import tokenize
+from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, WEB, Corpus, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 
-VAE_BATCH = 32
+VAE_BATCH = 64
 KL_WEIGHT = 1e-5
 UNET_BATCH = 64
-UNET_STEPS = 6500
 GUIDANCE = 4.0
 
 
 def train_vae(
-    out: Path, *, scenes: int, steps: int, sharpening_steps: int, seed: int, device: torch.device
+    out: Path,
+    *,
+    scenes: int,
+    steps: int,
+    sharpening_steps: int,
+    seed: int,
+    device: torch.device,
+    work: Path | None = None,
 ) -> dict[str, float]:
-    """Train the VAE (32 x 32 x 3 to 8 x 8 x 4 latents), save it, and return held-out PSNR in dB."""
+    """Train the VAE (32 x 32 x 3 to 8 x 8 x 4 latents), save it, and return held-out PSNR in dB and `seconds`."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -47,15 +55,18 @@ def train_vae(
         norm_num_groups=8,
         sample_size=IMAGE_PX,
     ).to(device, memory_format=torch.channels_last)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
-    _fit_vae(vae, corpus, _plain_l1, steps=steps, lr=2e-3, seed=seed)
-    _fit_vae(vae, corpus, _objects_first, steps=sharpening_steps, lr=2e-3, seed=seed + 1)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    seconds = _fit_vae(vae, corpus, _plain_l1, steps=steps, lr=2e-3, seed=seed, work=work)
+    seconds += _fit_vae(
+        vae, corpus, _objects_first, steps=sharpening_steps, lr=2e-3, seed=seed + 1, work=work
+    )
     vae.eval()
     # Latents of unit variance, which the noise schedule assumes.
     latents = _latents(vae, corpus, 2048, device)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     vae.half().save_pretrained(out)
-    return {"psnr_db": _psnr(vae.float(), draw_corpus(500, seed=HELD_OUT_SEED), device)}
+    held_out = draw_corpus(500, seed=HELD_OUT_SEED, world=WEB)
+    return {"psnr_db": _psnr(vae.float(), held_out, device), "seconds": seconds}
 
 
 def _fit_vae(
@@ -66,9 +77,12 @@ def _fit_vae(
     steps: int,
     lr: float,
     seed: int,
-) -> None:
-    fit = Fit(f"tiny-sd vae, {criterion.__name__.strip('_')}", vae.parameters(), lr=lr, steps=steps)
-    for rows in batches(len(corpus), VAE_BATCH, steps, seed=seed):
+    work: Path | None,
+) -> float:
+    """The seconds that it took."""
+    name = f"tiny-sd-vae-{criterion.__name__.strip('_')}"
+    fit = Fit(name, vae.parameters(), lr=lr, steps=steps, seed=seed, work=work)
+    for rows in fit.batches(len(corpus), VAE_BATCH):
         images = signed(corpus.images[rows]).to(vae.device, memory_format=torch.channels_last)
         with torch.autocast(vae.device.type, torch.bfloat16):
             posterior = vae.encode(images).latent_dist
@@ -77,6 +91,7 @@ def _fit_vae(
         # The weak KL term only keeps latents from drifting apart.
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         fit.step(loss + KL_WEIGHT * kl, kl=kl.item())
+    return fit.seconds
 
 
 def _plain_l1(drawn: Tensor, images: Tensor) -> Tensor:
@@ -89,7 +104,7 @@ def _objects_first(drawn: Tensor, images: Tensor) -> Tensor:
     Most pixels are background; an absolute error over all of them alone leaves small shapes without their colour.
     """
     background = images.flatten(2).median(dim=2).values[..., None, None]
-    on_object = ((images - background).abs().amax(dim=1, keepdim=True) > 0.15).float()
+    on_object = ((images - background).abs().amax(dim=1, keepdim=True) > 0.3).float()
     return ((1 + 4 * on_object) * (drawn - images).square()).mean()
 
 
@@ -155,9 +170,20 @@ def clip_text_encoder(clip: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 
 def train_unet(
-    out: Path, clip: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+    out: Path,
+    clip: Path,
+    *,
+    scenes: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    work: Path | None = None,
 ) -> dict[str, float]:
-    """Train the UNet on cached latents and save the whole pipeline beside its VAE; return the last loss."""
+    """Train the UNet on cached latents and text states of noisy pairs, and save the whole pipeline beside its VAE.
+
+    Returns:
+        The last running mean of the loss, and `seconds`.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
     text_encoder, tokenizer = clip_text_encoder(clip)
@@ -181,24 +207,22 @@ def train_unet(
         clip_sample=False,
         steps_offset=1,
     )
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED)
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
     latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
-    fit = Fit("tiny-sd unet", unet.parameters(), lr=2e-3, steps=steps)
+    states = _text_states(text_encoder, tokenizer, [caption for (caption,) in corpus.captions])
+    (no_text,) = _text_states(text_encoder, tokenizer, [""])
     average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    pick = torch.Generator().manual_seed(seed)
-    for rows in batches(len(corpus), UNET_BATCH, steps, seed=seed):
-        captions = [
-            # One in ten captions is dropped, which is what classifier-free guidance learns from.
-            "" if torch.rand((), generator=pick) < 0.1 else corpus.captions[r][i]
-            for r, i in zip(rows.tolist(), torch.randint(5, (len(rows),), generator=pick), strict=True)
-        ]
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            states = text_encoder(tokens.to(device)).last_hidden_state
-        clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=pick).to(device)
-        t = torch.randint(1000, (len(rows),), generator=pick).to(device)
-        predicted = unet(scheduler.add_noise(clean, noise, t), t, states).sample
+    fit = Fit(
+        "tiny-sd-unet", unet.parameters(), lr=2e-3, steps=steps, seed=seed, work=work,
+        beside={"average": average},
+    )  # fmt: skip
+    for rows in fit.batches(len(corpus), UNET_BATCH):
+        clean, state = latents[rows.to(device)], states[rows].to(device, torch.float32)
+        # One in ten captions is dropped, which is what classifier-free guidance learns from.
+        state[torch.rand(len(rows)) < 0.1] = no_text.to(device, torch.float32)
+        noise = torch.randn(clean.shape).to(device)
+        t = torch.randint(1000, (len(rows),)).to(device)
+        predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
         # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
         alpha_bar = scheduler.alphas_cumprod.to(device)[t]
         weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
@@ -217,26 +241,49 @@ def train_unet(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
-    return {"loss": fit.mean["loss"]}
+    return {"loss": fit.mean["loss"], "seconds": fit.seconds}
 
 
-def train(out: Path, clip: Path, *, seed: int, device: torch.device) -> dict[str, float]:
-    """Train tiny-sd, VAE first; return its quality (see `evaluate`) and the VAE's PSNR."""
-    measured = train_vae(
-        out / "vae", scenes=40_000, steps=2400, sharpening_steps=2000, seed=seed, device=device
-    )
-    train_unet(out, clip, scenes=40_000, steps=UNET_STEPS, seed=seed, device=device)
-    return {**measured, **evaluate(out, clip, device)}
+@torch.no_grad()
+def _text_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """What the UNet attends to, (N, context, width) float16 on the CPU: it is the same in every epoch."""
+    tokens = tokenize(tokenizer, captions).split(256)
+    return torch.cat([text_encoder(t.to(text_encoder.device)).last_hidden_state.half().cpu() for t in tokens])
 
 
-def evaluate(out: Path, clip: Path, device: torch.device, scenes: int = 500) -> dict[str, float]:
-    """Draw one image for the first caption of each held-out scene, and let tiny-clip find the captions again.
+def train(
+    out: Path,
+    clip: Path,
+    *,
+    scenes: int,
+    vae_steps: tuple[int, int],
+    unet_steps: int,
+    seed: int,
+    device: torch.device,
+    work: Path | None = None,
+) -> dict[str, float]:
+    """Train tiny-sd, VAE first.
+
+    Returns:
+        Its quality in the web's world (see `evaluate`), the VAE's PSNR, and `seconds`.
+    """
+    shared: dict[str, Any] = {"scenes": scenes, "seed": seed, "device": device, "work": work}
+    plain, sharpening = vae_steps
+    vae = train_vae(out / "vae", steps=plain, sharpening_steps=sharpening, **shared)
+    unet = train_unet(out, clip, steps=unet_steps, **shared)
+    return {**vae, **evaluate(out, clip, device), "seconds": vae["seconds"] + unet["seconds"]}
+
+
+def evaluate(
+    out: Path, clip: Path, device: torch.device, *, scenes: int = 500, world: World = WEB
+) -> dict[str, float]:
+    """Draw one image for a right caption of each held-out scene, and let tiny-clip find the captions again.
 
     Returns:
         Retrieval metrics in percent, see `mmdd_ray.evaluate.retrieval`.
     """
     pipeline = load_pipeline(str(out), device)
-    captions = [shapes.scene(index, seed=HELD_OUT_SEED).captions()[0] for index in range(scenes)]
+    captions = [scene(i, seed=HELD_OUT_SEED, world=world).true_captions()[0] for i in range(scenes)]
     drawn = [
         draw_images(
             pipeline,

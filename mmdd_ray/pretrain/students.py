@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from mmdd_ray.data import shapes
+from mmdd_ray.data.web_scenes import scene
 from mmdd_ray.pretrain.clip import normalise
-from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, TRAIN_SEED, batches, draw_corpus
+from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, TRAIN_SEED, WEB, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
@@ -21,18 +22,18 @@ BATCH = 128
 
 
 def train_image_encoder(
-    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device, work: Path | None = None
 ) -> dict[str, float]:
-    """Train tiny-nf to name colour and shape of one object; return held-out accuracy in percent."""
+    """Train tiny-nf to name colour and shape of one object; return held-out accuracy in percent, and `seconds`."""
     torch.manual_seed(seed)
     model = timm.create_model(IMAGE_ARCHITECTURE, num_classes=len(shapes.CLASS_NAMES)).to(device)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED, labelled=True)
-    fit = Fit("tiny-nf", model.parameters(), lr=2e-3, steps=steps, weight_decay=0.02)
-    for rows in batches(len(corpus), BATCH, steps, seed=seed):
+    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD, labelled=True)
+    fit = Fit("tiny-nf", model.parameters(), lr=2e-3, steps=steps, seed=seed, weight_decay=0.02, work=work)
+    for rows in fit.batches(len(corpus), BATCH):
         logits = model(normalise(corpus.images[rows]).to(device))
         loss = F.cross_entropy(logits, corpus.labels[rows].to(device), label_smoothing=0.05)
         fit.step(loss)
-    held_out = draw_corpus(2000, seed=HELD_OUT_SEED, labelled=True)
+    held_out = draw_corpus(2000, seed=HELD_OUT_SEED, world=WEB, labelled=True)
     with torch.inference_mode():
         model.eval()
         found = model(normalise(held_out.images).to(device)).argmax(dim=1).cpu() == held_out.labels
@@ -53,13 +54,13 @@ def train_image_encoder(
     (out / "config.json").write_text(json.dumps(card, indent=2) + "\n")
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return {"accuracy": 100 * found.float().mean().item()}
+    return {"accuracy": 100 * found.float().mean().item(), "seconds": fit.seconds}
 
 
 def train_text_encoder(
-    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device
+    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device, work: Path | None = None
 ) -> dict[str, float]:
-    """Train tiny-bert to fill in masked words of captions; return held-out accuracy there in percent."""
+    """Train tiny-bert to fill in masked words of captions; return held-out accuracy there in percent, and `seconds`."""
     torch.manual_seed(seed)
     tokenizer = bert_tokenizer()
     config = BertConfig(
@@ -72,13 +73,14 @@ def train_text_encoder(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = BertForMaskedLM(config).to(device)
-    captions = [c for i in range(scenes) for c in shapes.scene(i, seed=TRAIN_SEED).captions()]
-    fit = Fit("tiny-bert", model.parameters(), lr=2e-3, steps=steps, max_norm=math.inf)
-    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25, seed=seed)
-    for rows in batches(len(captions), BATCH, steps, seed=seed):
+    captions = [c for i in range(scenes) for c in scene(i, seed=TRAIN_SEED, world=BROAD).true_captions()]
+    fit = Fit("tiny-bert", model.parameters(), lr=2e-3, steps=steps, seed=seed, max_norm=math.inf, work=work)
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25)
+    for rows in fit.batches(len(captions), BATCH):
         batch = collate([tokenizer(captions[r], truncation=True) for r in rows]).to(device)
         fit.step(model(**batch).loss)
-    held_out = [shapes.scene(i, seed=HELD_OUT_SEED).captions()[0] for i in range(500)]
+    torch.manual_seed(seed)
+    held_out = [scene(i, seed=HELD_OUT_SEED, world=WEB).true_captions()[0] for i in range(500)]
     batch = collate([tokenizer(c, truncation=True) for c in held_out]).to(device)
     with torch.inference_mode():
         filled = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -86,4 +88,4 @@ def train_text_encoder(
     right = (filled.argmax(dim=-1) == batch["labels"])[masked]
     model.bert.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return {"masked_word_accuracy": 100 * right.float().mean().item()}
+    return {"masked_word_accuracy": 100 * right.float().mean().item(), "seconds": fit.seconds}

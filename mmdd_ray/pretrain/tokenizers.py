@@ -11,7 +11,7 @@ from itertools import pairwise
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import BertTokenizer, CLIPTokenizer
 
-from mmdd_ray.data import shapes
+from mmdd_ray.data.web_scenes import VAGUE_TEMPLATES, World, scene
 
 FREQUENT_MERGES = 1400
 CONTEXT = 48  # tokens; the longest caption of `shapes` has 36 words and two special tokens
@@ -20,8 +20,14 @@ CONTEXT = 48  # tokens; the longest caption of `shapes` has 36 words and two spe
 @cache
 def shapes_words() -> tuple[str, ...]:
     """Every word that captions of `shapes` are made of, sorted."""
-    captions = (c for index in range(2000) for c in shapes.scene(index, seed=0).captions())
-    return tuple(sorted({word.strip(",:") for caption in captions for word in caption.split()}))
+    scenes = (scene(index, seed=0, world=World(broad=True)) for index in range(2000))
+    captions = [caption for drawn in scenes for caption in drawn.true_captions()]
+    captions += [t.format(colour="", shape="", background="") for t in VAGUE_TEMPLATES]
+    return tuple(
+        sorted(
+            {stripped for caption in captions for word in caption.split() if (stripped := word.strip(",:"))}
+        )
+    )
 
 
 def clip_tokenizer() -> CLIPTokenizer:
