@@ -20,8 +20,10 @@ PAPER, FRAME = "#ffffff", "#d5d9e0"
 PROMPT_INK, CAPTION_INK = "#15181d", "#667085"
 
 
-def contact_sheet(pairs: Sequence[tuple[bytes, Sequence[str]]], columns: int = COLUMNS) -> bytes:
-    """PNG file of up to ``MAX_SAMPLES`` of the pairs (encoded image, captions), spread evenly over them all.
+def contact_sheet(
+    pairs: Sequence[tuple[bytes, Sequence[str]]], columns: int = COLUMNS, at_most: int = MAX_SAMPLES
+) -> bytes:
+    """PNG file of ``at_most`` of the pairs (encoded image, captions), spread evenly over them all.
 
     The first caption is printed in black, further ones in grey below it; long ones end in an ellipsis.
     Small images are enlarged without smoothing, so that their pixels can be seen.
@@ -31,7 +33,7 @@ def contact_sheet(pairs: Sequence[tuple[bytes, Sequence[str]]], columns: int = C
         FONT_PX,
         layout_engine=ImageFont.Layout.BASIC,  # the other engine is a library that some machines lack
     )
-    shown = spread(pairs, MAX_SAMPLES)
+    shown = spread(pairs, at_most)
     texts = [_lines(captions, font) for _, captions in shown]
     columns = min(columns, len(shown))
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]

@@ -13,6 +13,7 @@ Damaged data never raises: it comes out as a row with ``reject`` set. Storage th
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
@@ -20,6 +21,8 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.images import Entry
 from mmdd_ray.data.schema import Row, RowMaker, parquet_rows, tar_rows
 from mmdd_ray.data.shapes import pairs
+from mmdd_ray.data.web_scenes import World
+from mmdd_ray.data.web_scenes import pairs as web_pairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.transport import open_stored
 
@@ -89,23 +92,47 @@ def _read_files(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> 
         yield maker.make(entry.key, image, entry.captions, entry.label, entry.reject)
 
 
-def shapes_spec(uri: str) -> tuple[int, dict[str, Any]]:
-    """``shapes:ROWS?seed=S&px=32&labelled=1`` -> rows, keyword arguments of ``shapes.pairs``."""
+def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, Any]]]]:
+    """``shapes:ROWS?seed=S&wrong=0.2`` -> rows, and what draws the pairs from one row up to another.
+
+    Raises:
+        UserError: An option is unknown, out of its range, or one of ``World`` beside ``world=clean``.
+    """
     rows, _, query = uri.removeprefix("shapes:").partition("?")
+    flaw_names = World.setting_names()
     try:
-        options = {"seed": 0, "px": 32, "labelled": 0} | {k: int(v) for k, v in parse_qsl(query, True, True)}
-        seed, px, labelled = options.pop("seed"), options.pop("px"), options.pop("labelled")
-        if options or seed < 0 or px < 1 or labelled not in (0, 1):
+        options = dict(parse_qsl(query, True, True))
+        world = options.pop("world", "web")
+        seed, px, labelled = (
+            int(options.pop(name, default)) for name, default in (("seed", 0), ("px", 32), ("labelled", 0))
+        )
+        flaws = {name: int(value) if name == "captions" else float(value) for name, value in options.items()}
+        known = set(flaw_names if world == "web" else ())
+        if (
+            world not in ("web", "clean")
+            or flaws.keys() - known
+            or seed < 0
+            or px < 1
+            or labelled not in (0, 1)
+        ):
             raise ValueError
-        return int(rows), {"seed": seed, "image_px": px, "labelled": bool(labelled)}
+        drawing: dict[str, Any] = {"seed": seed, "image_px": px, "labelled": bool(labelled)}
+        if world == "clean":
+            return int(rows), partial(pairs, **drawing)
+        return int(rows), partial(web_pairs, world=World(**flaws), **drawing)
+    except UserError as error:
+        raise UserError(f"data.uri={uri}: {error}") from error
     except ValueError:
-        raise UserError(f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0") from None
+        raise UserError(
+            f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0&world=web (or world=clean); "
+            f"world=web also takes {', '.join(flaw_names)}"
+        ) from None
 
 
 def _read_shapes(shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    _, options = shapes_spec(shard.uri)
+    _, drawn = shapes_spec(shard.uri)
     assert shard.rows is not None
-    for pair in pairs(shard.start, shard.start + shard.rows, **options):
+    for pair in drawn(shard.start, shard.start + shard.rows):
         yield maker.make(pair["key"], pair["image"], pair["captions"], pair["label"])
 
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from mmdd_ray.data.schema import write_tar_samples
 from mmdd_ray.data.shapes import pairs
+from mmdd_ray.data.web_scenes import World
+from mmdd_ray.data.web_scenes import pairs as web_pairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
@@ -35,10 +37,11 @@ def write_shards(
     seed: int,
     image_px: int = 32,
     labelled: bool = False,
+    world: World | None = None,
     layout: Layout,
     rows_per_shard: int = 1000,
 ) -> list[str]:
-    """Writes pairs 0 to `rows` of `shapes.pairs` into the folder `store`; gives the names of the shards.
+    """Writes pairs 0 to `rows` of `world` (default: the clean one) into the folder `store`; gives the shards' names.
 
     "webdataset" is the layout of img2dataset: 00000.tar and so on, with KEY.png, KEY.txt (the first caption) and
     KEY.json (key, all captions and, if `labelled`, the label). "parquet" is 00000.parquet and so on, with the
@@ -67,7 +70,8 @@ def write_shards(
         )
     for name, start in zip(names, starts, strict=True):
         stop = min(start + rows_per_shard, rows)
-        drawn = pairs(start, stop, seed=seed, image_px=image_px, labelled=labelled)
+        drawing: dict[str, Any] = {"seed": seed, "image_px": image_px, "labelled": labelled}
+        drawn = web_pairs(start, stop, world=world, **drawing) if world else pairs(start, stop, **drawing)
         if layout == "webdataset":
             with store.create(name) as file:
                 write_tar_samples(file, ((pair["key"], _members(pair)) for pair in drawn))

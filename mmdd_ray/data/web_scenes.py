@@ -101,7 +101,7 @@ class World:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UserError(f"{name}={value} of a shapes: URI must be from {low} to {high}")
+                raise UserError(f"{name}={value} must be from {low} to {high}")
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
