@@ -27,7 +27,14 @@ from mmdd_ray.diffusion.synthesize import read_drawn
 from mmdd_ray.edge import distill
 from mmdd_ray.edge.choose import pair_quality
 from mmdd_ray.evaluate.compare import compare
-from mmdd_ray.evaluate.sets import EVALUATION, baseline_sets, choose_coresets, read_pair_set, synthetic_set
+from mmdd_ray.evaluate.sets import (
+    COMPARED,
+    EVALUATION,
+    baseline_sets,
+    choose_coresets,
+    read_pair_set,
+    synthetic_set,
+)
 from mmdd_ray.features.precompute import feature_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.presets import edge_local
@@ -153,7 +160,7 @@ def _evaluate(
         read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
     )
     compared = {name: synthetic_set(samples, px) for name, samples in sets.items()}
-    coresets = dict(choose_coresets(features, ["herding", "k-center"], PAIRS, seed))
+    coresets = dict(choose_coresets(features, COMPARED, PAIRS, seed, settings.evaluation))
     compared |= dict(baseline_sets(features, settings.data, settings.evaluation, PAIRS, px, seed, coresets))
     found = compare(compared, val, test, settings.students, settings.evaluation, seed, stage)
     stage.store.write_json(EVALUATION, found)

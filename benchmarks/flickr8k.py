@@ -27,7 +27,7 @@ from mmdd_ray.covmatch.moments import whole_stage
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.sets import EVALUATION, coreset, read_pair_set
+from mmdd_ray.evaluate.sets import COMPARED, EVALUATION, coreset, read_pair_set
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.models.precision import bfloat16_is_fast
 from mmdd_ray.run import RunDir, Stage, StageResult
@@ -209,8 +209,8 @@ def sets_of(
     for pairs in sorted(asked.sizes):
         own = {arm: stage for arm, stage in matched.items() if arm.pairs == pairs}
         draws = [("random", arm.seed) for arm in own]
-        for name, seed in [*draws, ("herding", 0), ("k-center", 0)]:
-            chosen, _ = coreset(features, name, settings.data, pairs, px, seed)
+        for name, seed in [*draws, *((name, 0) for name in COMPARED)]:
+            chosen, _ = coreset(features, name, settings.data, pairs, px, seed, settings.evaluation)
             yield f"{name}-{pairs}-seed{seed}", chosen
         for arm, stage in own.items():
             yield arm.name, stages.samples(stage, settings)[1]

@@ -201,7 +201,7 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             evaluated = run.stage(
                 f"evaluate{again}",
                 lambda stage, sets=sets, judged=judged: compare_classifiers(
-                    stage, sets, labels, features, judged, run.store
+                    stage, sets, texts.templates(), features, judged, run.store
                 ),
             )
             evaluations.append(evaluated.store.read_json(EVALUATION))

@@ -391,8 +391,8 @@ class Match(Training):
 
     pairs: Annotated[int, Ge(2)] = 100
     """Image-caption pairs of the distilled set."""
-    init: Literal["random", "herding", "k-center"] = "random"
-    """Real pairs to start from."""
+    init: Literal["random", "herding", "k-center", "clip-score"] = "random"
+    """Real pairs to start from; see evaluation.baselines."""
     learn: Literal["both", "pixels", "texts"] = "both"
     """What is learnt; the rest stays as the real pairs have it."""
     iterations: Annotated[int, Ge(0)] = 200
@@ -486,13 +486,18 @@ class Evaluation:
     """At most this many images of val and of test are used."""
     seeds: Count = 3
     """Students per set; the report gives mean and standard deviation over them."""
-    baselines: tuple[Literal["random", "herding", "k-center", "full"], ...] = (
+    baselines: tuple[Literal["random", "herding", "k-center", "clip-score", "full"], ...] = (
         "random",
         "herding",
         "k-center",
+        "clip-score",
         "full",
     )
-    """Sets to compare with: coresets of as many real pairs, and all the data."""
+    """Sets to compare with: coresets of as many real pairs, and all the data. "clip-score" draws from the pairs whose
+    image and first caption agree best under CLIP, as DataComp filters (arXiv 2304.14108)."""
+    clip_score_fraction: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Share of the real pairs that clip-score draws from. The better half is free of wrong captions where CLIP knows
+    them and fewer than half are wrong; DataComp keeps 0.3 of unfiltered web pairs."""
     full_pairs: Count = 50_000
     """"full" is trained on at most this many real images."""
     gpus_per_student: Weight = operational(0.25)
@@ -511,21 +516,26 @@ class Evaluation:
         return found
 
 
+LabelledBaseline = Literal["random", "herding", "k-center", "clip-score", "prompts", "full"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelledEvaluation(Evaluation):
     """Comparing labelled sets by the classifiers they make."""
 
     val: str | None = None  # type: ignore[assignment]
     """Images on which learning rates are chosen, where classifiers.learning_rates has several."""
-    baselines: tuple[Literal["random", "herding", "k-center", "prompts", "full"], ...] = (  # type: ignore[assignment]
+    baselines: tuple[LabelledBaseline, ...] = (  # type: ignore[assignment]
         "random",
         "herding",
         "k-center",
+        "clip-score",
         "prompts",
         "full",
     )
     """Sets to compare with: coresets of as many real images of each class; drawings of the generator as it is, prompted
-    with describe.template; and all the data."""
+    with describe.template; and all the data. "clip-score" draws from the images of a class that agree best with their
+    first caption where describe.source is "captions", and otherwise with describe.template."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 Features come as re-iterable blocks (a list of arrays, or an object whose ``__iter__`` opens the store anew),
 so a store of millions of rows is never in memory: ``herding`` and ``k_center`` make one pass per pick,
-``k_means`` three in all. Results depend on the rows and the seed, not on how the rows are cut into blocks.
+``k_means`` three in all; ``clip_score`` takes one float a row. Results depend on the rows and the seed, not on
+how the rows are cut into blocks.
 """
 
 # N rows of the store, B rows of a chunk, D feature width, K rows to pick
@@ -32,6 +33,44 @@ def random_subset(n_rows: int, k: int, seed: int) -> np.ndarray:
     """
     _check_k(k, n_rows)
     return np.random.default_rng(seed).choice(n_rows, size=k, replace=False)
+
+
+def pair_scores(image_BD: np.ndarray, text_BD: np.ndarray) -> np.ndarray:
+    """CLIP score of each pair: the cosine of its image's and its caption's features, (B,) float32.
+
+    A pair's score does not depend on the rows beside it, so copies have exactly the same score.
+    """
+    image_BD, text_BD = (np.ascontiguousarray(_float32(part_BD)) for part_BD in (image_BD, text_BD))
+    norms_B = np.sqrt(_dots(image_BD, image_BD)) * np.sqrt(_dots(text_BD, text_BD))
+    return _dots(image_BD, text_BD) / norms_B
+
+
+def kept_rows(n_rows: int, fraction: float) -> int:
+    """How many of the rows ``clip_score`` draws from: the fraction of them, rounded, but at least one."""
+    return max(round(fraction * n_rows), 1)
+
+
+def clip_score(score_N: np.ndarray, k: int, seed: int, kept: int) -> np.ndarray:
+    """K rows drawn uniformly from the ``kept`` rows with the highest scores, DataComp's filtering baseline.
+
+    Gadre et al. (2023, arXiv 2304.14108) keep the pairs whose image and caption agree best under CLIP. Ties for the
+    last places go to the lowest indices.
+
+    Args:
+        score_N: Of every row, as ``pair_scores`` gives it.
+        kept: Rows to draw from, at most all.
+
+    Returns:
+        (K,) int64 indices in order of the draw.
+
+    Raises:
+        ValueError: if k is below 1 or above the number of kept rows, or a score is not finite.
+    """
+    strange = np.flatnonzero(~np.isfinite(score_N))
+    if len(strange):
+        raise ValueError(f"the CLIP score of row {strange[0]} is not finite; drop or re-encode that row")
+    best = np.sort(np.argsort(-score_N, kind="stable")[:kept])
+    return best[random_subset(len(best), k, seed)]
 
 
 def herding(
@@ -222,9 +261,13 @@ def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
 def _squared_distance(rows_BD: np.ndarray, point_D: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance of each float32 row to a point, (B,) float32."""
     gap_BD = rows_BD - point_D.astype(np.float32)
+    return _dots(gap_BD, gap_BD)
+
+
+def _dots(a_BD: np.ndarray, b_BD: np.ndarray) -> np.ndarray:
     # einsum, not a BLAS product: BLAS rounds a row differently by its place in the block, and copies must tie
     # exactly
-    return np.einsum("bd,bd->b", gap_BD, gap_BD)
+    return np.einsum("bd,bd->b", a_BD, b_BD)
 
 
 def _unit_rows(features_BD: np.ndarray) -> np.ndarray:

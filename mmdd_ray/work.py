@@ -230,13 +230,16 @@ def set_size(settings: Edge | Covmatch | Vlcp | Evaluate, source: Source) -> tup
 
 def _coreset_work(settings: Edge | Covmatch, source: Source) -> Iterator[Work]:
     _, pairs = set_size(settings, source)
-    wanted = sorted({"herding", "k-center"} & set(settings.evaluation.baselines))
-    if wanted:
+    wanted = set(settings.evaluation.baselines)
+    greedy = sorted({"herding", "k-center"} & wanted)
+    passes = pairs * len(greedy) + ("clip-score" in wanted)  # over all rows
+    if passes:
         yield Work(
             "coresets",
-            source.rows * pairs * len(wanted),
+            source.rows * passes,
             "distances",
-            f"{settings.features.clip}, {' and '.join(wanted)}",
+            # the one pass of clip-score does not change how long a distance takes
+            f"{settings.features.clip}, {' and '.join(greedy or ['clip-score'])}",
             1,
             0.0,
             "evaluation",

@@ -11,7 +11,7 @@ from mmdd_ray.data.distilled import LEARNT, Sample
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.evaluate.report import build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION, coreset
+from mmdd_ray.evaluate.sets import EVALUATION, check_kept, coreset
 from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
@@ -58,12 +58,14 @@ def check_size(features: FeatureStore, settings: Covmatch) -> None:
     """Finds before anything is learnt that there are too few real pairs.
 
     Raises:
-        UserError: There are fewer than `match.pairs` or `match.real_batch`.
+        UserError: There are fewer than `match.pairs` or `match.real_batch`, or clip-score keeps fewer than
+            `match.pairs`.
     """
     needs = {"match.pairs": settings.match.pairs}
     if settings.match.iterations:
         needs["match.real_batch"] = settings.match.real_batch
     features.require(needs, settings.data.uri)
+    check_kept(features, settings, settings.match.pairs)
 
 
 def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: Covmatch) -> StageResult:
@@ -73,7 +75,13 @@ def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: C
 
     matching = settings.match
     start, keys = coreset(
-        features, matching.init, settings.data, matching.pairs, matching.image_px, settings.run.seed
+        features,
+        matching.init,
+        settings.data,
+        matching.pairs,
+        matching.image_px,
+        settings.run.seed,
+        settings.evaluation,
     )
     stage.store.write_json(START, {"init": matching.init, "source_keys": keys})
     moments = read_whole(whole.store, settings) if whole else None

@@ -11,7 +11,7 @@ from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.report import build_report, write_report
-from mmdd_ray.evaluate.sets import EVALUATION
+from mmdd_ray.evaluate.sets import EVALUATION, check_kept
 from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
@@ -59,6 +59,7 @@ def _check_size(features: FeatureStore, settings: Edge) -> None:
         "finetune.batch_pairs": settings.finetune.batch_pairs,
     }
     features.require(needs, settings.data.uri)
+    check_kept(features, settings, settings.synthesis.pairs)
 
 
 def finetune(stage: Stage, features: FeatureStore, settings: Edge) -> StageResult:

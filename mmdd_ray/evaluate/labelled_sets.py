@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import ray
 
+from mmdd_ray.cluster import actor_resources
 from mmdd_ray.config import Data, Vlcp
-from mmdd_ray.coresets import herding, k_center, random_subset
+from mmdd_ray.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.compare import compare
+from mmdd_ray.evaluate.compare import RETRIES, compare
 from mmdd_ray.evaluate.labelled import LabelledSet
-from mmdd_ray.evaluate.sets import EVALUATION, read_rows
+from mmdd_ray.evaluate.sets import CLIP_SCORE, EVALUATION, read_rows
 from mmdd_ray.features.rejects import Reject, RejectList, Tally
 from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
+from mmdd_ray.models.memory import out_of_memory
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
 
@@ -39,11 +41,23 @@ def labelled_images(
 
 
 def class_coresets(
-    features: FeatureStore, classes: tuple[int, ...], per_class: int, names: Sequence[str], seed: int
+    features: FeatureStore,
+    classes: tuple[int, ...],
+    per_class: int,
+    names: Sequence[str],
+    seed: int,
+    score_N: np.ndarray | None = None,
+    kept_fraction: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Sorted rows of `per_class` images of each class, or all where it has fewer, by the name of the coreset.
 
-    Herding and k-center look at CLIP's image features, brought to unit norm.
+    Herding and k-center look at CLIP's image features, brought to unit norm. clip-score draws from the fraction of a
+    class's images with the highest scores; from the best `per_class` where that are fewer, so that all sets are of
+    one size.
+
+    Args:
+        score_N: What `class_scores` gives, for clip-score.
+        kept_fraction: Of each class, for clip-score.
     """
     tables = list(features.tables(["label", "image"]))
     label_N = np.concatenate([table["label"].to_numpy() for table in tables])
@@ -56,18 +70,54 @@ def class_coresets(
         count = min(per_class, len(rows))
         own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         for name in names:
-            chosen[name].append(rows[CORESETS[name]([own_ND], count, own_seed)])
+            if name == CLIP_SCORE:
+                assert score_N is not None
+                kept = max(kept_rows(len(rows), kept_fraction), count)
+                picks = clip_score(score_N[rows], count, own_seed, kept)
+            else:
+                picks = CORESETS[name]([own_ND], count, own_seed)
+            chosen[name].append(rows[picks])
     return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
 
 
+def class_scores(features: FeatureStore, settings: Vlcp, templates: Mapping[int, str]) -> np.ndarray:
+    """How well each image agrees with what is said of it, (rows,) float32 CLIP scores.
+
+    That is its first caption where descriptions are captions. Otherwise captions may be missing, or be names of folders
+    that mean nothing to CLIP, so it is the template with the name of its class.
+    """
+    if settings.describe.source == "captions":
+        return features.clip_scores()
+    resources = actor_resources(settings.features.gpus_per_actor)
+    device = "cuda" if resources["num_gpus"] else "cpu"
+    encode = ray.remote(max_retries=RETRIES, **resources)(_encode_texts)
+    text_CD = ray.get(
+        encode.remote(settings.features.clip, list(templates.values()), settings.features.chunk_pairs, device)
+    )
+    return features.clip_scores(dict(zip(templates, text_CD, strict=True)))
+
+
+def _encode_texts(clip: str, texts: list[str], batch: int, device: str) -> np.ndarray:
+    from mmdd_ray.models.clip import load_clip
+
+    encoder = load_clip(clip, device)
+    with out_of_memory("features.chunk_pairs"):
+        parts = [
+            encoder.encode_texts(texts[at : at + batch]).cpu().numpy() for at in range(0, len(texts), batch)
+        ]
+    return np.concatenate(parts)
+
+
 def real_sets(
-    features: FeatureStore, settings: Vlcp, classes: tuple[int, ...], per_class: int
+    features: FeatureStore, settings: Vlcp, templates: Mapping[int, str], per_class: int
 ) -> Iterator[tuple[str, LabelledSet]]:
     """The baselines of `settings.evaluation` that are made of real images, one decoded after the other."""
-    wanted, seed = settings.evaluation.baselines, settings.run.seed
+    wanted, seed, classes = settings.evaluation.baselines, settings.run.seed, tuple(templates)
     addresses = features.addresses
-    names = [name for name in CORESETS if name in wanted]
-    chosen = class_coresets(features, classes, per_class, names, seed) if names else {}
+    names = [name for name in (*CORESETS, CLIP_SCORE) if name in wanted]
+    score_N = class_scores(features, settings, templates) if CLIP_SCORE in wanted else None
+    fraction = settings.evaluation.clip_score_fraction
+    chosen = class_coresets(features, classes, per_class, names, seed, score_N, fraction) if names else {}
     if "full" in wanted:
         count = min(settings.evaluation.full_pairs, len(addresses))
         chosen["full"] = np.sort(random_subset(len(addresses), count, seed))
@@ -137,7 +187,7 @@ def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: s
 def compare_classifiers(
     stage: Stage,
     synthetic: Mapping[str, ray.ObjectRef],
-    classes: tuple[int, ...],
+    templates: Mapping[int, str],
     features: FeatureStore,
     settings: Vlcp,
     run_store: Store,
@@ -147,17 +197,17 @@ def compare_classifiers(
     Args:
         synthetic: Labelled sets by name, in the object store; the distilled one first. Coresets have as many images
             of each class as the settings have prototypes.
-        classes: The labels of the data, ascending.
+        templates: What `describe.template` says of each class, by label, ascending; of all labels of the data.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
-    listed = RejectList(stage.store, run_store)
+    listed, classes = RejectList(stage.store, run_store), tuple(templates)
     sources = settings.evaluation.sources(settings.data)
     test = held_out_images("test", sources["test"], settings, features, classes, listed)
     val = test  # which a grid of one learning rate has no use for
     if len(settings.classifiers.learning_rates) > 1:
         val = held_out_images("val", sources["val"], settings, features, classes, listed)
     listed.save()
-    real = real_sets(features, settings, classes, settings.prototypes.images_per_class)
+    real = real_sets(features, settings, templates, settings.prototypes.images_per_class)
     sets = {**synthetic, **{name: ray.put(labelled) for name, labelled in real}}
     found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, found)

@@ -31,7 +31,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 EXAMPLES = 12
 
 FULL, CHANCE = "full", "chance"
-BASELINES = ("random", "herding", "k-center", "prompts", FULL)
+BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
 LABELS = {
     "edge": "EDGE",
     "covmatch": "CovMatch",
@@ -39,6 +39,7 @@ LABELS = {
     "random": "Random real data",
     "herding": "Herding",
     "k-center": "k-center",
+    "clip-score": "Best by CLIP score",
     "prompts": "Class names as prompts",
     FULL: "Full data",
     CHANCE: "Chance",

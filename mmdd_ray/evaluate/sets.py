@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Evaluation
-from mmdd_ray.coresets import herding, k_center, random_subset
+from mmdd_ray.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.schema import Row
@@ -23,7 +23,9 @@ from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
 EVALUATION = "evaluation.json"
-COMPARED = {"herding": herding, "k-center": k_center}  # coresets that look at the features of all pairs
+CLIP_SCORE = "clip-score"
+GREEDY = {"herding": herding, "k-center": k_center}  # they make a pass over all features for each pick
+COMPARED = (*GREEDY, CLIP_SCORE)  # coresets that look at the features of all pairs
 
 
 def distilled_set(store: Store, image_px: int) -> PairSet | LearntPairs:
@@ -97,16 +99,17 @@ def chosen_coresets(
     """What `choose_coresets` gives for the baselines of the settings, from the stage `coresets` of the run.
 
     Raises:
-        UserError: There are fewer real pairs than `pairs`.
+        UserError: There are fewer real pairs than `pairs`, or clip-score keeps fewer.
     """
     names = [name for name in COMPARED if name in settings.evaluation.baselines]
     if not names:
         return {}
     _check_pairs(features, settings.data, pairs)
+    check_kept(features, settings, pairs)
 
     def body(stage: Stage) -> StageResult:
         missing = [name for name in names if not stage.store.exists(f"{name}.json")]
-        for name, rows in choose_coresets(features, missing, pairs, settings.run.seed):
+        for name, rows in choose_coresets(features, missing, pairs, settings.run.seed, settings.evaluation):
             stage.store.write_json(f"{name}.json", rows.tolist())
         return StageResult(rows_in=len(features.addresses), rows_out=len(names) * pairs)
 
@@ -115,18 +118,47 @@ def chosen_coresets(
 
 
 def choose_coresets(
-    features: FeatureStore, names: Sequence[str], pairs: int, seed: int
+    features: FeatureStore, names: Sequence[str], pairs: int, seed: int, evaluation: Evaluation
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Sorted rows of "herding" and "k-center": `pairs` of them each, by joint features of image and first caption.
+    """Sorted rows of the coresets `names` of `COMPARED`, `pairs` of them each.
 
-    Every one of them is a pass over all features, so at millions of rows this takes long.
+    Herding and k-center look at joint features of an image and the mean of its captions. Each of their picks is a pass
+    over all features, so at millions of rows this takes long. clip-score is one pass over images and first captions.
     """
     if not names:
         return
-    blocks = features.joint_features()
-    with progress("coresets", total=len(names) * pairs, unit="picks") as bar:
+    greedy = [name for name in names if name in GREEDY]
+    blocks = features.joint_features() if greedy else []
+    passes = len(greedy) * pairs + (CLIP_SCORE in names)
+    with progress("coresets", total=passes, unit="passes") as bar:
         for name in names:
-            yield name, np.sort(COMPARED[name](blocks, pairs, seed, bar.update))
+            if name in GREEDY:
+                yield name, np.sort(GREEDY[name](blocks, pairs, seed, bar.update))
+            else:
+                score_N = features.clip_scores()
+                bar.update()
+                kept = kept_rows(len(score_N), evaluation.clip_score_fraction)
+                yield name, np.sort(clip_score(score_N, pairs, seed, kept))
+
+
+def check_kept(features: FeatureStore, settings: Edge | Covmatch | Evaluate, pairs: int) -> None:
+    """Finds before expensive work that clip-score would keep too few pairs.
+
+    Raises:
+        UserError: It is wanted, and keeps fewer than `pairs`.
+    """
+    evaluation, rows = settings.evaluation, len(features.addresses)
+    places = {"evaluation.baselines": CLIP_SCORE in evaluation.baselines}
+    if isinstance(settings, Covmatch):
+        places["match.init"] = settings.match.init == CLIP_SCORE
+    where = " and ".join(place for place, wanted in places.items() if wanted)
+    kept = kept_rows(rows, evaluation.clip_score_fraction)
+    if where and kept < pairs:
+        raise UserError(
+            f"evaluation.clip_score_fraction={evaluation.clip_score_fraction:g} keeps {kept:,} of the {rows:,} usable "
+            f"pairs of data.uri={settings.data.uri}, but the distilled set has {pairs:,}; raise it, name more data, "
+            f"distil fewer pairs, or do without {CLIP_SCORE} in {where}"
+        )
 
 
 def _check_pairs(features: FeatureStore, data: Data, pairs: int) -> None:
@@ -173,9 +205,15 @@ def baseline_sets(
 
 
 def coreset(
-    features: FeatureStore, name: str, data: Data, pairs: int, image_px: int, seed: int
+    features: FeatureStore,
+    name: str,
+    data: Data,
+    pairs: int,
+    image_px: int,
+    seed: int,
+    evaluation: Evaluation,
 ) -> tuple[PairSet, list[str]]:
-    """The baseline of that name, "random", "herding" or "k-center", and the keys of its rows.
+    """The baseline of that name, "random" or one of `COMPARED`, and the keys of its rows.
 
     Raises:
         UserError: The data have changed since features were made.
@@ -184,7 +222,7 @@ def coreset(
     if name == "random":
         indices = np.sort(random_subset(len(addresses), pairs, seed))
     else:
-        indices = dict(choose_coresets(features, [name], pairs, seed))[name]
+        indices = dict(choose_coresets(features, [name], pairs, seed, evaluation))[name]
     rows = fetch_pairs(data, [addresses[row] for row in indices.tolist()])
     return _decoded(rows, name, data, image_px), [row.key for row in rows]
 

@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from mmdd_ray.coresets import joint_features
+from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.redact import redact
@@ -186,6 +186,24 @@ class FeatureStore:
                     f"{setting}={needed:,}, but {redact(uri)} has {rows:,} usable pairs; "
                     f"lower {setting} or add data"
                 )
+
+    def clip_scores(self, class_texts: Mapping[int, np.ndarray] | None = None) -> np.ndarray:
+        """CLIP score of every row, (rows,) float32; one pass, and no features in memory.
+
+        Args:
+            class_texts: Text feature (D,) of each label, to compare the images of that label with. Default: an image
+                is compared with its first caption, the only one that students of a coreset see.
+        """
+
+        def scores(table: pa.Table) -> np.ndarray:
+            if class_texts is not None:
+                text = np.stack([class_texts[label] for label in table["label"].to_pylist()])
+            else:
+                text = text_features(table)[np.cumsum([0, *_counts(table)[:-1]])]
+            return pair_scores(image_features(table), text)
+
+        columns = ["captions", "image", "text"] if class_texts is None else ["label", "image"]
+        return np.concatenate([scores(table) for table in self.tables(columns) if len(table)])
 
     def joint_features(self) -> list[np.ndarray]:
         """Blocks of [image, mean text] rows, each part of unit norm, float16: what coresets of pairs are chosen by."""

@@ -123,6 +123,10 @@ class Descriptions:
         """The template with the name of the class."""
         return _named(self.describe.template, self.names, label)
 
+    def templates(self) -> dict[int, str]:
+        """The template of every class, by label, in the order of the names."""
+        return {label: self.template(label) for label in self.names}
+
 
 def _named(text: str, names: Mapping[int, str], label: int) -> str:
     return text.replace("{class_name}", names.get(label, UNKNOWN))

@@ -77,7 +77,7 @@ def distill(settings: Vlcp, preset: str) -> dict[str, Any]:
         if "prompts" in settings.evaluation.baselines:
             baseline = run.stage("prompts", lambda stage: draw_prompts(stage, classes, texts, settings))
         evaluated = run.stage(
-            "evaluate", lambda stage: evaluate(stage, run, baseline, classes, features, settings)
+            "evaluate", lambda stage: evaluate(stage, run, baseline, texts, features, settings)
         )
         return _report(run, tuned, evaluated)
 
@@ -135,17 +135,17 @@ def evaluate(
     stage: Stage,
     run: RunDir,
     baseline: Stage | None,
-    classes: list[ImageClass],
+    texts: Descriptions,
     features: FeatureStore,
     settings: Vlcp,
 ) -> StageResult:
     """Trains classifiers on the exported set and on its baselines."""
-    labels = tuple(one.label for one in classes)
+    labels = tuple(texts.names)
     px = settings.classifiers.image_px
     sets = {"vlcp": _exported(run.store.child(FOLDER), labels, px)}
     if baseline:
         sets["prompts"] = _prompted(baseline.store, labels, settings.prototypes.images_per_class, px)
-    return compare_classifiers(stage, sets, labels, features, settings, run.store)
+    return compare_classifiers(stage, sets, texts.templates(), features, settings, run.store)
 
 
 def _exported(distilled: Store, labels: tuple[int, ...], px: int) -> ray.ObjectRef:
