@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mmdd_ray.coresets import herding, joint_features, k_center, k_means, random_subset
+from mmdd_ray.coresets import (
+    clip_score,
+    herding,
+    joint_features,
+    k_center,
+    k_means,
+    kept_rows,
+    pair_scores,
+    random_subset,
+)
 
 CHOOSERS = [herding, k_center, k_means]
 
@@ -156,3 +165,73 @@ def test_unusable_features_are_errors(choose, rows):
 def test_joint_features_weigh_both_modalities_alike():
     joint = joint_features(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0, 2.0]], dtype=np.float16))
     assert_allclose(joint, [[0.6, 0.8, 0, 0, 1]], rtol=1e-6)
+
+
+# ---- clip-score
+
+
+def test_scores_are_cosines_of_each_pair() -> None:
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(300, 65)), 7 * rng.normal(size=(300, 65))
+    image, text = image.astype(np.float16), text.astype(np.float16)
+    found = pair_scores(image, text)
+    assert found.dtype == np.float32
+    expected = [
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for a, b in zip(image.astype(float), text.astype(float), strict=True)
+    ]
+    assert_allclose(found, expected, atol=1e-6)
+    assert_allclose(pair_scores(text, text), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("width", [1, 65, 512])
+def test_a_score_does_not_depend_on_the_rows_beside_it(dtype, width):
+    rng = np.random.default_rng(1)
+    image, text = (rng.normal(size=(1000, width)).astype(dtype) for _ in range(2))
+    image[700:800], text[700:800] = (
+        image[:100],
+        text[:100],
+    )  # exact copies, which must tie wherever they stand
+    whole = pair_scores(image, text)
+    assert_array_equal(whole[700:800], whole[:100])
+    cuts = [1, 2, 333, 333, 703, 999]
+    parts = zip(np.split(image, cuts), np.split(text, cuts), strict=True)
+    assert_array_equal(np.concatenate([pair_scores(*part) for part in parts]), whole)
+    columns = (np.asfortranarray(part) for part in (image, text))
+    assert_array_equal(pair_scores(*columns), whole)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 13, 50, 99, 100])
+def test_only_the_best_scored_are_drawn_and_ties_go_to_the_lowest_index(kept):
+    score = np.random.default_rng(2).integers(0, 5, size=100).astype(np.float32)  # twenty of each
+    best = sorted(sorted(range(100), key=lambda row: (-score[row], row))[:kept])
+    assert sorted(clip_score(score, kept, 0, kept).tolist()) == best
+    for seed in range(3):
+        few = max(kept // 3, 1)
+        picks = clip_score(score, few, seed, kept)
+        assert picks.tolist() == [best[at] for at in random_subset(kept, few, seed)]
+        assert picks.dtype == np.int64
+
+
+def test_each_of_the_kept_rows_is_drawn_as_often_as_another():
+    score = np.arange(40, dtype=np.float32)
+    drawn = np.bincount(
+        np.concatenate([clip_score(score, 5, seed, 20) for seed in range(2000)]), minlength=40
+    )
+    assert (drawn[:20] == 0).all()
+    assert_allclose(drawn[20:], 500, atol=5 * np.sqrt(2000 * 0.25 * 0.75))  # five standard deviations
+
+
+def test_the_kept_part_is_rounded_and_never_empty():
+    assert [kept_rows(n, 0.5) for n in (1, 2, 3, 4, 100)] == [1, 1, 2, 2, 50]
+    assert (kept_rows(10, 0.3), kept_rows(100, 0.29), kept_rows(7, 1.0), kept_rows(3, 0.1)) == (3, 29, 7, 1)
+
+
+def test_more_picks_than_are_kept_and_scores_that_are_none_are_errors():
+    score = np.arange(10, dtype=np.float32)
+    with pytest.raises(ValueError, match="k=6 rows from 5"):
+        clip_score(score, 6, 0, 5)
+    score[3] = np.nan
+    with pytest.raises(ValueError, match="CLIP score of row 3 is not finite"):
+        clip_score(score, 2, 0, 5)

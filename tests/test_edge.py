@@ -26,7 +26,7 @@ SMALL = """
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
 """.split()  # noqa: SIM905
 STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "coresets", "evaluate")
-SETS = {"edge", "random", "herding", "k-center", "full"}
+SETS = {"edge", "random", "herding", "k-center", "clip-score", "full"}
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 
 Finished = tuple[str, subprocess.CompletedProcess[str]]

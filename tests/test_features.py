@@ -17,7 +17,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from mmdd_ray.config import Data, Features
-from mmdd_ray.coresets import joint_features
+from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.data import shapes
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.data.readers import Shard
@@ -84,7 +84,7 @@ def test_feature_table_keeps_which_caption_belongs_to_which_image() -> None:
 
 def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
     rng, store = np.random.default_rng(0), Store(str(tmp_path))
-    texts, joint, captions = [], [], []
+    texts, joint, captions, images, firsts = [], [], [], [], []
     for shard in ("a", "b"):
         for number in range(2):
             own = [[f"{shard}{number}{row}-{i}" for i in range(1 + row % 3)] for row in range(5)]
@@ -93,7 +93,7 @@ def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
                     "index": range(5),
                     "key": [f"{shard}{number}{row}" for row in range(5)],
                     "captions": own,
-                    "label": [0] * 5,
+                    "label": [0, 0, 7, 0, 7],
                 }
             )
             image, text = rng.normal(size=(5, 4)), rng.normal(size=(sum(map(len, own)), 4))
@@ -105,12 +105,19 @@ def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
                 sum(part) for part in np.split(texts[-1].astype(np.float32), np.cumsum([*map(len, own)])[:-1])
             ]
             joint.append(joint_features(image.astype(np.float16), np.array(sums)))
+            images.append(image.astype(np.float16))
+            firsts.append(texts[-1][np.cumsum([0, *map(len, own)])[:-1]])
             captions += [(caption, caption[:3]) for captions_of in own for caption in captions_of]
     features = FeatureStore(store)
     assert list(features.addresses) == [(shard, row) for shard in "ab" for _ in range(2) for row in range(5)]
     assert features.addresses[-3:] == [("b", 2), ("b", 3), ("b", 4)]
     assert_array_equal(np.concatenate(features.caption_features()), np.concatenate(texts))
     np.testing.assert_allclose(np.concatenate(features.joint_features()), np.concatenate(joint), atol=2e-3)
+    images_ND, labels = np.concatenate(images), [0, 0, 7, 0, 7] * 4
+    assert_array_equal(features.clip_scores(), pair_scores(images_ND, np.concatenate(firsts)))
+    of_class = {7: rng.normal(size=4).astype(np.float32), 0: rng.normal(size=4).astype(np.float32)}
+    expected = pair_scores(images_ND, np.stack([of_class[label] for label in labels]))
+    assert_array_equal(features.clip_scores(of_class), expected)
     asked = rng.permutation(len(captions))
     assert features.captions_at(asked) == [captions[number] for number in asked]
     assert features.captions_at(asked[:0]) == []

@@ -65,14 +65,15 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "finetune": 60 * 32,
         "synthesize": 50 * 20 * 2,  # images, steps, with and without the prompt
         "recaption": 50,
-        "coresets": 2000 * 100 * 2,  # a pass over all rows for each pick of herding and of k-center
-        "evaluate": 5 * (3 + 2) * 80 * 64,  # sets, seeds and rates
+        "coresets": 2000
+        * (100 * 2 + 1),  # a pass for each pick of herding and of k-center, one for clip-score
+        "evaluate": 6 * (3 + 2) * 80 * 64,  # sets, seeds and rates
     }
     assert units(covmatch_local()) == {
         "features": 2000,
         "match": 60 * (100 + 128),
-        "coresets": 2000 * 100 * 2,
-        "evaluate": 5 * (3 + 2) * 40 * 64,
+        "coresets": 2000 * (100 * 2 + 1),
+        "evaluate": 6 * (3 + 2) * 40 * 64,
     }
     vlcp = vlcp_local()
     found = units(vlcp)
@@ -80,8 +81,34 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
     assert found["prompts"] == 48 * 2 * steps
     assert found["synthesize"] == pytest.approx(found["prompts"] * vlcp.synthesis.strength)
     assert found["latents"] == found["prototypes"] == 2000
+    assert found["evaluate"] == 7 * 3 * 100 * 64
     assert "describe" not in found  # the data's own captions
     assert units(precompute_local()) == {"features": 2000}
+
+
+def test_the_coresets_are_planned_by_runs_that_had_no_clip_score() -> None:
+    settings = edge_local()
+    for baselines, expected in (
+        (("herding", "k-center", "clip-score"), 2000 * 201),
+        (("clip-score",), 2000),
+        (("random", "full"), None),
+    ):
+        asked = replace(settings, evaluation=replace(settings.evaluation, baselines=baselines))
+        assert units(asked).get("coresets") == expected
+    before = replace(settings.evaluation, baselines=("random", "herding", "k-center", "full"))
+    uses = [
+        [work.uses for work in works(one, look_at(one.data)) if work.stage == "coresets"]
+        for one in (settings, replace(settings, evaluation=before))
+    ]
+    assert uses[0] == uses[1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "job"),
+    [(edge_local, "edge_cc3m"), (covmatch_local, "covmatch_flickr30k"), (vlcp_local, "vlcp_imagenette")],
+)
+def test_times_that_come_with_the_package_tell_of_every_stage(preset: Any, job: str) -> None:
+    assert plan_run(preset(), job, LAPTOP).seconds is not None
 
 
 def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> None:

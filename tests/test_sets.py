@@ -9,17 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.config import Data, Evaluate, Evaluation, Run, Students
-from mmdd_ray.coresets import herding, random_subset
+from mmdd_ray.config import Data, Evaluate, Evaluation, Match, Run, Students
+from mmdd_ray.coresets import clip_score, herding, pair_scores, random_subset
 from mmdd_ray.data import shapes
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate import sets
 from mmdd_ray.evaluate.distilled_set import set_name, set_stage
 from mmdd_ray.features.rejects import RejectList
-from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table
-from mmdd_ray.presets import evaluate_local
+from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table, image_features, text_features
+from mmdd_ray.presets import covmatch_local, edge_local, evaluate_local
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
@@ -66,7 +67,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[str, in
 def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
     features: FeatureStore, fetched: list[list[tuple[str, int]]]
 ) -> None:
-    coresets = dict(sets.choose_coresets(features, ["herding", "k-center"], 5, seed=1))
+    coresets = dict(sets.choose_coresets(features, sets.COMPARED, 5, 1, EVALUATION))
     found = dict(sets.baseline_sets(features, DATA, EVALUATION, 5, 32, 1, coresets))
     assert len(fetched) == 1
     assert len(fetched[0]) == len(set(fetched[0]))
@@ -88,20 +89,61 @@ def test_coresets_are_chosen_once_and_each_is_kept(features: FeatureStore, tmp_p
         first = sets.chosen_coresets(run, features, asked, 5)
         assert {name: rows.tolist() for name, rows in first.items()} == {
             name: rows.tolist()
-            for name, rows in sets.choose_coresets(features, ["herding", "k-center"], 5, 1)
+            for name, rows in sets.choose_coresets(features, sets.COMPARED, 5, 1, EVALUATION)
         }
+        assert list(first) == ["herding", "k-center", "clip-score"]
         # killed before the second was written
         folder = tmp_path / "run" / "coresets"
         (folder / "manifest.json").unlink()
         (folder / "k-center.json").unlink()
+        (folder / "clip-score.json").unlink()
         written_at = (folder / "herding.json").stat().st_mtime_ns
         again = sets.chosen_coresets(run, features, asked, 5)
         assert (folder / "herding.json").stat().st_mtime_ns == written_at
         assert again["k-center"].tolist() == first["k-center"].tolist()
+        assert again["clip-score"].tolist() == first["clip-score"].tolist()
         only_random = replace(asked, evaluation=replace(EVALUATION, baselines=("random",)))
         assert sets.chosen_coresets(run, features, only_random, 5) == {}
         with pytest.raises(ValueError, match=r"the distilled set has 41 pairs"):
             sets.chosen_coresets(run, features, asked, 41)
+
+
+def test_clip_score_looks_at_first_captions_and_is_a_start_for_covmatch(
+    features: FeatureStore, fetched: list[list[tuple[str, int]]]
+) -> None:
+    scores = []
+    for table in features.tables():
+        counts = [len(captions) for captions in table["captions"].to_pylist()]
+        first = text_features(table)[np.cumsum([0, *counts[:-1]])]
+        scores.append(pair_scores(image_features(table), first))
+    score = np.concatenate(scores)
+    for fraction, kept in ((0.5, 20), (0.25, 10)):
+        evaluation = replace(EVALUATION, clip_score_fraction=fraction)
+        chosen = dict(sets.choose_coresets(features, ["clip-score"], 5, 1, evaluation))["clip-score"]
+        assert chosen.tolist() == sorted(clip_score(score, 5, 1, kept).tolist())
+        assert score[chosen].min() >= np.sort(score)[-kept]
+        start, keys = sets.coreset(features, "clip-score", DATA, 5, 32, 1, evaluation)
+        rows = rows_of(DATA)
+        assert keys == [rows[row].key for row in chosen]
+        assert start.captions == [rows[row].captions[:1] for row in chosen]
+
+
+def test_too_few_kept_pairs_are_one_sentence_where_clip_score_is_wanted(features: FeatureStore) -> None:
+    edge = replace(edge_local(), data=DATA, evaluation=EVALUATION)
+    sets.check_kept(features, edge, 20)
+    message = (
+        r"^evaluation\.clip_score_fraction=0\.5 keeps 20 of the 40 usable pairs of data\.uri=shapes:40.*, but the "
+        r"distilled set has 21; raise it, .* or do without clip-score in "
+    )
+    with pytest.raises(UserError, match=message + r"evaluation\.baselines$"):
+        sets.check_kept(features, edge, 21)
+    others = replace(EVALUATION, baselines=("random", "full"))
+    sets.check_kept(features, replace(edge, evaluation=others), 21)
+    start = replace(covmatch_local(), data=DATA, evaluation=others, match=Match(init="clip-score"))
+    with pytest.raises(UserError, match=message + r"match\.init$"):
+        sets.check_kept(features, start, 21)
+    all_kept = replace(EVALUATION, clip_score_fraction=1.0)
+    sets.check_kept(features, replace(start, evaluation=all_kept), 21)
 
 
 def test_a_baseline_that_lost_rows_is_no_baseline(
@@ -200,7 +242,7 @@ def test_validation_data_without_any_pair_name_their_setting(read_here: Evaluate
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("EDGE", "edge"), ("random", "distilled"), ("k-center", "distilled"), ("Chance", "distilled")],
+    [("EDGE", "edge"), ("random", "distilled"), ("clip-score", "distilled"), ("Chance", "distilled")],
 )
 def test_a_set_is_called_by_its_method_unless_a_baseline_is_called_so(method: str, name: str) -> None:
     assert set_name(method) == name

@@ -23,10 +23,11 @@ from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.schema import Row
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.labelled_sets import _same_names, class_coresets
+from mmdd_ray.evaluate.labelled_sets import _same_names, class_coresets, class_scores
 from mmdd_ray.features.chunks import read_chunks
 from mmdd_ray.features.store import FeatureStore, feature_table
 from mmdd_ray.models import zoo
+from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generator import draw_from_latents, load_pipeline
 from mmdd_ray.presets import vlcp_imagenet1k, vlcp_imagenette, vlcp_local
 from mmdd_ray.run import Stage
@@ -85,7 +86,8 @@ def finished(
 def test_a_run_leaves_everything_it_promises(finished):
     run_dir, result = finished
     report = report_of(run_dir)
-    assert set(report["scores"]) == {"vlcp", "random", "herding", "k-center", "prompts", "full", "chance"}
+    real = {"random", "herding", "k-center", "clip-score", "full"}
+    assert set(report["scores"]) == {"vlcp", "prompts", "chance"} | real
     assert "Warning" not in result.stderr
     assert "Top-1" in result.stdout
     assert tuple(report["stages"]) == STAGES
@@ -390,6 +392,56 @@ def test_coresets_are_chosen_in_each_class(tmp_path):
         own = [i for i, one in enumerate(labels) if one == label]
         centre = unit[own].mean(0)
         assert row == min(own, key=lambda i: np.linalg.norm(unit[i] - centre))
+
+
+def test_clip_score_draws_from_the_better_half_of_each_class(tmp_path):
+    rng = np.random.default_rng(1)
+    labels = [int(label) for label in rng.integers(0, 3, size=40)] + [3, 3, 3]
+    features = features_in(tmp_path, labels, [["a"]] * 43, rng.normal(size=(43, 4)))
+    score = rng.integers(0, 6, size=43).astype(np.float32)
+    own = {c: [row for row, label in enumerate(labels) if label == c] for c in range(4)}
+    better = {
+        c: sorted(rows, key=lambda row: (-score[row], row))[: round(len(rows) / 2)] for c, rows in own.items()
+    }
+    seen: set[int] = set()
+    for seed in range(60):
+        found = class_coresets(features, (0, 1, 2, 3), 3, ["random", "clip-score"], seed, score, 0.5)
+        rows = found["clip-score"].tolist()
+        assert rows == sorted(set(rows))
+        assert [labels[row] for row in found["random"]].count(2) == 3
+        for c in range(3):
+            assert len(chosen := [row for row in rows if labels[row] == c]) == 3
+            assert set(chosen) <= set(better[c])
+        assert set(own[3]) <= set(rows)  # half of the class are fewer than are wanted: then more of it
+        seen |= set(rows)
+    assert seen == {row for c in range(3) for row in better[c]} | set(own[3])
+    again = class_coresets(features, (0, 1, 2, 3), 3, ["clip-score"], 59, score, 0.5)
+    assert again["clip-score"].tolist() == rows
+
+
+@pytest.mark.ray
+def test_images_are_scored_by_captions_or_by_the_template_of_their_class(ray_cluster, tmp_path):
+    """Captions of image folders may be names that mean nothing, and captions may be missing."""
+    preset, names = vlcp_local(), {0: "red circle", 2: "blue square"}
+    rng, clip = np.random.default_rng(0), load_clip("tiny-clip")
+    labels: list[int | None] = [0, 2, 2, 0, 2]
+    images = rng.normal(size=(5, clip.dim)).astype(np.float16)
+    features = features_in(tmp_path, labels, [[] for _ in labels], images)
+    asked = replace(
+        preset,
+        data=replace(preset.data, needs_captions=False),
+        describe=Describe(source="template", template="a picture of a {class_name}"),
+        features=replace(preset.features, chunk_pairs=1),
+    )
+    found = class_scores(features, asked, Descriptions(asked.describe, names, None).templates())
+    told = clip.encode_texts([f"a picture of a {names[label]}" for label in labels]).numpy()
+    unit = images / np.linalg.norm(images.astype(np.float32), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, (unit * told).sum(axis=1), atol=1e-5)
+
+    captioned = features_in(
+        tmp_path / "captioned", labels, [["a"], ["b", "c"], ["d"], ["e"], ["f"]], np.eye(5)[:, :4] + 1
+    )
+    np.testing.assert_array_equal(class_scores(captioned, preset, {}), captioned.clip_scores())
 
 
 def test_held_out_classes_must_be_numbered_as_the_real_ones(tmp_path):
