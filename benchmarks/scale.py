@@ -27,7 +27,7 @@ import pyarrow as pa
 import tyro
 
 from mmdd_ray.config import Data, Features, Run
-from mmdd_ray.coresets import herding, k_center, k_means
+from mmdd_ray.coresets import clip_score, herding, k_center, k_means, kept_rows
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table, table_moments
 from mmdd_ray.store import Store
@@ -99,6 +99,13 @@ def k_center_picks(folder: Path, rows: int) -> int:
     return rows * 2 * DIM * 2
 
 
+def clip_score_picks(folder: Path, rows: int) -> int:
+    """Picks of clip-score from the better half."""
+    score_N = _features(folder, rows).clip_scores()
+    assert len(clip_score(score_N, PICKS, seed=0, kept=kept_rows(rows, 0.5))) == PICKS
+    return rows * 2 * DIM * 2
+
+
 def prompts(folder: Path, rows: int) -> int:
     """A caption for each k-means cluster of text features."""
     features = _features(folder, rows)
@@ -127,6 +134,7 @@ TASKS: dict[str, Callable[[Path, int], int]] = {
     "moments": moments,
     "herding": herding_picks,
     "k-center": k_center_picks,
+    "clip-score": clip_score_picks,
     "prompts": prompts,
     "source": source,
 }
