@@ -179,6 +179,20 @@ def test_table_prints_the_best_small_set_in_bold_and_never_the_full_data(run: St
     assert ("td", "42.0 ± 2.8") in page.text
 
 
+def test_a_table_of_all_baselines_fits_a_terminal_in_two_parts(run: Store) -> None:
+    names = ("edge", "random", "herding", "k-center", "clip-score", "full")
+    sets = {name: _set(100, 10.0 + place, 12.0 + place) for place, name in enumerate(names)}
+    lines = summary_table(build_report(run, EVALUATION | {"sets": sets})).splitlines()
+    table = lines[2 : lines.index("", lines.index("", 2) + 1)]
+    assert max(map(len, table)) <= 80
+    first, second = table[: len(table) // 2], table[len(table) // 2 + 1 :]
+    assert [part[0].split() for part in (first, second)] == [list(names[:5]), ["full", "chance"]]
+    assert [line[:11] for line in first] == [line[:11] for line in second]
+    figures = [re.split(r"\s{2,}", line) for line in first if line.startswith("mean recall")]
+    assert figures == [["mean recall", *(f"{11 + place}.0 ± 1.4" for place in range(5))]]
+    assert re.split(r"\s{2,}", second[-2]) == ["mean recall", "16.0 ± 1.4", "0.8"]
+
+
 def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     report = build_report(run, EVALUATION)
     assert headline(report).replace("\u00a0", " ") == (

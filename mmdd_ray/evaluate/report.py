@@ -29,6 +29,7 @@ from mmdd_ray.store import Store
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 EXAMPLES = 12
+TERMINAL_COLUMNS = 80
 
 FULL, CHANCE = "full", "chance"
 BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
@@ -327,10 +328,11 @@ def summary_table(report: Mapping[str, Any]) -> str:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         what = "recall" if report["task"] == "retrieval" else "accuracy"
         blocks.append(f"{what} in percent, mean ± standard deviation over students\n")
-        for first, *others in rows:
-            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-            blocks.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
-        blocks.append("")
+        for places in _fitting(widths):
+            for row in rows:
+                cells = [f"{row[place]:>{widths[place]}}" for place in places]
+                blocks.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+            blocks.append("")
     if _full_is_part(report):
         blocks.append(f"{FULL:<13}{_set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -345,6 +347,19 @@ def summary_table(report: Mapping[str, Any]) -> str:
     blocks.append(f"{'time':<13}{_duration(report['seconds'])}{footnote}")
     blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
     return "\n".join(blocks)
+
+
+def _fitting(widths: Sequence[int]) -> list[list[int]]:
+    """The columns of a table in groups that a terminal has room for, each beside the first column."""
+    groups: list[list[int]] = []
+    room = 0
+    for place, width in enumerate(widths[1:], 1):
+        if not groups or width + 2 > room:
+            groups.append([])
+            room = TERMINAL_COLUMNS - widths[0]
+        groups[-1].append(place)
+        room -= width + 2
+    return groups
 
 
 def _mean_std(score: Mapping[str, Any]) -> str:
