@@ -76,7 +76,7 @@ class Data:
 
     uri: str
     """WebDataset tars (brace ranges and globs), Parquet, COCO or Karpathy JSON, an image folder, or
-    shapes:ROWS?seed=S. Local paths, s3://, gs:// and hf:// work alike."""
+    shapes:ROWS?seed=S (docs/world.md). Local paths, s3://, gs:// and hf:// work alike."""
     image_root: str | None = None
     """Folder of the image files, for COCO and Karpathy JSON. Default: the folder of the JSON file."""
     split: str | None = None

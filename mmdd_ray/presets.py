@@ -29,13 +29,22 @@ from mmdd_ray.config import (
 AUTOSCALING = Run(max_cpus=256, max_gpus=16)
 SPOT_FAILURES = 50  # machines that vanish during a training
 
+# The procedural world of docs/world.md: noisy pairs to distil, and such pictures with right captions, five
+# each, to choose learning rates on and to test.
+SCENES = "shapes:2000?seed=1&wrong=0.2&vague=0.1&captions=1"
+VAL_SCENES = "shapes:300?seed=2&wrong=0&vague=0&captions=5"
+TEST_SCENES = "shapes:500?seed=3&wrong=0&vague=0&captions=5"
+# Labels are right, and so are the captions that stand for a model's descriptions of the images.
+LABELLED_SCENES = "shapes:2000?seed=1&labelled=1&wrong=0&vague=0&captions=1"
+LABELLED_TEST_SCENES = "shapes:1000?seed=3&labelled=1&wrong=0&vague=0&captions=1"
+
 
 def edge_local() -> Edge:
     """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Edge(
-        data=Data(uri="shapes:2000?seed=1"),
+        data=Data(uri=SCENES),
         finetune=EdgeFinetune(optimizer="adamw"),  # the authors' SGD needs more than the 60 steps of a demo
-        evaluation=Evaluation(val="shapes:300?seed=2", test="shapes:500?seed=3"),
+        evaluation=Evaluation(val=VAL_SCENES, test=TEST_SCENES),
     )
 
 
@@ -161,14 +170,14 @@ def covmatch_cc3m() -> Covmatch:
 def vlcp_local() -> Vlcp:
     """A laptop: labelled procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Vlcp(
-        data=Data(uri="shapes:2000?seed=1&labelled=1"),
+        data=Data(uri=LABELLED_SCENES),
         describe=Describe(template="a picture of a {class_name}"),  # a beginning that tiny-sd has read
         finetune=Finetune(steps=80, parameters="full", optimizer="adamw", learning_rate=2e-4, ema_decay=0.95),
         prototypes=Prototypes(images_per_class=2),
         synthesis=VlcpSynthesis(negative_prompt=""),
         # CutMix weighs labels by area, which says nothing of an object that covers a few percent of its scene
         classifiers=Classifiers(width=32, steps=100, learning_rates=(0.05,), cutmix=0.0),
-        evaluation=LabelledEvaluation(test="shapes:1000?seed=3&labelled=1"),
+        evaluation=LabelledEvaluation(test=LABELLED_TEST_SCENES),
     )
 
 

@@ -40,7 +40,8 @@ from mmdd_ray.vlcp.synthesize import Painter, drawings_of, prompted
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
-    --data.uri shapes:200?seed=1&labelled=1 --run.num_cpus 2 --finetune.steps 3 --finetune.checkpoint_steps 1
+    --data.uri shapes:200?seed=1&labelled=1&world=clean --run.num_cpus 2
+    --finetune.steps 3 --finetune.checkpoint_steps 1
     --prototypes.images_per_class 2 --prototypes.chunk_images 64 --synthesis.inference_steps 3
     --synthesis.batch_images 24 --classifiers.steps 6 --evaluation.seeds 1 --evaluation.max_pairs 60
     --classifiers.width 16
@@ -280,7 +281,7 @@ def test_captions_and_templates_need_no_model():
 @pytest.mark.ray
 def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path):
     """Classes are spread over shards and chunks; the result is that of one class in memory, in the data's order."""
-    data = Data(uri="shapes:60?seed=4&labelled=1", rows_per_shard=25)
+    data = Data(uri="shapes:60?seed=4&labelled=1&world=clean", rows_per_shard=25)
     preset = vlcp_local()
     settings = Prototypes(images_per_class=2)
     drawn = list(shapes.pairs(0, 60, seed=4, labelled=True))
