@@ -86,6 +86,13 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
         assert 10**8 < store.read_json(f"{stage}/manifest.json")["peak_bytes"] < 10**10
     assert report["distilled"]["images"] == 6
     assert report["distilled"]["pairs"] == 12
+    agreement = report["agreement"]
+    assert agreement["prompts"] == 6
+    assert agreement["drawn"] == pytest.approx(report["quality"]["alignment"]["distilled set"])
+    assert -1 <= agreement["real"] <= 1
+    page = store.read_bytes("report.html").decode()
+    assert page.count('alt="Real image"') == page.count('alt="Drawn image"') == 6
+    assert page.count("EDGE is ") == 1
     for name in ("settings.json", "rejects.parquet", "report.html", "distilled/README.md"):
         assert store.read_bytes(name)
     assert store.read_bytes("distilled/contact_sheet.png").startswith(b"\x89PNG")

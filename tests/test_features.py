@@ -124,6 +124,45 @@ def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
     assert FeatureStore(store.child("empty")).caption_features() == []
 
 
+def test_images_are_found_by_key_and_features_read_only_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, store = np.random.default_rng(0), Store(str(tmp_path))
+    images = rng.normal(size=(12, 4)).astype(np.float16)
+    for number in range(4):
+        rows = range(3 * number, 3 * number + 3)
+        pairs = pa.table(
+            {
+                "index": [10 + row for row in rows],
+                "key": [f"k{row}" for row in rows],
+                "captions": [["x"]] * 3,
+                "label": [None] * 3,
+            }
+        )
+        table = feature_table(pairs, "s", images[rows], np.zeros((3, 4)))
+        store.write_parquet(f"pairs/s/{number:05d}.parquet", table)
+    reads: list[tuple[str, list[str] | None]] = []
+    read = Store.read_parquet
+
+    def noted(self: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+        reads.append((Path(name).stem, columns))
+        return read(self, name, columns)
+
+    monkeypatch.setattr(Store, "read_parquet", noted)
+    found = FeatureStore(store).images_of(["k8", "k1", "k6", "k8"])
+    assert {key: image.address for key, image in found.items()} == {
+        "k1": ("s", 11),
+        "k6": ("s", 16),
+        "k8": ("s", 18),
+    }
+    for key, image in found.items():
+        assert_array_equal(image.feature, images[int(key[1:])])
+    assert [name for name, columns in reads if columns == ["key"]] == ["00000", "00001", "00002"]
+    assert [name for name, columns in reads if columns != ["key"]] == ["00000", "00002"]
+    assert FeatureStore(store).images_of(["k0", "other"]).keys() == {"k0"}
+    assert FeatureStore(store).images_of([]) == {}
+
+
 def test_chunks_are_cut_by_row_number_and_count_what_they_refuse(shards: Path) -> None:
     data = Data(uri=str(shards / "*.tar"))
     second = list_shards(data)[1]

@@ -8,14 +8,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from mmdd_ray.config import Data, Edge, Evaluation
 from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import Sample, write_distilled
 from mmdd_ray.evaluate import charts
+from mmdd_ray.evaluate.beside import Beside
 from mmdd_ray.evaluate.metrics import METRICS as METRICS_OF
-from mmdd_ray.evaluate.report import build_report, headline, report_html, summary_table, write_report
+from mmdd_ray.evaluate.report import (
+    build_report,
+    headline,
+    report_html,
+    summary_table,
+    verdict,
+    write_report,
+)
+from mmdd_ray.evaluate.verdict import sentence, standing
 from mmdd_ray.run import RunDir, StageResult
 from mmdd_ray.store import Store
 
@@ -199,7 +210,11 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "100 synthetic pairs of EDGE reach 13.5 ± 2.1 % mean recall; 100 random real pairs 10.0 ± 1.4 %; "
         "the full data (4,000 pairs) 42.0 ± 2.8 %."
     )
-    lines = summary_table(report).splitlines()
+    first, second, _, *lines = summary_table(report).splitlines()
+    assert (first, second) == (
+        "EDGE is within the spread of all its baselines: random real pairs (10.0 %) and",
+        "k-center (13.9 %).",
+    )
     assert max(map(len, lines[:12])) <= 80
     assert lines[2].split() == ["edge", "random", "k-center", "full", "chance"]
     assert re.split(r"\s{2,}", lines[9]) == [
@@ -311,3 +326,99 @@ def test_classifiers_are_reported_by_their_accuracy(run: Store) -> None:
     assert "the accuracy of random images" in page
     assert "recall" not in page.lower().replace("retrieval", "")
     assert "Top-1" in summary_table(report)
+
+
+def test_a_difference_counts_where_the_t_test_sees_it() -> None:
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        ours, theirs = rng.normal(10, 1, rng.integers(2, 6)), rng.normal(rng.uniform(6, 14), 2, 4)
+        found = standing(_metrics(*ours)["ir@1"], _metrics(*theirs)["ir@1"])
+        differs = ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05
+        assert found == ("level" if not differs else "above" if ours.mean() > theirs.mean() else "below")
+        seen.add(found)
+    assert seen == {"above", "level", "below"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([5.0, 5.0], [4.0, 4.0], "above"),  # no spread at all
+        ([4.0, 4.0], [4.0, 4.0], "level"),
+        ([4.0, 4.0], [4.0, 5.0], "level"),
+        ([5.0], [4.0], "higher"),
+        ([3.0], [4.0, 4.1, 4.2], "lower"),
+        ([4.0], [4.0], "equal"),
+    ],
+)
+def test_a_difference_without_a_spread(ours: list[float], theirs: list[float], expected: str) -> None:
+    assert standing(_metrics(*ours)["ir@1"], _metrics(*theirs)["ir@1"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("standings", "expected"),
+    [
+        ({"a": "below"}, "EDGE is below a."),
+        ({"a": "below", "b": "below", "c": "below"}, "EDGE is below all its baselines: a, b and c."),
+        ({"a": "below", "b": "above"}, "EDGE is above b, and below a."),
+        (
+            {"a": "below", "b": "above", "c": "level", "d": "above"},
+            "EDGE is above b and d, within the spread of c, and below a.",
+        ),
+        (
+            {"a": "lower", "b": "higher"},
+            "EDGE is higher than b, and lower than a; single students say nothing about the spread.",
+        ),
+    ],
+)
+def test_a_verdict_is_a_sentence(standings: dict[str, str], expected: str) -> None:
+    assert sentence("EDGE", standings) == expected
+
+
+def test_the_first_line_says_that_a_set_is_below_its_baselines(run: Store) -> None:
+    sets = {
+        "edge": _set(100, 6.3, 6.7, 7.1),
+        "random": _set(100, 9.4, 9.6, 9.8),
+        "herding": _set(100, 10.5, 10.7, 10.9),
+        "full": _set(4000, 3.0, 3.1, 3.2),  # of another size, so no baseline of the verdict
+    }
+    report = build_report(run, EVALUATION | {"sets": sets})
+    assert report["standings"] == {"edge": {"random": "below", "herding": "below"}}
+    told = "EDGE is below all its baselines: random real pairs (9.6 %) and herding (10.7 %)."
+    assert verdict(report).replace("\u00a0", " ") == told
+    page = _Page(report_html(report, run))
+    assert [text.replace("\u00a0", " ") for tag, text in page.text if tag == "strong"] == [told]
+    first = next(text for tag, text in page.text if tag in ("p", "strong") and text)
+    assert first.replace("\u00a0", " ") == told
+    assert summary_table(report).replace("\n", " ").startswith(told)
+
+
+def test_a_set_with_nothing_to_compare_with_gets_no_verdict(run: Store) -> None:
+    alone = build_report(run, EVALUATION | {"sets": {"edge": _set(100, 6.3), "full": _set(4000, 3.0)}})
+    assert (alone["standings"], verdict(alone)) == ({}, "")
+    assert "strong" not in dict(_Page(report_html(alone, run)).tags)
+    assert verdict(build_report(run)) == ""
+
+
+def test_the_page_shows_real_pairs_beside_what_was_drawn(run: Store) -> None:
+    png = next(shapes.pairs(0, 1, seed=1))["image"]
+    pairs = [Beside(HOSTILE, png, png, -0.25, 0.75), Beside("a cat", None, png, 0.5, 0.25)]
+    agreement = {"prompts": 50, "real": 0.4321, "drawn": 0.8768, "drawn_better": 62.0}
+    report = build_report(run, EVALUATION, agreement=agreement)
+    assert report["agreement"] == agreement
+    page = _Page(report_html(report, run, pairs))
+    assert page.open == []
+    assert "script" not in dict(page.tags)
+    assert ("figcaption", HOSTILE) in page.text
+    shown = [
+        found
+        for tag, found in page.tags
+        if tag == "img" and found.get("alt") in ("Real image", "Drawn image")
+    ]
+    assert [found["alt"] for found in shown] == ["Real image", "Drawn image", "Drawn image"]
+    assert all((found["src"] or "").startswith("data:image/png;base64,") for found in shown)
+    bold = [text for tag, text in page.text if tag == "b"]
+    assert bold[bold.index("0.432") :][:7] == ["0.432", "0.877", "62 %", "-0.25", "0.75", "0.50", "0.25"]
+    assert [text for tag, text in page.text if tag == "i"] == ["The data do not have this image any more."]
+    without = report_html(build_report(run, EVALUATION), run)
+    assert "Drawn image" not in without

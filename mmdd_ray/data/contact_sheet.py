@@ -64,7 +64,11 @@ def spread(items: Sequence, at_most: int) -> list:
 
 def thumbnail(data: bytes) -> Image.Image:
     """The encoded image as RGB, its longer side ``TILE_PX``, or somewhat less where it is much smaller."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return shrunk(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """The image with a longer side of ``TILE_PX``; a much smaller one is enlarged by a whole factor."""
     factor = TILE_PX // max(image.size)
     if factor >= 2:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -10,6 +10,7 @@ from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
+from mmdd_ray.evaluate.beside import Beside, beside_real
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept
 from mmdd_ray.export import evaluate_stage, export_stage
@@ -49,7 +50,8 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
             },
         )
         evaluated = evaluate_stage(run, "edge", features, settings)
-        return _report(run, tuned, chosen, evaluated)
+        beside = beside_real(_kept(drawn, chosen), features, settings.data)
+        return _report(run, tuned, chosen, evaluated, beside)
 
 
 def _check_size(features: FeatureStore, settings: Edge) -> None:
@@ -124,7 +126,14 @@ def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
     return [row for row in read_drawn(drawn.store).to_pylist() if row["index"] in kept]
 
 
-def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[str, Any]:
+def _report(
+    run: RunDir,
+    tuned: Stage,
+    chosen: Stage,
+    evaluated: Stage,
+    beside: tuple[dict[str, float], list[Beside]],
+) -> dict[str, Any]:
+    agreement, pairs = beside
     losses = tuned.store.read_parquet("losses.parquet").to_pydict()
     quality = chosen.store.read_json("choice.json")["quality"]
     report = build_report(
@@ -132,7 +141,8 @@ def _report(run: RunDir, tuned: Stage, chosen: Stage, evaluated: Stage) -> dict[
         evaluated.store.read_json(EVALUATION),
         losses={name: losses[name] for name in LOSS_COLUMNS if name in losses},
         quality={name: {"distilled set": value} for name, value in quality.items()},
+        agreement=agreement,
         command=shlex.join(["python", *sys.argv]),
     )
-    write_report(report, run.store)
+    write_report(report, run.store, pairs)
     return report

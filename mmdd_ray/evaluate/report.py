@@ -9,6 +9,7 @@
 
 import base64
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from mmdd_ray.data.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluate import charts
+from mmdd_ray.evaluate.beside import Beside
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluate.verdict import sentence, standing
 from mmdd_ray.plan import planned_seconds
 from mmdd_ray.redact import redact
 from mmdd_ray.run import MANIFEST, SETTINGS
@@ -98,6 +101,7 @@ def build_report(
     *,
     losses: Mapping[str, Sequence[float]] | None = None,
     quality: Mapping[str, Mapping[str, float]] | None = None,
+    agreement: Mapping[str, float] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """What ``report.json`` holds, from the manifests of the run directory ``run`` and these figures.
@@ -107,9 +111,12 @@ def build_report(
         losses: columns of the method's loss curve: ``step`` and one for each term.
         quality: of the synthetic pairs, the same columns for each figure, e.g. ``{"alignment": {"before": …,
             "after": …}, "similarity": {…}}`` for a generator before and after fine-tuning.
+        agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
         command: what the user typed to start the run.
 
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``.
+    ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
+    metric that decides.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
     that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
     """
@@ -119,13 +126,15 @@ def build_report(
     sets = evaluation["sets"] if evaluation else {}
     planned = planned_seconds(run)
     real_images = stages["features"]["rows_out"] if "features" in stages else None
+    scores = _scores(evaluation) if evaluation else {}
     return {
         "job": held["job"],
         "preset": held["preset"],
         "method": distilled["method"] if distilled else held["job"],
         "command": redact(command),
         "task": evaluation["task"] if evaluation else None,
-        "scores": _scores(evaluation) if evaluation else {},
+        "scores": scores,
+        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]) if evaluation else {},
         "sets": {
             name: {key: value for key, value in one.items() if key != "metrics"}
             for name, one in _ordered(sets)
@@ -145,6 +154,7 @@ def build_report(
         ),
         "losses": {name: [_finite(value) for value in values] for name, values in (losses or {}).items()},
         "quality": {name: dict(values) for name, values in (quality or {}).items()},
+        "agreement": dict(agreement or {}),
         "devices": _merged(manifest["devices"] for manifest in stages.values()),
         "versions": _merged(manifest["versions"] for manifest in stages.values()),
         "settings": held["settings"],
@@ -174,6 +184,16 @@ def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]
     return scores
 
 
+def _standings(scores: Mapping[str, Any], metric: str) -> dict[str, dict[str, str]]:
+    """Where each distilled set stands beside each baseline of its size."""
+    baselines = [name for name in scores if name in BASELINES and name != FULL]
+    ours = [name for name in scores if name not in (*BASELINES, CHANCE)] if baselines else []
+    return {
+        name: {other: standing(scores[name][metric], scores[other][metric]) for other in baselines}
+        for name in ours
+    }
+
+
 def _ordered(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The distilled set first, the full data last."""
     place = {name: i for i, name in enumerate(BASELINES)}
@@ -197,16 +217,17 @@ def _finite(value: float) -> float | None:
 # ---- For people
 
 
-def write_report(report: Mapping[str, Any], run: Store) -> None:
+def write_report(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> None:
     """Writes ``report.json`` and ``report.html`` into the run directory.
 
-    The page shows images of the run's distilled set, if there is one; ``ValueError`` when that is damaged.
+    The page shows images of the run's distilled set, if there is one, and the pairs ``beside`` each other, which
+    ``agreement`` sums up; ``ValueError`` when the set is damaged.
     """
     run.write_json(REPORT_JSON, report)
-    run.write_bytes(REPORT_HTML, report_html(report, run).encode())
+    run.write_bytes(REPORT_HTML, report_html(report, run, beside).encode())
 
 
-def report_html(report: Mapping[str, Any], run: Store) -> str:
+def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> str:
     """The page, with everything it shows inside."""
     # captions and settings come from outside: everything but our own charts is escaped
     environment = jinja2.Environment(
@@ -221,6 +242,7 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
     distilled = run.child(FOLDER)
     return environment.get_template("report.html.jinja").render(
         report=report,
+        verdict=verdict(report),
         headline=headline(report),
         tiles=_tiles(report),
         metrics=METRICS.get(report["task"], ()),
@@ -236,12 +258,27 @@ def report_html(report: Mapping[str, Any], run: Store) -> str:
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))
             for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
         ],
+        beside=[(one, one.real and _data_uri(one.real), _data_uri(one.drawn)) for one in beside],
         contact_sheet=_data_uri(distilled.read_bytes(CONTACT_SHEET)) if report["distilled"] else "",
     )
 
 
+def verdict(report: Mapping[str, Any]) -> str:
+    """How each distilled set compares with the baselines of its size, in words; nothing without both."""
+    told, main = [], _main_scores(report)
+    for ours, standings in report["standings"].items():
+        unit = TASK_TEXTS[report["task"]]["unit"]
+        names = {"random": f"random real {unit}", "prompts": f"{unit} drawn from class names"}
+        in_words = {
+            f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
+            for name, word in standings.items()
+        }
+        told.append(sentence(_label(ours), in_words))
+    return " ".join(told)
+
+
 def headline(report: Mapping[str, Any]) -> str:
-    """The outcome in one sentence."""
+    """The figures of the outcome in one sentence."""
     distilled, sets = report["distilled"], report["sets"]
     clauses = []
     for name, main in _main_scores(report).items():
@@ -314,9 +351,12 @@ def _best(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """The outcome as text for a terminal of 80 columns, and where the files are."""
+    """The outcome as text for a terminal, and where the files are."""
     scores, sets, distilled = report["scores"], report["sets"], report["distilled"]
     blocks = []
+    if told := verdict(report):
+        wrapped = textwrap.fill(told, TERMINAL_COLUMNS, break_on_hyphens=False)
+        blocks += [wrapped.replace("\u00a0", " "), ""]
     if scores:
         unit = TASK_TEXTS[report["task"]]["unit"]
         rows = [["", *scores]]

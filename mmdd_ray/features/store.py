@@ -5,12 +5,13 @@ Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the ord
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.errors import UserError
@@ -124,6 +125,15 @@ class Addresses(Sequence[tuple[str, int]]):
         return self._shards[row].as_py(), self._indices[row].as_py()
 
 
+class StoredImage(NamedTuple):
+    """An image of the dataset."""
+
+    address: tuple[str, int]
+    """(shard, index), where the source has it."""
+    feature: np.ndarray
+    """(D,) float16."""
+
+
 class FeatureStore:
     """Reads a committed feature stage. Rows are images, numbered in the order of the dataset.
 
@@ -233,3 +243,21 @@ class FeatureStore:
                 found[number] = captions[number - (int(ends[row]) - len(captions))], table["key"][row].as_py()
             start = stop
         return [found[number] for number in numbers.tolist()]
+
+    def images_of(self, keys: Collection[str]) -> dict[str, StoredImage]:
+        """The images with these keys, without keys that no row has.
+
+        One pass over the keys of all rows; features are read of the chunks only that have one of the rows.
+        """
+        wanted = pa.array(sorted(set(keys)), pa.string())
+        found: dict[str, StoredImage] = {}
+        for name in self.files:
+            if len(found) == len(wanted):  # keys are unique
+                break
+            is_wanted = pc.is_in(self._store.read_parquet(name, ["key"])["key"], value_set=wanted)
+            if pc.any(is_wanted).as_py():
+                table = self._store.read_parquet(name, ["shard", "index", "key", "image"]).filter(is_wanted)
+                names = (table[column].to_pylist() for column in ("key", "shard", "index"))
+                for key, shard, index, feature in zip(*names, image_features(table), strict=True):
+                    found[key] = StoredImage((shard, index), feature)
+        return found
