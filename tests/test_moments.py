@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,16 @@ def reference(image: np.ndarray, text: np.ndarray) -> Moments:
     image, text = image.astype(np.float64), text.astype(np.float64)
     v, l = image - image.mean(0), text - text.mean(0)  # noqa: E741
     return Moments(len(image), image.mean(0), text.mean(0), v.T @ v, l.T @ l, v.T @ l)
+
+
+def weighted_reference(image: np.ndarray, text: np.ndarray, weights: np.ndarray) -> Moments:
+    """One shot in float64, with the weights."""
+    image, text = image.astype(np.float64), text.astype(np.float64)
+    total = weights.sum()
+    mean_v, mean_l = weights @ image / total, weights @ text / total
+    v, l = image - mean_v, text - mean_l  # noqa: E741
+    scatter = [left.T @ (weights[:, None] * right) for left, right in ((v, v), (l, l), (v, l))]
+    return Moments(total, mean_v, mean_l, *scatter)
 
 
 def assert_same(ours: Moments, known: Moments, rtol: float) -> None:
@@ -108,6 +119,78 @@ def test_an_image_counts_once_for_each_caption():
     assert_same(Moments.of_images(image[:4], text, np.array([3, 1, 0, 2])), by_hand, rtol=1e-6)
     with pytest.raises(ValueError, match="claim 5 captions, but there are 6"):
         Moments.of_images(image[:2], text, np.array([3, 2]))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_weighted_pairs_agree_with_float64_near_and_far_from_zero(mean, scale):
+    image, text = pairs(20_000, mean=mean)
+    weights = scale * np.random.default_rng(0).exponential(size=20_000)
+    ours, known = Moments.of(image, text, weights), weighted_reference(image, text, weights)
+    assert ours.count == pytest.approx(known.count, rel=1e-12)
+    assert_same(replace(ours, count=known.count), known, rtol=1e-6)
+    assert_allclose(ours.cross_covariance, known.vl / known.count, rtol=0, atol=1e-6 * 2)
+    assert (ours.vv == ours.vv.T).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(cuts=st.lists(st.integers(0, 300), max_size=12), order=st.randoms(use_true_random=False))
+def test_no_split_and_no_tree_of_merges_changes_weighted_moments(cuts, order):
+    image, text = pairs(300, mean=50.0)
+    weights = np.random.default_rng(1).choice([0.0, 0.25, 1.0, 7.5], size=300)
+    edges = [0, *sorted(cuts), 300]
+    blocks = [Moments.of(image[a:b], text[a:b], weights[a:b]) for a, b in itertools.pairwise(edges)]
+    while len(blocks) > 1:
+        order.shuffle(blocks)
+        blocks.append(blocks.pop() + blocks.pop())
+    assert_same(blocks[0], weighted_reference(image, text, weights), rtol=1e-6)  # dyadic: the total is exact
+
+
+def test_unit_weights_give_the_bytes_of_no_weights():
+    image, text = pairs(3000, mean=7.0)
+    plain = Moments.of(image, text).to_bytes("e", "float16")
+    for ones in (np.ones(3000), np.ones(3000, np.float32), np.ones(3000, bool)):
+        assert Moments.of(image, text, ones).to_bytes("e", "float16") == plain
+
+
+def test_a_weight_is_how_often_a_pair_counts():
+    image, text = pairs(40, mean=3.0)
+    times = np.arange(40) % 4
+    repeated = Moments.of(np.repeat(image, times, axis=0), np.repeat(text, times, axis=0))
+    weighted = Moments.of(image, text, times)
+    assert_same(weighted, repeated, rtol=1e-6)
+    assert_allclose(weighted.covariance("vl", ddof=1), repeated.covariance("vl", ddof=1), rtol=1e-5)
+    assert Moments.from_bytes(weighted.to_bytes("e", "float16")).count == times.sum()
+    by_image = Moments.of_images(image[:20], text, np.full(20, 2), times)
+    assert_same(by_image, Moments.of(np.repeat(image[:20], 2, axis=0), text, times), rtol=0)
+
+
+def test_pairs_of_weight_0_are_left_out_whatever_they_hold():
+    image, text = pairs(50)
+    kept = np.arange(50) % 3 == 0
+    image[~kept] = np.nan
+    weighted = Moments.of(image, text, kept)
+    assert_same(weighted, Moments.of(image[kept], text[kept]), rtol=0)
+    assert weighted.count == 17
+    assert Moments.of(image, text, np.zeros(50)).count == 0
+
+
+def test_weighted_pairs_can_be_removed_again():
+    image, text = pairs(1000, mean=20.0)
+    weights = np.random.default_rng(2).uniform(0.1, 1.0, size=1000)
+    kept = Moments.of(image[:700], text[:700], weights[:700])
+    removed = Moments.of(image[700:], text[700:], weights[700:])
+    rest = kept + removed - removed
+    assert rest.count == pytest.approx(kept.count, rel=1e-12)
+    assert_same(replace(rest, count=kept.count), kept, rtol=1e-10)
+    assert (kept + removed - removed - kept).count == 0
+    assert not (kept + removed - removed - kept).vl.any()
+
+
+@pytest.mark.parametrize("weights", [np.ones(3), -np.ones(4), np.array([1, 1, np.nan, 1]), np.ones((4, 1))])
+def test_weights_that_cannot_be_are_errors(weights):
+    with pytest.raises(ValueError, match="4 pairs need as many finite weights of at least 0"):
+        Moments.of(*pairs(4), weights)
 
 
 def test_bytes_round_trip_exactly_and_remember_the_encoder():
