@@ -133,6 +133,10 @@ class Features(Pool):
     """Side to which images are decoded for CLIP; its own input size is best."""
     chunk_pairs: Count = 256
     """Images encoded and written together; one output file each."""
+    clip_score_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Share of the real pairs, those whose image and caption agree best by CLIP, whose moments are matched: in EDGE's
+    selection among candidates, and by CovMatch, whose real batches leave out the others. Below 1 where captions are
+    noisy."""
 
 
 @dataclass(frozen=True, kw_only=True)

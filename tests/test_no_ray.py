@@ -28,6 +28,7 @@ ARITHMETIC = [
     "mmdd_ray.evaluate.retrieval",
     "mmdd_ray.evaluate.train",
     "mmdd_ray.evaluate.verdict",
+    "mmdd_ray.features.agreement",
     "mmdd_ray.features.moments",
     "mmdd_ray.vlcp.prototypes",
     *(f"mmdd_ray.models.{module.name}" for module in pkgutil.iter_modules(mmdd_ray.models.__path__)),

@@ -73,7 +73,7 @@ def training_pairs(
     random number that says with which caption the pair starts.
 
     Args:
-        texts: gives the captions of a row of ``PAIR_SCHEMA``, in place of its own.
+        texts: gives the captions of a row of ``PAIR_SCHEMA``, in place of its own; a row without any is left out.
 
     Raises:
         ValueError: as ``read_pairs``.
@@ -87,12 +87,15 @@ def training_pairs(
             address = (row["shard"], row["index"])
             if row["reject"] is not None or address in left_out:
                 continue
+            own = texts(row) if texts else row["captions"]
+            if not own:
+                continue
             try:
                 pixels = decode_image(row["image"], max_pixels=data.max_image_pixels, image_px=image_px)
             except BadImage:
                 continue
             images.append(pixels)
-            captions.append(texts(row) if texts else row["captions"])
+            captions.append(own)
             first.append(zlib.crc32(f"{seed}/{address}".encode()))
         return {
             "image": np.stack(images) if images else np.empty((0, image_px, image_px, 3), np.uint8),

@@ -4,6 +4,7 @@
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -16,11 +17,29 @@ from mmdd_ray.data.inventory import about_source, read_downloads
 from mmdd_ray.data.readers import Shard
 from mmdd_ray.data.shards import find_shards
 from mmdd_ray.errors import UserError
+from mmdd_ray.features.agreement import threshold
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.rejects import RejectList, Tally
-from mmdd_ray.features.store import DUPLICATES, MOMENTS, FeatureStore, table_moments
-from mmdd_ray.features.streaming import SHARDS, counted, shard_file, total_rows, work_off_shards
+from mmdd_ray.features.store import (
+    AGREEMENT,
+    DUPLICATES,
+    MOMENTS,
+    FeatureStore,
+    score_file,
+    shard_files,
+    table_moments,
+    table_pairs,
+    table_scores,
+)
+from mmdd_ray.features.streaming import (
+    SHARDS,
+    counted,
+    for_each_shard,
+    shard_file,
+    total_rows,
+    work_off_shards,
+)
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
@@ -29,6 +48,9 @@ def summary(stage: Stage) -> str:
     """What the finished stage found, for a terminal."""
     manifest, store = stage.manifest, stage.store
     source = "".join(f"\nsource    {line}" for line in about_source(manifest["extra"]["source"]))
+    if "agreement" in manifest["extra"]:
+        of = manifest["extra"]["agreement"]
+        source += f"\nmatched   {of['pairs']:,} pairs with a CLIP score of {of['threshold']:.4f} or more"
     rejects = "".join(f"\n  {count:>12,} {reason}" for reason, count in manifest["rejects"].items())
     return (
         f"{manifest['rows_in']:,} rows, {manifest['rows_out']:,} usable images, "
@@ -48,12 +70,17 @@ def precompute(
     data: Data,
     features: Features,
     source: EncoderSource | None = None,
+    scored: Store | None = None,
 ) -> StageResult:
     """Encodes every pair of `data`; writes the feature store, its moments and the run's rejects.parquet.
+
+    With `features.clip_score_fraction` below 1 the moments are those of the pairs that agree best by CLIP, which takes
+    one more pass over the stored features once all scores are known.
 
     Args:
         run_store: The run directory; None where another stage has listed what is refused.
         source: Default: the CLIP model of `features`.
+        scored: The feature store whose scores decide that; default: this one.
 
     Raises:
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
@@ -72,13 +99,20 @@ def precompute(
         image_px=features.image_px,
         chunk_pairs=features.chunk_pairs,
         pool=actor_pool(features),
-        commit=_write_shard_moments,
+        commit=_at_commit(features, scored),
         source=source,
     )
     for rows_in, rejects in chunks:
         tally.add(rows_in, rejects)
     tally.judge()
-    return _commit(stage.store, run_store, shards, missing, data, source)
+    return _commit(stage.store, run_store, shards, missing, data, features, source, scored or stage.store)
+
+
+def _at_commit(features: Features, scored: Store | None) -> Callable[[Store, str, list[str]], None] | None:
+    """What is written of a shard when all of its chunks are there: what needs no other shard."""
+    if features.clip_score_fraction == 1:
+        return _write_shard_moments
+    return None if scored else _write_shard_scores
 
 
 def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
@@ -90,18 +124,38 @@ def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
         store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
 
 
+def _write_shard_scores(store: Store, shard: str, files: list[str]) -> None:
+    """How far the pairs of a shard's stored chunks agree."""
+    if files:
+        scores = [table_scores(store.read_parquet(file)) for file in files]
+        store.write_parquet(score_file(shard), pa.concat_tables(scores))
+
+
+def _write_agreeing_moments(store: Store, shard: str, scored: Store) -> None:
+    """The sum of the moments of those pairs of a shard that agree, by the scores in another store or in this one."""
+    agreeing, total = FeatureStore(scored).agreeing(shard), None
+    for file in shard_files(store, shard):
+        table = store.read_parquet(file)
+        part = table_moments(table, agreeing.are_in(shard, table_pairs(table)))
+        total = part if total is None else total + part
+    assert total is not None
+    store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
+
+
 def _commit(
     store: Store,
     run_store: Store | None,
     shards: list[Shard],
     missing: list[str],
     data: Data,
+    features: Features,
     source: EncoderSource,
+    scored: Store,
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
     tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
-    moments: Moments | None = None
+    usable: list[str] = []
     downloads, fingerprint = read_downloads(shards), sha256()
     for shard in shards:
         record = store.read_json(shard_file(shard.name))
@@ -111,9 +165,8 @@ def _commit(
             lacking = max(downloads[shard.name].written - record["rows_in"], 0)
             tally.add(lacking, [(shard.name, "", "missing row of img2dataset's count")] * lacking)
         if record["rows_out"]:
-            part = Moments.from_bytes(store.read_bytes(_shard_moments(shard.name)))
-            moments = part if moments is None else moments + part
-    if moments is None:
+            usable.append(shard.name)
+    if not usable:
         listed.save()
         raise UserError(
             f"data.uri={data.uri} has no usable pair: all {tally.rows_in:,} rows were refused; "
@@ -122,7 +175,14 @@ def _commit(
     duplicates = _drop_duplicates(store)
     tally.add(0, [(shard, key, "duplicate key") for shard, key in zip(*_names(duplicates), strict=True)])
     tally.judge()
-    if len(duplicates):
+    agreement: dict[str, dict[str, float]] = {}
+    if features.clip_score_fraction < 1:
+        if scored is store:
+            store.write_json(AGREEMENT, _agreement(store, features.clip_score_fraction))
+        agreement["agreement"] = scored.read_json(AGREEMENT)
+        for_each_shard(usable, _write_agreeing_moments, store, scored=scored)
+    moments = _added_up(store, usable)
+    if len(duplicates) and not agreement:  # which was decided without them
         moments -= table_moments(duplicates)
     store.write_bytes(MOMENTS, moments.to_bytes(source.name, "float16"))
     listed.save()
@@ -131,8 +191,9 @@ def _commit(
         rows_out=tally.rows_in - tally.reasons.total(),
         rejects=tally.reasons,
         extra={
-            "pairs": moments.count,
+            "pairs": agreement["agreement"]["of_pairs"] if agreement else moments.count,
             "encoder": source.name,
+            **agreement,
             "source": {
                 "shards": len(shards),
                 "missing_files": missing,
@@ -143,6 +204,22 @@ def _commit(
             },
         },
     )
+
+
+def _agreement(store: Store, fraction: float) -> dict[str, float]:
+    """From which score on a pair is one of the best `fraction` of all pairs, and how many they are."""
+    scores = [table["score"].to_numpy() for table in FeatureStore(store).scores().values()]
+    least = threshold(scores, fraction)
+    pairs = sum(int((score_P >= np.float32(least)).sum()) for score_P in scores)
+    return {"fraction": fraction, "threshold": least, "pairs": pairs, "of_pairs": sum(map(len, scores))}
+
+
+def _added_up(store: Store, shards: Sequence[str]) -> Moments:
+    """The moments of the shards, summed in their order; one of them is held at a time."""
+    moments = Moments.from_bytes(store.read_bytes(_shard_moments(shards[0])))
+    for shard in shards[1:]:
+        moments += Moments.from_bytes(store.read_bytes(_shard_moments(shard)))
+    return moments
 
 
 def _drop_duplicates(store: Store) -> pa.Table:

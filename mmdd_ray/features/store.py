@@ -4,9 +4,10 @@ Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the ord
 """
 
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -15,17 +16,25 @@ import pyarrow.compute as pc
 
 from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.errors import UserError
+from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.redact import redact
 from mmdd_ray.store import Store
 
 MOMENTS = "moments.safetensors"
 DUPLICATES = "duplicates.parquet"
+SCORES = "scores"  # of the pairs of each shard, where the moments are those of a share of the pairs
+AGREEMENT = "agreement.json"  # and the score from which on a pair is one of them
 
 
 def chunk_file(shard: str, number: int) -> str:
     """Where the features of a chunk lie in the store."""
     return f"pairs/{shard}/{number:05d}.parquet"
+
+
+def score_file(shard: str) -> str:
+    """Where the scores of a shard's pairs lie in the store."""
+    return f"{SCORES}/{shard}.parquet"
 
 
 def shard_files(store: Store, shard: str = "") -> list[str]:
@@ -83,9 +92,20 @@ def _counts(table: pa.Table) -> np.ndarray:
     return table["captions"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
 
 
-def table_moments(table: pa.Table) -> Moments:
-    """Moments of a chunk's pairs, from the features as they are stored."""
-    return Moments.of_images(image_features(table), text_features(table), _counts(table))
+def table_moments(table: pa.Table, weight_P: np.ndarray | None = None) -> Moments:
+    """Moments of a chunk's pairs, from the features as they are stored; weighted, if there are weights."""
+    return Moments.of_images(image_features(table), text_features(table), _counts(table), weight_P)
+
+
+def table_pairs(table: pa.Table) -> np.ndarray:
+    """Numbers of a chunk's pairs within their shard, (P,) int64."""
+    return pair_numbers(table["index"].to_numpy(), _counts(table))
+
+
+def table_scores(table: pa.Table) -> pa.Table:
+    """How far image and caption of a chunk's pairs agree, by the features as they are stored."""
+    image_PD = np.repeat(image_features(table), _counts(table), axis=0)
+    return score_table(table_pairs(table), pair_scores(image_PD, text_features(table)))
 
 
 def shared_captions(
@@ -155,8 +175,28 @@ class FeatureStore:
             yield self._store.read_parquet(name, columns)
 
     def moments(self, encoder: str | None = None) -> Moments:
-        """Moments of all pairs; with `encoder`, checks that they are of that CLIP model."""
+        """Moments of all pairs, or of those that agree best where features.clip_score_fraction is below 1; with
+        `encoder`, checks that they are of that CLIP model."""
         return Moments.from_bytes(self._store.read_bytes(MOMENTS), encoder)
+
+    def scores(self, shard: str | None = None) -> dict[str, pa.Table]:
+        """Scores of the pairs of one shard or of all, by shard, without duplicates."""
+        repeated: dict[str, list[int]] = defaultdict(list)
+        for name, index in self.duplicates():
+            repeated[name].append(index)
+        files = [score_file(shard)] if shard else self._store.files(SCORES)
+        found = {}
+        for file in files:
+            name, table = Path(file).stem, self._store.read_parquet(file)
+            if name in repeated:
+                is_repeated = np.isin(images_of(table["pair"].to_numpy()), repeated[name])
+                table = table.filter(pa.array(~is_repeated))
+            found[name] = table
+        return found
+
+    def agreeing(self, shard: str | None = None) -> Agreeing:
+        """The pairs of one shard or of all whose moments these are, where features.clip_score_fraction is below 1."""
+        return Agreeing.of(self.scores(shard), self._store.read_json(AGREEMENT)["threshold"])
 
     def duplicates(self) -> list[tuple[str, int]]:
         """(shard, index) of the rows that were left out because an earlier shard has their key."""

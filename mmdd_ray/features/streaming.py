@@ -166,6 +166,27 @@ def _commit_shard(
     store.write_json(shard_file(shard), record)
 
 
+def for_each_shard(shards: Iterable[str], work: Callable[..., None], store: Store, **arguments: Any) -> None:
+    """Calls ``work(store, shard, **arguments)`` for each shard, in a task that runs again where the storage fails."""
+    running: list[ray.ObjectRef] = []
+    for shard in shards:
+        if len(running) == MAX_COMMITS:
+            done, running = ray.wait(running)
+            ray.get(done)
+        running.append(_work_on.remote(work, store, shard, arguments))
+    ray.get(running)
+
+
+@ray.remote(  # type: ignore[call-overload]  # as of _commit_shard
+    num_cpus=READ_CPUS,
+    max_retries=COMMIT_RETRIES,
+    retry_exceptions=[TransportError],
+    scheduling_strategy="SPREAD",
+)
+def _work_on(work: Callable[..., None], store: Store, shard: str, arguments: dict[str, Any]) -> None:
+    work(store, shard, **arguments)
+
+
 def counted(shard: str, counts: dict[str, Any]) -> tuple[int, list[Reject]]:
     """Rows and refused rows of a chunk or of a shard's record."""
     return counts["rows_in"], [(shard, key, reason) for key, reason in counts["rejects"]]
