@@ -23,12 +23,12 @@ from mmdd_ray import cli
 from mmdd_ray.cluster import connected
 from mmdd_ray.config import Covmatch, Data, Evaluation, Features, Match, Precision, Run, Students
 from mmdd_ray.covmatch import stages
-from mmdd_ray.covmatch.moments import whole_stage
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.evaluate.compare import compare
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.sets import COMPARED, EVALUATION, coreset, read_pair_set
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.models.precision import bfloat16_is_fast
 from mmdd_ray.run import RunDir, Stage, StageResult
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from mmdd_ray.config import Covmatch, Edge, Evaluate, Match, Pool, Precompute, Vlcp
+from mmdd_ray.config import Covmatch, Edge, Evaluate, PairLearning, Pool, Precompute, Vlcp
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.shards import check_data, list_shards
 from mmdd_ray.errors import UserError
@@ -21,8 +21,15 @@ def check(settings: Settings) -> None:
     _check_pools(settings)
     if isinstance(settings, Edge):
         _check_shares(settings)
+        if settings.refine.iterations:
+            _check_match(settings.refine, "synthesis.pairs", settings.synthesis.pairs)
     if isinstance(settings, Covmatch):
-        _check_match(settings.match)
+        _check_match(settings.match, "match.pairs", settings.match.pairs)
+        if settings.match.start_set is not None:
+            from mmdd_ray.data.start_set import check_start_set  # half a second that --help need not pay
+
+            check_start_set(settings.match)
+    _check_fraction(settings)
     if isinstance(settings, Vlcp):
         _check_vlcp(settings)
     elif not settings.data.needs_captions:
@@ -90,12 +97,30 @@ def _check_vlcp(settings: Vlcp) -> None:
         )
 
 
-def _check_match(match: Match) -> None:
-    _ = match.real_pairs_per_worker  # raises where the batch cannot be shared
-    if match.workers > min(match.pairs, match.synthetic_batch):
+def _check_match(matching: PairLearning, pairs_setting: str, pairs: int) -> None:
+    _ = matching.real_pairs_per_worker  # raises where the batch cannot be shared
+    section = matching.section
+    if matching.workers > min(pairs, matching.synthetic_batch):
         raise UserError(
-            f"match.workers={match.workers} is above match.pairs={match.pairs} or match.synthetic_batch="
-            f"{match.synthetic_batch}, which they share; lower match.workers"
+            f"{section}.workers={matching.workers} is above {pairs_setting}={pairs} or {section}.synthetic_batch="
+            f"{matching.synthetic_batch}, which they share; lower {section}.workers"
+        )
+
+
+def _check_fraction(settings: Settings) -> None:
+    """Refuses a share of the pairs to match where nothing is matched."""
+    fraction = settings.features.clip_score_fraction
+    if fraction == 1 or isinstance(settings, Precompute):
+        return
+    if isinstance(settings, Vlcp | Evaluate):
+        raise UserError(
+            f"features.clip_score_fraction={fraction:g}, but nothing is matched here; leave it at 1"
+        )
+    iterations = settings.matching.iterations
+    if isinstance(settings, Edge) and settings.synthesis.candidates_per_image == 1 and not iterations:
+        raise UserError(
+            f"features.clip_score_fraction={fraction:g}, but no moments are matched; leave it at 1, or set "
+            "synthesis.candidates_per_image above 1 or refine.iterations above 0"
         )
 
 
@@ -107,10 +132,11 @@ def _models(settings: Settings) -> dict[str, str]:
             "finetune.generator": settings.finetune.generator,
             "captions.model": settings.captions.model,
         }
-    if isinstance(settings, Covmatch):
+    if isinstance(settings, Covmatch) or (isinstance(settings, Edge) and settings.refine.iterations):
+        matching = settings.matching
         models |= {
-            "match.image_model": settings.match.image_model,
-            "match.text_model": settings.match.text_model,
+            f"{matching.section}.image_model": matching.image_model,
+            f"{matching.section}.text_model": matching.text_model,
         }
     if isinstance(settings, Vlcp):
         models["finetune.generator"] = settings.finetune.generator

@@ -4,7 +4,7 @@ A job's preset is a function that returns one of these; see ``jobs/``. Sizes car
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -16,6 +16,8 @@ Weight = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Precision = Literal["auto", "float32", "bfloat16"]
+CORESETS = ("random", "herding", "k-center", "clip-score")
+"""Real pairs that ``match.init`` has names for. Whatever else it says is the place of a distilled set."""
 
 
 def operational(default: Any) -> Any:
@@ -361,6 +363,8 @@ class Classifiers:
 class Students:
     """The dual encoders that are trained on a set to measure it."""
 
+    section: ClassVar[str] = "students"
+    """Of the settings, for messages."""
     image_model: str = "tiny-nf"
     """Image encoder: a zoo name, any timm name, or "local-dir:/FOLDER"."""
     text_model: str = "tiny-bert"
@@ -390,17 +394,15 @@ class Students:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match(Training):
-    """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583)."""
+class PairLearning(Training):
+    """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583), whatever the pairs begin as."""
 
-    pairs: Annotated[int, Ge(2)] = 100
-    """Image-caption pairs of the distilled set."""
-    init: Literal["random", "herding", "k-center", "clip-score"] = "random"
-    """Real pairs to start from; see evaluation.baselines."""
+    section: ClassVar[str]
+    """Of the settings, for messages."""
     learn: Literal["both", "pixels", "texts"] = "both"
-    """What is learnt; the rest stays as the real pairs have it."""
+    """What is learnt; the rest stays as the pairs were in the beginning."""
     iterations: Annotated[int, Ge(0)] = 200
-    """Updates of the pairs; 0 keeps the real pairs."""
+    """Updates of the pairs; 0 keeps them as they begin."""
     real_batch: Annotated[int, Ge(2)] = 128
     """Real pairs of an iteration, over all workers: to match, and to update the encoders on."""
     synthetic_batch: Annotated[int, Ge(2)] = 256
@@ -466,7 +468,36 @@ class Match(Training):
     @property
     def real_pairs_per_worker(self) -> int:
         """A worker's share of a real batch; raises ``UserError`` when it cannot be shared evenly."""
-        return _share("match.real_batch", self.real_batch, "match.workers", self.workers)
+        return _share(f"{self.section}.real_batch", self.real_batch, f"{self.section}.workers", self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(PairLearning):
+    """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583)."""
+
+    section: ClassVar[str] = "match"
+    pairs: Annotated[int, Ge(2)] = 100
+    """Image-caption pairs of the distilled set."""
+    init: str = "random"
+    """What to start from: "random", "herding", "k-center" or "clip-score" real pairs; or the folder or URI of any distilled set with
+    match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where their vocabulary is
+    that of match.text_model, otherwise its images and captions."""
+
+    @property
+    def start_set(self) -> str | None:
+        """Where the distilled set lies that `init` names; None where it names real pairs."""
+        return None if self.init in CORESETS else self.init
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine(PairLearning):
+    """CovMatch's optimisation of the pairs that EDGE has drawn and captioned, as a last step."""
+
+    section: ClassVar[str] = "refine"
+    iterations: Annotated[int, Ge(0)] = 0
+    """Updates of the pairs; 0 leaves EDGE's images and captions as they are."""
+    max_tokens: Annotated[int, Ge(3)] = 48
+    """Length of the texts; longer captions are cut to it, as for students."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -553,8 +584,14 @@ class Edge:
     finetune: EdgeFinetune = field(default_factory=EdgeFinetune)
     synthesis: EdgeSynthesis = field(default_factory=EdgeSynthesis)
     captions: Captions = field(default_factory=Captions)
+    refine: Refine = field(default_factory=Refine)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation
+
+    @property
+    def matching(self) -> PairLearning:
+        """How drawn pairs are refined."""
+        return self.refine
 
     @property
     def images(self) -> int:
@@ -573,6 +610,11 @@ class Covmatch:
     match: Match = field(default_factory=Match)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation
+
+    @property
+    def matching(self) -> PairLearning:
+        """How pairs are learnt."""
+        return self.match
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The stages that end every method's run alike: the distilled set is written, then compared with real pairs."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mmdd_ray.config import Covmatch, Edge, Vlcp
 from mmdd_ray.data import distilled
@@ -21,6 +22,7 @@ def export_stage(
     *,
     method: str,
     models: Mapping[str, str],
+    inputs: Mapping[str, Any] | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> Stage:
     """The stage `export` of a run, which writes the folder `distilled/`; again, if that was deleted.
@@ -30,6 +32,7 @@ def export_stage(
         made: Gives the samples of the set, and the learnt pairs that they show, if they are more than that.
         method: As people write it.
         models: Names of those that made the set, by their role.
+        inputs: What it was made from beside the data, for its manifest.
         class_names: By label, for labelled sets.
     """
     if not run.store.exists(f"{distilled.FOLDER}/{distilled.MANIFEST}"):
@@ -48,6 +51,7 @@ def export_stage(
                 "uri": redact(settings.data.uri),
                 "fingerprint": precomputed.manifest["extra"]["source"]["fingerprint"],
                 "moments": checksums[MOMENTS],
+                **(inputs or {}),
             },
             models={role: {"name": name, "version": zoo.version(name)} for role, name in models.items()},
             versions=versions(),

@@ -314,7 +314,9 @@ def _check_fit(settings: Settings, plan: RunPlan) -> None:
                 f"{has.gpus:g}; lower the actors or their share of a GPU in --{work.section}, or add machines"
             )
         workers = getattr(getattr(settings, work.section, None), "workers", 1)
-        if work.section in ("finetune", "match") and workers > (fit := pool_size(None, work.gpus_each, has)):
+        if work.section in ("finetune", "match", "refine") and workers > (
+            fit := pool_size(None, work.gpus_each, has)
+        ):
             raise UserError(
                 f"{work.section}.workers={workers}, but the cluster has room for {fit}; lower it, or add machines"
             )

@@ -1,6 +1,6 @@
 """Presets: functions that return settings, so that one can start from another and change a field."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from mmdd_ray.config import (
     Captions,
@@ -19,6 +19,7 @@ from mmdd_ray.config import (
     Match,
     Precompute,
     Prototypes,
+    Refine,
     Run,
     Students,
     Vlcp,
@@ -39,11 +40,52 @@ LABELLED_SCENES = "shapes:2000?seed=1&labelled=1&wrong=0&vague=0&captions=1"
 LABELLED_TEST_SCENES = "shapes:1000?seed=3&labelled=1&wrong=0&vague=0&captions=1"
 
 
+def _local_match() -> Match:
+    """Of the tiny encoders."""
+    return Match(
+        iterations=60,
+        relative=True,
+        mean_weight=0.001,  # tiny-nf's features are long, and so are their means
+        optimizer="adam",  # published is SGD, over 10,000 iterations
+        pixel_rate=0.005,
+        token_rate=0.001,
+        encoder_optimizer="adamw",
+        encoder_rate=1e-4,
+        head_rate=1e-3,
+        checkpoint_iterations=10,
+    )
+
+
+def _published_match() -> Match:
+    """Of NFNet and BERT, with the settings published for 100 pairs."""
+    return Match(
+        pairs=100,
+        iterations=10_000,
+        rho=2.0,
+        image_model="nfnet_l0",
+        text_model="google-bert/bert-base-uncased",
+        image_px=224,
+        max_tokens=64,
+        embed_dim=2304,
+        micro_batch=64,
+        cache_mib=8192,
+        checkpoint_iterations=500,
+        max_failures=SPOT_FAILURES,
+    )
+
+
+def _refine(match: Match) -> Refine:
+    """The same for pairs that EDGE has drawn, switched off."""
+    shared = {item.name: getattr(match, item.name) for item in fields(Refine)}
+    return Refine(**{**shared, "iterations": 0})
+
+
 def edge_local() -> Edge:
     """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Edge(
         data=Data(uri=SCENES),
         finetune=EdgeFinetune(optimizer="adamw"),  # the authors' SGD needs more than the 60 steps of a demo
+        refine=_refine(_local_match()),
         evaluation=Evaluation(val=VAL_SCENES, test=TEST_SCENES),
     )
 
@@ -72,6 +114,11 @@ def edge_cc3m() -> Edge:
             pairs=500, candidates_per_image=4, guidance=7.5, batch_images=16, min_actors=1, max_actors=32
         ),
         captions=Captions(model="llava-hf/llava-1.5-7b-hf", batch_images=16, min_actors=1, max_actors=16),
+        refine=_refine(
+            replace(
+                _published_match(), rho=1.0, mean_weight=0.6, real_batch=1024, workers=8, cache_mib=0
+            )  # as covmatch_cc3m, which has 500 pairs, too
+        ),
         students=Students(
             image_model="nfnet_l0",
             text_model="google-bert/bert-base-uncased",
@@ -96,18 +143,7 @@ def covmatch_local() -> Covmatch:
     edge = edge_local()
     return Covmatch(
         data=edge.data,
-        match=Match(
-            iterations=60,
-            relative=True,
-            mean_weight=0.001,  # tiny-nf's features are long, and so are their means
-            optimizer="adam",  # published is SGD, over 10,000 iterations
-            pixel_rate=0.005,
-            token_rate=0.001,
-            encoder_optimizer="adamw",
-            encoder_rate=1e-4,
-            head_rate=1e-3,
-            checkpoint_iterations=10,
-        ),
+        match=_local_match(),
         students=Students(protocol="both-encoders", steps=40, learning_rates=(0.1, 0.2)),
         evaluation=edge.evaluation,
     )
@@ -120,20 +156,7 @@ def covmatch_flickr30k() -> Covmatch:
         run=AUTOSCALING,
         data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
         features=edge_cc3m().features,
-        match=Match(
-            pairs=100,
-            iterations=10_000,
-            rho=2.0,
-            image_model="nfnet_l0",
-            text_model="google-bert/bert-base-uncased",
-            image_px=224,
-            max_tokens=64,
-            embed_dim=2304,
-            micro_batch=64,
-            cache_mib=8192,
-            checkpoint_iterations=500,
-            max_failures=SPOT_FAILURES,
-        ),
+        match=_published_match(),
         students=replace(
             edge_cc3m().students, protocol="both-encoders", steps=100, learning_rates=(0.03, 0.1, 0.3)
         ),

@@ -58,7 +58,7 @@ def works(settings: Settings, source: Source) -> Iterator[Work]:
     if isinstance(settings, Edge):
         yield from _edge_works(settings, source)
     elif isinstance(settings, Covmatch):
-        yield from _covmatch_works(settings, source)
+        yield from _matching_works(settings, source, settings.match.pairs)
     elif isinstance(settings, Vlcp):
         yield from _vlcp_works(settings, source)
     if isinstance(settings, Edge | Covmatch):
@@ -83,10 +83,13 @@ def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
             "captions",
             batches=f"{captions.batch_images} images",
         )
+    if settings.refine.iterations:
+        yield from _matching_works(settings, source, settings.synthesis.pairs)
 
 
-def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
-    match = settings.match
+def _matching_works(settings: Covmatch | Edge, source: Source, pairs: int) -> Iterator[Work]:
+    """Of learning pairs by `match` or `refine`, the stage of that name."""
+    match = settings.matching
     encoders = f"{match.image_model} and {match.text_model} at {match.image_px} px, {match.max_tokens} tokens"
     if match.real_moments == "whole":
         features = settings.features
@@ -101,20 +104,22 @@ def _covmatch_works(settings: Covmatch, source: Source) -> Iterator[Work]:
             batches=f"{features.chunk_pairs} pairs",
             passes=1,
         )
-    synthetic = min(match.synthetic_batch, match.pairs)
+    synthetic = min(match.synthetic_batch, pairs)
     real = match.real_batch if match.encoder_updates or match.real_moments == "batches" else 0
     updates = "encoders updated" if match.encoder_updates else "encoders still"
-    held = source.rows * 3 * match.image_px**2 <= match.cache_mib * 2**20
+    # at most: an image stays with one of its captions
+    rows = source.rows * min(settings.features.clip_score_fraction * source.captions_per_row, 1)
+    held = rows * 3 * match.image_px**2 <= match.cache_mib * 2**20
     yield Work(
-        "match",
+        match.section,
         match.iterations * (synthetic + real),
         "pairs",
         f"{encoders}, {updates}",
         match.workers,
         match.gpus_per_worker,
-        "match",
+        match.section,
         batches=f"{match.micro_batch} pairs, {match.encoder_optimizer}",
-        passes=1 if held else match.iterations * real / source.rows,
+        passes=1 if held else match.iterations * real / rows,
     )
 
 

@@ -55,7 +55,7 @@ def test_agreeing_pairs_are_found_by_row_and_caption() -> None:
 
 @pytest.fixture(scope="module")
 def scored(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Path, Stage]:
-    """40 scenes of five captions in two shards, a third that repeats the first, and features whose best share is matched."""
+    """40 scenes of five captions in two shards, a third that repeats the first, and their features."""
     folder = tmp_path_factory.mktemp("agreement")
     write_shards(Store(str(folder / "data")), 40, seed=1, layout="webdataset", rows_per_shard=20)
     shutil.copy(folder / "data" / "00000.tar", folder / "data" / "00002.tar")

@@ -51,7 +51,7 @@ def half_a_cpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def learnt_in(folder: Path, settings: Covmatch = SETTINGS) -> StageResult:
-    from mmdd_ray.covmatch.distill import learn
+    from mmdd_ray.matching.learn import learn
 
     features: Any = SimpleNamespace(duplicates=list, addresses=[("shapes", i) for i in range(24)])
     drawn = [shapes.scene(index, seed=9) for index in range(6)]
@@ -120,7 +120,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster, half_a_cpu_each, tmp_path)
 
 
 def test_cached_pairs_are_those_of_the_data_in_their_order(ray_cluster):
-    from mmdd_ray.covmatch.distill import _cached
+    from mmdd_ray.matching.learn import _cached
 
     cached = ray.get(_cached.remote(training_pairs(SETTINGS.data, image_px=32, seed=4), 24, 32))
     drawn = [shapes.scene(index, seed=1) for index in range(24)]

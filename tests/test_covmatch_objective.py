@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmdd_ray.covmatch.objective import (
+from mmdd_ray.matching.objective import (
     Heads,
     Matching,
     PairMoments,

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 from mmdd_ray.config import Match, Students
-from mmdd_ray.covmatch.objective import PairMoments
-from mmdd_ray.covmatch.training import Distillation, start_from
 from mmdd_ray.data import shapes
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.epochs import Batch
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import train_student
+from mmdd_ray.matching.objective import PairMoments
+from mmdd_ray.matching.training import Distillation, start_from
 from mmdd_ray.models.students import DualEncoder, info_nce, load_student
 from mmdd_ray.workers import Worker
 

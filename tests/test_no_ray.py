@@ -11,8 +11,8 @@ import mmdd_ray.models
 LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.check"]
 ARITHMETIC = [
     "mmdd_ray.coresets",
-    "mmdd_ray.covmatch.objective",
-    "mmdd_ray.covmatch.training",
+    "mmdd_ray.matching.objective",
+    "mmdd_ray.matching.training",
     "mmdd_ray.data.learnt",
     "mmdd_ray.diffusion.objective",
     "mmdd_ray.diffusion.training",

@@ -5,22 +5,28 @@ import sys
 from typing import Any
 
 from mmdd_ray.config import Covmatch
-from mmdd_ray.covmatch.moments import read_whole, whole_stage
-from mmdd_ray.data import distilled
-from mmdd_ray.data.distilled import LEARNT, Sample
-from mmdd_ray.data.images import encode_png
+from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.data.start_set import StartSet, read_start_set
+from mmdd_ray.evaluate.distilled_set import set_stage
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept, coreset
 from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.matching.moments import read_whole, whole_stage
+from mmdd_ray.matching.start import (
+    LOSS_COLUMNS,
+    LOSSES,
+    START,
+    Start,
+    learnt_samples,
+    require_batch,
+    start_of_set,
+)
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.start import started
 
 JOB = "covmatch_flickr30k"
-START = "start.json"
-LOSSES = "losses.parquet"
-LOSS_COLUMNS = ("step", "covariance", "mean", "contrastive", "total")
 SAMPLING_ERRORS = {
     "cross_sampling_error": "error of C_vl of a real batch",
     "mean_sampling_error": "error of the means of a real batch",
@@ -35,13 +41,17 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
     Raises:
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
     """
+    given = read_start_set(settings.match) if settings.match.start_set else None
     with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         check_size(features, settings)
         whole = None
         if settings.match.real_moments == "whole":
-            whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings))
-        matched = run.stage("match", lambda stage: match(stage, features, whole, settings))
+            scored = precomputed.store
+            whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings, scored))
+        if given:
+            set_stage(run, given.about)  # another set in its place has what follows learnt again
+        matched = run.stage("match", lambda stage: match(stage, features, whole, settings, given))
         export_stage(
             run,
             precomputed,
@@ -49,6 +59,7 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
             lambda: samples(matched, settings),
             method="CovMatch",
             models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
+            inputs={"start": matched.store.read_json(START)["set"]} if given else {},
         )
         evaluated = evaluate_stage(run, "covmatch", features, settings)
         return _report(run, matched, evaluated, settings)
@@ -61,20 +72,36 @@ def check_size(features: FeatureStore, settings: Covmatch) -> None:
         UserError: There are fewer than `match.pairs` or `match.real_batch`, or clip-score keeps fewer than
             `match.pairs`.
     """
-    needs = {"match.pairs": settings.match.pairs}
-    if settings.match.iterations:
-        needs["match.real_batch"] = settings.match.real_batch
-    features.require(needs, settings.data.uri)
+    if settings.match.start_set is None or settings.evaluation.baselines:
+        features.require({"match.pairs": settings.match.pairs}, settings.data.uri)
+    require_batch(features, settings)
     check_kept(features, settings, settings.match.pairs)
 
 
-def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: Covmatch) -> StageResult:
-    """Learns the pairs, into `learnt_pairs.safetensors`; `start.json` names the real ones that they began as."""
-    # here, because it brings torch and Ray Train: 8 s that no other stage needs
-    from mmdd_ray.covmatch.distill import learn
+def match(
+    stage: Stage,
+    features: FeatureStore,
+    whole: Stage | None,
+    settings: Covmatch,
+    given: StartSet | None = None,
+) -> StageResult:
+    """Learns the pairs, into `learnt_pairs.safetensors`; `start.json` names the real ones that they began as.
 
+    Args:
+        given: The set that `match.init` names, if it names one.
+    """
+    # here, because it brings torch and Ray Train: 8 s that no other stage needs
+    from mmdd_ray.matching.learn import learn
+
+    start = start_of_set(given, settings.match) if given else _real_start(features, settings)
+    stage.store.write_json(START, start.about)
+    moments = read_whole(whole.store, settings) if whole else None
+    return learn(stage, features, start.pairs, moments, settings)
+
+
+def _real_start(features: FeatureStore, settings: Covmatch) -> Start:
     matching = settings.match
-    start, keys = coreset(
+    pairs, keys = coreset(
         features,
         matching.init,
         settings.data,
@@ -83,27 +110,12 @@ def match(stage: Stage, features: FeatureStore, whole: Stage | None, settings: C
         settings.run.seed,
         settings.evaluation,
     )
-    stage.store.write_json(START, {"init": matching.init, "source_keys": keys})
-    moments = read_whole(whole.store, settings) if whole else None
-    return learn(stage, features, start, moments, settings)
+    return Start(pairs, {"init": matching.init, "source_keys": keys})
 
 
 def samples(matched: Stage, settings: Covmatch) -> tuple[list[Sample], LearntPairs]:
-    """The learnt pairs, and what people see of them: images rounded to 8 bits and the captions that they began as."""
-    learnt = LearntPairs.from_bytes(matched.store.read_bytes(LEARNT))
-    keys = matched.store.read_json(START)["source_keys"]
-    rows = zip(learnt.images(), learnt.captions, learnt.nearest, keys, strict=True)
-    return [
-        Sample(
-            key=f"{number:06d}",
-            image=encode_png(image),
-            captions=tuple(captions),
-            seed=settings.run.seed,
-            source_key=key,
-            extra={distilled.NEAREST: nearest},
-        )
-        for number, (image, captions, nearest, key) in enumerate(rows)
-    ], learnt
+    """What is exported of the learnt pairs."""
+    return learnt_samples(matched, settings.run.seed)
 
 
 def _report(run: RunDir, matched: Stage, evaluated: Stage, settings: Covmatch) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -74,6 +74,11 @@ class Sample:
     def texts(self) -> tuple[str, ...]:
         """What people are shown: the captions, and the words nearest to a text that was learnt."""
         return (*self.captions, *([self.extra[NEAREST]] if NEAREST in self.extra else []))
+
+
+def single_captions(samples: Iterable[Sample]) -> list[Sample]:
+    """The samples as pairs: one with c captions stands there c times, with one of them each."""
+    return [replace(sample, captions=(text,)) for sample in samples for text in sample.captions]
 
 
 def write_distilled(
@@ -187,7 +192,7 @@ def _with_class(sample: Sample, class_names: Mapping[int, str] | None) -> tuple[
 def check_images(source: Store | str) -> None:
     """Checks the image folder of a set, if it has one; raises ``UserError`` where a file is missing or damaged."""
     store = source if isinstance(source, Store) else Store(source)
-    expected = _read_manifest(store).get("images_checksum")
+    expected = read_manifest(store).get("images_checksum")
     if expected is not None and expected != _checksum(_hashed(store, store.files(IMAGES))):
         raise UserError(
             f"{redact(store.path(IMAGES))} is damaged: its files are not those of {MANIFEST}; copy the distilled set "
@@ -201,7 +206,7 @@ def read_distilled(source: Store | str) -> list[Sample]:
     Raises ``UserError`` when there is no set, it has a newer format, or a shard is missing or damaged.
     """
     store = source if isinstance(source, Store) else Store(source)
-    return [sample for shard in _read_manifest(store)["shards"] for sample in _read_shard(store, shard)]
+    return [sample for shard in read_manifest(store)["shards"] for sample in _read_shard(store, shard)]
 
 
 def read_learnt(source: Store | str) -> LearntPairs | None:
@@ -210,11 +215,11 @@ def read_learnt(source: Store | str) -> LearntPairs | None:
     Raises ``UserError`` as ``read_distilled``.
     """
     store = source if isinstance(source, Store) else Store(source)
-    file = _read_manifest(store).get("learnt")
+    file = read_manifest(store).get("learnt")
     return LearntPairs.from_bytes(_read_file(store, file)) if file else None
 
 
-def _read_manifest(store: Store) -> dict[str, Any]:
+def read_manifest(store: Store) -> dict[str, Any]:
     """The manifest with the fields that reading needs, checked: anyone may have written it."""
     where = redact(store.uri)
     if not store.exists(MANIFEST):

@@ -1,6 +1,6 @@
 """Pairs whose pixels and token embeddings were learnt: the tensors that a student trains on. Imports no torch.
 
-A learnt text is the words of a real caption and an offset of each word's embedding. Stored as embeddings, as published
+A learnt text is the words of a caption and an offset of each word's embedding. Stored as embeddings, as published
 (arXiv 2510.18583), a text would be a constant, and a student that trains its text encoder could not train its word
 embeddings; so it reached 12 % mean recall on a hundred real pairs of `shapes` stored as embeddings and 20 % on the same
 pairs as captions.
@@ -45,7 +45,7 @@ class LearntPairs:
     vocabulary: str
     """Digest of the word embeddings that ids and offsets are of, ``TextEncoder.vocabulary_digest``."""
     captions: list[list[str]]
-    """For each pair the one real caption that its text began as, for other text encoders."""
+    """For each pair the one caption that its text began as, for other text encoders."""
     nearest: list[str]
     """The words nearest to each text, for people."""
 
@@ -108,6 +108,15 @@ class LearntPairs:
         )
         pixels = (images.transpose(0, 3, 1, 2) - _of_channels(self.mean)) / _of_channels(self.std)
         return replace(self, pixels=np.ascontiguousarray(pixels))
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "LearntPairs":
+        """The same pairs with pixels normalised by other statistics; itself if they are its own."""
+        if (mean, std) == (self.mean, self.std):
+            return self
+        levels = self.pixels * _of_channels(self.std) + _of_channels(self.mean)
+        return replace(
+            self, pixels=(levels - _of_channels(mean)) / _of_channels(std), mean=tuple(mean), std=tuple(std)
+        )
 
     def to_bytes(self) -> bytes:
         """A safetensors file; ``from_bytes`` gives back exactly these pairs."""

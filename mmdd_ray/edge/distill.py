@@ -2,23 +2,38 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from mmdd_ray.config import Edge
-from mmdd_ray.data.distilled import Sample
+from mmdd_ray.data.distilled import Sample, single_captions
+from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.beside import Beside, beside_real
-from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.evaluate.distilled_set import set_name
+from mmdd_ray.evaluate.report import REFINED, build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept
 from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.matching.moments import read_whole, whole_stage
+from mmdd_ray.matching.start import (
+    LOSS_COLUMNS as REFINEMENT_COLUMNS,
+)
+from mmdd_ray.matching.start import (
+    LOSSES,
+    START,
+    learnt_samples,
+    require_batch,
+    start_of_samples,
+)
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.start import started
 
 JOB = "edge_cc3m"
+METHOD = "EDGE"
 LOSS_COLUMNS = ("step", "contrastive", "diversity", "noise", "total")
 
 
@@ -37,21 +52,29 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
         drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
         chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
         captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
-        export_stage(
-            run,
-            precomputed,
-            settings,
-            lambda: (samples(drawn, chosen, captioned, settings), None),
-            method="EDGE",
-            models={
-                "clip": settings.features.clip,
-                "generator": settings.finetune.generator,
-                "captioner": settings.captions.model,
-            },
-        )
-        evaluated = evaluate_stage(run, "edge", features, settings)
+        models = {
+            "clip": settings.features.clip,
+            "generator": settings.finetune.generator,
+            "captioner": settings.captions.model,
+        }
+        method, refined = METHOD, None
+        if settings.refine.iterations:
+            method = REFINED
+            models |= {
+                "image encoder": settings.refine.image_model,
+                "text encoder": settings.refine.text_model,
+            }
+            refined = _refined(run, precomputed, (drawn, chosen, captioned), settings)
+
+        def made() -> tuple[list[Sample], LearntPairs | None]:
+            if refined:
+                return learnt_samples(refined, settings.run.seed)
+            return samples(drawn, chosen, captioned, settings), None
+
+        export_stage(run, precomputed, settings, made, method=method, models=models)
+        evaluated = evaluate_stage(run, set_name(method), features, settings)
         beside = beside_real(_kept(drawn, chosen), features, settings.data)
-        return _report(run, tuned, chosen, evaluated, beside)
+        return _report(run, tuned, chosen, refined, evaluated, beside)
 
 
 def _check_size(features: FeatureStore, settings: Edge) -> None:
@@ -61,6 +84,7 @@ def _check_size(features: FeatureStore, settings: Edge) -> None:
         "finetune.batch_pairs": settings.finetune.batch_pairs,
     }
     features.require(needs, settings.data.uri)
+    require_batch(features, settings)
     check_kept(features, settings, settings.synthesis.pairs)
 
 
@@ -105,6 +129,42 @@ def caption(stage: Stage, drawn: Stage, chosen: Stage, settings: Edge) -> StageR
     return StageResult(rows_in=len(kept), rows_out=len(kept) * settings.captions.per_image)
 
 
+def _refined(run: RunDir, precomputed: Stage, made: tuple[Stage, Stage, Stage], settings: Edge) -> Stage:
+    """The stage `refine` of a run, after the pass over all real pairs if it needs one.
+
+    Args:
+        made: The stages `synthesize`, `choose` and `recaption`.
+    """
+    whole, features = None, FeatureStore(precomputed.store)
+    if settings.refine.real_moments == "whole":
+        scored = precomputed.store
+        whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings, scored))
+    return run.stage(
+        "refine", lambda stage: refine(stage, features, whole, samples(*made, settings), settings)
+    )
+
+
+def refine(
+    stage: Stage, features: FeatureStore, whole: Stage | None, drawn: Sequence[Sample], settings: Edge
+) -> StageResult:
+    """Learns pairs that begin as the samples; an image with c captions begins c pairs.
+
+    `start.json` keeps of each pair the seed of its image and the key of the real pair whose caption was the prompt.
+    """
+    # here, because it brings torch and Ray Train: 8 s that no other stage needs
+    from mmdd_ray.matching.learn import learn
+
+    single = single_captions(drawn)
+    about = {
+        "init": METHOD,
+        "source_keys": [sample.source_key for sample in single],
+        "seeds": [sample.seed for sample in single],
+    }
+    stage.store.write_json(START, about)
+    moments = read_whole(whole.store, settings) if whole else None
+    return learn(stage, features, start_of_samples(single, settings.refine.image_px), moments, settings)
+
+
 def samples(drawn: Stage, chosen: Stage, captioned: Stage, settings: Edge) -> list[Sample]:
     """The distilled set: the images that were kept, each with its prompt and the written captions."""
     written = read_captions(captioned.store) if settings.captions.per_image > 1 else {}
@@ -130,16 +190,19 @@ def _report(
     run: RunDir,
     tuned: Stage,
     chosen: Stage,
+    refined: Stage | None,
     evaluated: Stage,
     beside: tuple[dict[str, float], list[Beside]],
 ) -> dict[str, Any]:
     agreement, pairs = beside
+    refinement = refined.store.read_parquet(LOSSES).to_pydict() if refined else {}
     losses = tuned.store.read_parquet("losses.parquet").to_pydict()
     quality = chosen.store.read_json("choice.json")["quality"]
     report = build_report(
         run.store,
         evaluated.store.read_json(EVALUATION),
         losses={name: losses[name] for name in LOSS_COLUMNS if name in losses},
+        refinement={name: refinement[name] for name in REFINEMENT_COLUMNS if name in refinement},
         quality={name: {"distilled set": value} for name, value in quality.items()},
         agreement=agreement,
         command=shlex.join(["python", *sys.argv]),

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from mmdd_ray.data.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.data.distilled import CONTACT_SHEET, FOLDER, read_distilled
 from mmdd_ray.data.inventory import about_source
+from mmdd_ray.data.schema import safe_name
 from mmdd_ray.evaluate import charts
 from mmdd_ray.evaluate.beside import Beside
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
@@ -36,8 +37,10 @@ TERMINAL_COLUMNS = 80
 
 FULL, CHANCE = "full", "chance"
 BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
+REFINED = "EDGE refined by CovMatch"
 LABELS = {
     "edge": "EDGE",
+    safe_name(REFINED.lower()): REFINED,
     "covmatch": "CovMatch",
     "vlcp": "VLCP",
     "random": "Random real data",
@@ -49,13 +52,15 @@ LABELS = {
     CHANCE: "Chance",
 }
 
+QUALITY_NOTE = (
+    "Alignment: CLIP cosine of image and caption, the higher the better. Similarity: mean cosine between different "
+    "samples, lower where they are more diverse. Recall: percent of the captions whose own image is the nearest."
+)
 TEXTS = {
     "edge": {
         "losses": "Fine-tuning of the generator",
         "quality": "Quality of the synthetic pairs",
-        "quality_note": "Alignment: CLIP cosine of image and caption, the higher the better. Similarity: mean cosine "
-        "between different samples, lower where they are more diverse. Recall: percent of the captions whose own image "
-        "is the nearest.",
+        "quality_note": QUALITY_NOTE,
         "examples_note": "The first caption is the real one that the image was drawn from; any others were written for "
         "the image.",
     },
@@ -64,12 +69,20 @@ TEXTS = {
         "examples_note": "The caption is the prompt: the text prototype, a description of a real image, unless "
         "text prototypes were left out.",
     },
+    REFINED.lower(): {
+        "losses": "Fine-tuning of the generator",
+        "refinement": "Refinement: matching, and InfoNCE of the encoders",
+        "quality": "Quality of the synthetic pairs, as they were drawn",
+        "quality_note": QUALITY_NOTE,
+        "examples_note": "The first caption is the one that the pair began as, a real one or one that was written for "
+        "the image; the second line, the words that are nearest to the text that was learnt.",
+    },
     "covmatch": {
         "losses": "Matching, and InfoNCE of the encoders",
         "quality": "What batches miss of the whole data",
         "quality_note": "Distance between the moments of a real batch and those of all real pairs under the initial "
         "encoders, relative to the norm of the latter. The images of a batch are shifted by chance, too.",
-        "examples_note": "The first caption is the real one that the pair began as, the second line the words that are "
+        "examples_note": "The first caption is the one that the pair began as, the second line the words that are "
         "nearest to the text that was learnt.",
     },
 }
@@ -100,6 +113,7 @@ def build_report(
     evaluation: Mapping[str, Any] | None = None,
     *,
     losses: Mapping[str, Sequence[float]] | None = None,
+    refinement: Mapping[str, Sequence[float]] | None = None,
     quality: Mapping[str, Mapping[str, float]] | None = None,
     agreement: Mapping[str, float] | None = None,
     command: str = "",
@@ -109,6 +123,7 @@ def build_report(
     Args:
         evaluation: result of ``compare``; without one the report has no scores.
         losses: columns of the method's loss curve: ``step`` and one for each term.
+        refinement: the same of a refinement that followed.
         quality: of the synthetic pairs, the same columns for each figure, e.g. ``{"alignment": {"before": …,
             "after": …}, "similarity": {…}}`` for a generator before and after fine-tuning.
         agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
@@ -152,7 +167,8 @@ def build_report(
         "rejects": dict(
             sum((Counter(manifest["rejects"]) for manifest in stages.values()), Counter()).most_common()
         ),
-        "losses": {name: [_finite(value) for value in values] for name, values in (losses or {}).items()},
+        "losses": _curves(losses),
+        "refinement": _curves(refinement),
         "quality": {name: dict(values) for name, values in (quality or {}).items()},
         "agreement": dict(agreement or {}),
         "devices": _merged(manifest["devices"] for manifest in stages.values()),
@@ -208,6 +224,10 @@ def _merged(parts: Any) -> dict[str, Any]:
             if value not in found.setdefault(name, []):
                 found[name].append(value)
     return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def _curves(columns: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]]:
+    return {name: [_finite(value) for value in values] for name, values in (columns or {}).items()}
 
 
 def _finite(value: float) -> float | None:
@@ -331,9 +351,10 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
         labels = [_set_label(name, report) for name in scored]
         what = TASK_TEXTS[report["task"]]["main"]
         found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what)
-    terms = {name: values for name, values in report["losses"].items() if name != "step"}
-    if terms:
-        found["losses"] = charts.panels(report["losses"]["step"], terms)
+    for part in ("losses", "refinement"):
+        terms = {name: values for name, values in report[part].items() if name != "step"}
+        if terms:
+            found[part] = charts.panels(report[part]["step"], terms)
     if curves := {_set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
         found["students"] = charts.lines(curves, "training done, %", TASK_TEXTS[report["task"]]["loss"])
     return found

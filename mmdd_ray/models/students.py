@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from mmdd_ray.config import Match, Students
+from mmdd_ray.config import PairLearning, Students
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve
 
@@ -250,22 +250,21 @@ def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
     return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
 
 
-def load_text_encoder(settings: Students, device: str) -> TextEncoder:
+def load_text_encoder(settings: Students | PairLearning, device: str) -> TextEncoder:
     """The pretrained text encoder alone, ready to encode.
 
     Raises:
         ValueError: it cannot be loaded.
     """
-    return TextEncoder(settings.text_model, settings.max_tokens).to(device).eval()
+    return TextEncoder(settings.text_model, settings.max_tokens, settings.section).to(device).eval()
 
 
-def load_student(settings: Students | Match, seed: int, device: torch.device | str) -> DualEncoder:
+def load_student(settings: Students | PairLearning, seed: int, device: torch.device | str) -> DualEncoder:
     """A fresh dual encoder: encoders as they were pretrained, heads drawn from the seed. All float32.
 
     Raises:
         ValueError: an encoder cannot be loaded, or takes other images than ``settings.image_px``.
     """
-    section = "match" if isinstance(settings, Match) else "students"
-    image = ImageEncoder(settings.image_model, settings.image_px, section)
-    text = TextEncoder(settings.text_model, settings.max_tokens, section)
+    image = ImageEncoder(settings.image_model, settings.image_px, settings.section)
+    text = TextEncoder(settings.text_model, settings.max_tokens, settings.section)
     return DualEncoder(image, text, settings.embed_dim, seed).to(device)

@@ -1,7 +1,7 @@
 """CovMatch's iterations on one worker: the pairs, the encoders they are matched under, and an exact state to resume.
 
 Lee et al., "CovMatch: Cross-Covariance Guided Multimodal Dataset Distillation with Trainable Text Encoder", arXiv
-2510.18583. Knows no Ray: ``covmatch/distill.py`` feeds it.
+2510.18583. Knows no Ray: ``matching/learn.py`` feeds it.
 """
 
 # N synthetic pairs, B pairs of this rank in a batch, G of all ranks, V and L feature widths
@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmdd_ray.config import Match
-from mmdd_ray.covmatch.objective import (
+from mmdd_ray.config import Match, PairLearning
+from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.epochs import Epochs, OpenEpoch
+from mmdd_ray.errors import UserError
+from mmdd_ray.matching.objective import (
     Encode,
     Heads,
     Matching,
@@ -28,44 +31,34 @@ from mmdd_ray.covmatch.objective import (
     micro_batches,
     pair_moments,
 )
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.epochs import Epochs, OpenEpoch
-from mmdd_ray.errors import UserError
 from mmdd_ray.models.precision import autocast
-from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
+from mmdd_ray.models.students import DualEncoder, TextEncoder, Tokens, info_nce
 from mmdd_ray.run import differences, resolved
 
 ENCODER_MOMENTUM = 0.9
 
 
 def start_from(
-    encoders: DualEncoder, image_NHWC: np.ndarray, captions: Sequence[str], settings: Match
+    encoders: DualEncoder, image_NHWC: np.ndarray, captions: Sequence[str], settings: PairLearning
 ) -> LearntPairs:
-    """Real pairs as the parameters that they start as: normalised pixels, and words with offsets of zero.
+    """Pairs of images and captions as the parameters that they start as: normalised pixels, and words with offsets of
+    zero.
 
     Args:
         image_NHWC: uint8 images of ``settings.image_px``.
 
     Raises:
-        UserError: a caption is longer than ``settings.max_tokens``.
+        UserError: a caption is longer than ``match.max_tokens``; in other sections they are cut.
     """
     text = encoders.text
-    lengths = [len(ids) for ids in text.tokenizer(list(captions))["input_ids"]]
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > text.max_tokens:
-        raise UserError(
-            f"match.max_tokens={text.max_tokens}, but {sum(n > text.max_tokens for n in lengths)} of the "
-            f"{len(captions)} captions to start from are longer (the longest has {lengths[longest]} tokens: "
-            f"{captions[longest][:80]!r}); raise match.max_tokens"
-            + (f" to {lengths[longest]}" if lengths[longest] <= text.tokenizer.model_max_length else "")
-            + ", or choose other pairs with match.init or run.seed"
-        )
+    if isinstance(settings, Match):
+        _check_lengths(text, captions)
     with torch.no_grad():
         device = encoders.image_head.weight.device
         pixels = encoders.image.normalise(torch.tensor(image_NHWC, device=device))
     tokens = text.tokenize(captions)
     words = tokens.ids_BL.cpu().numpy()
-    mean, std = (tuple(values.flatten().tolist()) for values in (encoders.image.mean, encoders.image.std))
+    mean, std = _statistics(encoders)
     return LearntPairs(
         pixels.contiguous().cpu().numpy(),
         words,
@@ -77,6 +70,48 @@ def start_from(
         captions=[[caption] for caption in captions],
         nearest=text.nearest_words(tokens),
     )
+
+
+def _check_lengths(text: TextEncoder, captions: Sequence[str]) -> None:
+    """Real captions are not cut: other pairs can be chosen, and nothing was spent on these."""
+    lengths = [len(ids) for ids in text.tokenizer(list(captions))["input_ids"]]
+    longest = int(np.argmax(lengths))
+    if lengths[longest] > text.max_tokens:
+        raise UserError(
+            f"match.max_tokens={text.max_tokens}, but {sum(n > text.max_tokens for n in lengths)} of the "
+            f"{len(captions)} captions to start from are longer (the longest has {lengths[longest]} tokens: "
+            f"{captions[longest][:80]!r}); raise match.max_tokens"
+            + (f" to {lengths[longest]}" if lengths[longest] <= text.tokenizer.model_max_length else "")
+            + ", or choose other pairs with match.init or run.seed"
+        )
+
+
+def start_from_learnt(encoders: DualEncoder, learnt: LearntPairs, settings: PairLearning) -> LearntPairs:
+    """Learnt pairs as the parameters that others start as: their words and offsets, and their pixels as these encoders
+    take them; bit by bit the same where size and normalisation are.
+
+    Raises:
+        UserError: their texts are of other words than the text encoder's, or longer than ``max_tokens``.
+    """
+    section, text = settings.section, encoders.text
+    if learnt.vocabulary != text.vocabulary_digest():
+        raise UserError(
+            f"{section}.init names texts that were learnt with other words than those of {section}.text_model="
+            f"{settings.text_model!r}; has the model changed?"
+        )
+    longest = int(learnt.mask.sum(axis=1).max())
+    if longest > text.max_tokens:
+        raise UserError(
+            f"{section}.max_tokens={text.max_tokens}, but the longest of the learnt texts to start from has {longest} "
+            f"tokens; raise {section}.max_tokens to {longest}"
+        )
+    return learnt.resized(settings.image_px).normalised(*_statistics(encoders))
+
+
+def _statistics(encoders: DualEncoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that the image encoder's pixels are normalised by."""
+    image = encoders.image
+    return tuple(image.mean.flatten().tolist()), tuple(image.std.flatten().tolist())
 
 
 class Distillation:
@@ -94,7 +129,7 @@ class Distillation:
         self,
         encoders: DualEncoder,
         start: LearntPairs,
-        settings: Match,
+        settings: PairLearning,
         *,
         seed: int,
         rank: int = 0,
@@ -104,7 +139,7 @@ class Distillation:
         """
         Args:
             encoders: ``load_student`` of the settings, on the device of this worker.
-            start: all pairs, as ``start_from`` makes them.
+            start: all pairs, as ``start_from`` or ``start_from_learnt`` makes them.
             whole: moments of all real pairs under the initial encoders, for ``real_moments="whole"``.
         """
         self.settings, self.seed, self.rank, self.workers, self.whole = settings, seed, rank, workers, whole
@@ -140,8 +175,8 @@ class Distillation:
         """
         batches = self.position.batches(
             open_epoch,
-            too_few=f"the data has fewer usable pairs than match.real_batch={self.settings.real_batch}; "
-            "lower match.real_batch or add data",
+            too_few=f"the data has fewer usable pairs than {self.settings.section}.real_batch="
+            f"{self.settings.real_batch}; lower {self.settings.section}.real_batch or add data",
         )
         while len(self.records) < self.settings.iterations:
             started = time.monotonic()  # waiting for real pairs counts
@@ -279,7 +314,8 @@ class Distillation:
             rates = ["pixel_rate", "token_rate"]
             if self.settings.encoder_updates:
                 rates += ["encoder_rate", "head_rate"]
-            told = ", ".join(f"match.{name}={getattr(self.settings, name):g}" for name in rates)
+            section = self.settings.section
+            told = ", ".join(f"{section}.{name}={getattr(self.settings, name):g}" for name in rates)
             raise UserError(
                 f"the {'InfoNCE' if broken == ['contrastive'] else 'matching'} loss is no finite number in "
                 f"iteration {record['step']:.0f} with {told}; lower them"
@@ -322,7 +358,8 @@ class Distillation:
         Raises:
             UserError: the state is of another distillation.
         """
-        if changes := differences(state["settings"], resolved(self.settings), self.settings, "match"):
+        wanted, section = resolved(self.settings), self.settings.section
+        if changes := differences(state["settings"], wanted, self.settings, section):
             raise UserError(
                 f"the checkpoint is of another distillation ({'; '.join(changes)}); set run.dir to a new folder"
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdd_ray.config import Covmatch, Match
+from mmdd_ray.config import Covmatch, Edge, PairLearning
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
@@ -16,14 +16,14 @@ from mmdd_ray.store import Store
 if TYPE_CHECKING:  # torch: 2 s that the driver need not pay
     from torch import Tensor
 
-    from mmdd_ray.covmatch.objective import PairMoments
+    from mmdd_ray.matching.objective import PairMoments
 
 
 @dataclass(frozen=True)
 class InitialEncoders:
-    """The encoders of ``match`` as an ``EncoderSource`` of the features stage."""
+    """The encoders of ``match`` or ``refine`` as an ``EncoderSource`` of the features stage."""
 
-    settings: Match
+    settings: PairLearning
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class InitialEncoders:
 class _Encoders:
     """Features before the heads, of images that are not shifted; the feature store rounds them to float16."""
 
-    def __init__(self, encoders: Any, settings: Match) -> None:
+    def __init__(self, encoders: Any, settings: PairLearning) -> None:
         self._encoders, self._settings = encoders, settings
         self._device = encoders.image_head.weight.device
 
@@ -59,35 +59,40 @@ class _Encoders:
             return self._encoders.text.encode_captions(captions)
 
 
-def whole_stage(stage: Stage, run_store: Store | None, settings: Covmatch) -> StageResult:
+def whole_stage(
+    stage: Stage, run_store: Store | None, settings: Covmatch | Edge, scored: Store | None = None
+) -> StageResult:
     """Encodes every pair of the data with the initial encoders, into a feature store with its moments.
 
     Args:
         run_store: The run directory, whose rejects.parquet takes what is refused; None where the features stage has
             listed and counted it.
+        scored: The store of the features stage, whose scores by CLIP say which pairs count where
+            features.clip_score_fraction is below 1.
 
     Raises:
         UserError: as ``features.precompute.precompute``.
     """
-    source = InitialEncoders(settings.match)
-    features = replace(settings.features, image_px=settings.match.image_px)
-    found = precompute(stage, run_store, settings.data, features, source)
+    assert scored is not None or settings.features.clip_score_fraction == 1
+    source = InitialEncoders(settings.matching)
+    features = replace(settings.features, image_px=settings.matching.image_px)
+    found = precompute(stage, run_store, settings.data, features, source, scored)
     return found if run_store else replace(found, rejects={})
 
 
-def read_whole(store: Store, settings: Covmatch) -> Moments:
+def read_whole(store: Store, settings: Covmatch | Edge) -> Moments:
     """What ``whole_stage`` has found."""
-    return FeatureStore(store).moments(InitialEncoders(settings.match).name)
+    return FeatureStore(store).moments(InitialEncoders(settings.matching).name)
 
 
 def whole_moments(moments: Moments, device: Any) -> "PairMoments":
     """As the objective takes them."""
     import torch
 
-    from mmdd_ray.covmatch.objective import PairMoments
+    from mmdd_ray.matching.objective import PairMoments
 
     def tensor(values: np.ndarray) -> "Tensor":
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     cross = moments.covariance("vl", ddof=1)
-    return PairMoments(moments.count, tensor(moments.mean_v), tensor(moments.mean_l), tensor(cross))
+    return PairMoments(round(moments.count), tensor(moments.mean_v), tensor(moments.mean_l), tensor(cross))

@@ -1,6 +1,6 @@
 """CovMatch's pairs, learnt data-parallel on Ray Train; resumes exactly after a kill.
 
-``covmatch/training.py`` takes the iterations of one worker and knows no Ray; here it is placed and fed. Ranks hold
+``matching/training.py`` takes the iterations of one worker and knows no Ray; here it is placed and fed. Ranks hold
 disjoint synthetic pairs and disjoint shares of every real batch, and exchange moments, features of the real batch and
 gradients of the encoders. With cached real pairs, k workers take the steps of one; streamed, every rank shuffles its
 own part of the data.
@@ -16,10 +16,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from mmdd_ray.config import Covmatch, Match
-from mmdd_ray.covmatch.moments import whole_moments
-from mmdd_ray.covmatch.stages import LOSSES, START
-from mmdd_ray.covmatch.training import Distillation, start_from
+from mmdd_ray.config import Covmatch, Edge, PairLearning
 from mmdd_ray.data.distilled import LEARNT
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.sources import training_pairs
@@ -28,6 +25,9 @@ from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.train import batches, draw_shifts, shifted
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.matching.moments import whole_moments
+from mmdd_ray.matching.start import LOSSES, START
+from mmdd_ray.matching.training import Distillation, start_from, start_from_learnt
 from mmdd_ray.models.students import load_student
 from mmdd_ray.run import Stage, StageResult
 from mmdd_ray.store import Store
@@ -40,21 +40,27 @@ SHARES = "shares"
 class _Job:
     """What each worker is told."""
 
-    settings: Match
+    settings: PairLearning
     seed: int
     start: ray.ObjectRef
-    """A ``PairSet`` of the real pairs to start from, one caption each."""
+    """The ``PairSet`` to start from, one caption each, or ``LearntPairs``."""
     real: ray.ObjectRef | None
-    """A ``PairSet`` of all real pairs, where they are cached."""
+    """A ``PairSet`` of all real pairs that are matched, where they are cached."""
     whole: Moments | None
     """Of all real pairs under the initial encoders, if they are to be matched."""
     store: Store
 
 
 def learn(
-    stage: Stage, features: FeatureStore, start: PairSet, whole: Moments | None, settings: Covmatch
+    stage: Stage,
+    features: FeatureStore,
+    start: PairSet | LearntPairs,
+    whole: Moments | None,
+    settings: Covmatch | Edge,
 ) -> StageResult:
-    """Learns ``match.pairs`` pairs that begin as ``start``; writes two outputs into the stage's folder.
+    """Learns pairs that begin as ``start``, by ``match`` or ``refine`` of the settings.
+
+    Writes two outputs into the stage's folder:
 
     - ``learnt_pairs.safetensors``: ``LearntPairs``;
     - ``losses.parquet``: a row for each iteration: ``step`` (from 1), ``covariance``, ``mean``, ``total``,
@@ -65,9 +71,10 @@ def learn(
     need not be exact.
 
     Args:
-        features: whose duplicates are left out of the real batches.
-        start: real pairs with one caption each.
-        whole: for ``match.real_moments=whole``.
+        features: whose duplicates are left out of the real batches, and what does not agree where
+            ``features.clip_score_fraction`` is below 1.
+        start: pairs with one caption each.
+        whole: for ``real_moments=whole``.
 
     Raises:
         UserError: the workers do not fit on the cluster or cannot share the batch; there are fewer real pairs than in
@@ -81,36 +88,47 @@ def learn(
     stage.store.remove(SHARES)
     losses = stage.store.read_parquet(LOSSES).to_pylist()
     return StageResult(
-        rows_in=settings.match.iterations * settings.match.real_batch,
-        rows_out=settings.match.pairs,
+        rows_in=settings.matching.iterations * settings.matching.real_batch,
+        rows_out=start.n_pairs,
         outputs=[START, LEARNT, LOSSES],
         extra={"iterations": len(losses), "first": losses[0], "last": losses[-1]} if losses else {},
     )
 
 
 def _fit(
-    store: Store, features: FeatureStore, start: PairSet, whole: Moments | None, settings: Covmatch
+    store: Store,
+    features: FeatureStore,
+    start: PairSet | LearntPairs,
+    whole: Moments | None,
+    settings: Covmatch | Edge,
 ) -> tuple[list[dict[str, float]], list[LearntPairs]]:
     """Runs the workers; the records of all iterations and what each rank has learnt."""
-    matching = settings.match
+    matching = settings.matching
     _ = matching.real_pairs_per_worker  # raises where the batch cannot be shared
+    count, texts = len(features.addresses), None
+    if settings.features.clip_score_fraction < 1:
+        agreeing = features.agreeing()
+        count, texts = agreeing.n_images, agreeing.captions
     pairs = training_pairs(
-        settings.data, image_px=matching.image_px, seed=settings.run.seed, excluded=features.duplicates()
+        settings.data,
+        image_px=matching.image_px,
+        seed=settings.run.seed,
+        excluded=features.duplicates(),
+        texts=texts,
     )
-    image_bytes = len(features.addresses) * matching.image_px**2 * 3
-    is_cached = image_bytes <= matching.cache_mib * 2**20
+    is_cached = count * matching.image_px**2 * 3 <= matching.cache_mib * 2**20
     job = _Job(
         matching,
         settings.run.seed,
         ray.put(start),
-        _cached.remote(pairs, len(features.addresses), matching.image_px) if is_cached else None,
+        _cached.remote(pairs, count, matching.image_px) if is_cached else None,
         whole,
         store,
     )
     placement = Placement(
-        section="match",
+        section=matching.section,
         training=matching,
-        memory_setting="match.micro_batch",
+        memory_setting=f"{matching.section}.micro_batch",
         steps=matching.iterations,
         checkpoint_steps=matching.checkpoint_iterations,
     )
@@ -139,10 +157,13 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     """Learns this worker's share of the pairs and writes it; gives the records of all iterations."""
     from ray.train.torch import get_device
 
-    start: PairSet = ray.get(job.start)
+    start: PairSet | LearntPairs = ray.get(job.start)
     with worker.agree():
         encoders = load_student(job.settings, job.seed, get_device())
-        begin = start_from(encoders, start.images, start.flat_captions, job.settings)
+        if isinstance(start, LearntPairs):
+            begin = start_from_learnt(encoders, start, job.settings)
+        else:
+            begin = start_from(encoders, start.images, start.flat_captions, job.settings)
     whole = whole_moments(job.whole, get_device()) if job.whole else None
     distillation = Distillation(
         encoders, begin, job.settings, seed=job.seed, rank=worker.rank, workers=worker.workers, whole=whole
