@@ -5,17 +5,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mmdd_ray.config import Match
 from mmdd_ray.covmatch.stages import check_size
-from mmdd_ray.data.distilled import read_distilled, read_learnt
+from mmdd_ray.data import shapes
+from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt, write_distilled
 from mmdd_ray.data.images import decode_image
 from mmdd_ray.errors import UserError
+from mmdd_ray.features.agreement import pair_numbers, score_table
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.presets import covmatch_local
 from mmdd_ray.store import Store
@@ -108,9 +112,73 @@ def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
     assert report_of(tmp_path / "run")["scores"]["covmatch"] == report_of(finished[0])["scores"]["covmatch"]
 
 
+@pytest.mark.timeout(1800)
+def test_a_set_of_another_method_is_learnt_on_and_another_in_its_place_from_the_start(tmp_path):
+    """Of six images with two captions, while batches and moments are those of the pairs that agree best by CLIP."""
+    first = drawn_set(tmp_path / "set", seed=5)
+    given = ("--match.init", "file://" + first, "--features.clip_score_fraction", "0.3")
+    run_dir = tmp_path / "run"
+    result = run("covmatch_flickr30k", run_dir, *SMALL, *given)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"match        starts from the images and captions of {first}\n" in result.stdout
+    assert list(report_of(run_dir)["stages"]) == ["features", "moments", "set", *STAGES[2:]]
+    manifest, about = (
+        json.loads(Path(folder, "manifest.json").read_text()) for folder in (run_dir / "distilled", first)
+    )
+    assert manifest["inputs"]["start"] == {
+        "uri": first,
+        "checksum": about["checksum"],
+        "method": "EDGE",
+        "pairs": 12,
+        "as": "images and captions",
+    }
+    assert "| Began as | images and captions of the EDGE set" in (run_dir / "distilled/README.md").read_text()
+    began, made = read_distilled(first), read_distilled(str(run_dir / "distilled"))
+    assert [sample.captions for sample in made] == [(text,) for one in began for text in one.captions]
+    assert [sample.source_key for sample in made] == [one.source_key for one in began for _ in one.captions]
+    agreement = json.loads((run_dir / "features" / "agreement.json").read_text())
+    assert agreement["pairs"] == 180  # of 600
+    moments = Store(str(run_dir)).child("moments")
+    assert FeatureStore(moments).moments().count == 180
+    assert len(report_of(run_dir)["losses"]["total"]) == 6
+
+    drawn_set(tmp_path / "set", seed=6)
+    result = run("covmatch_flickr30k", run_dir, *SMALL, *given)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "match        starts afresh, because set changed" in result.stdout
+    assert "moments      done already" in result.stdout
+    again = json.loads((run_dir / "distilled" / "manifest.json").read_text())
+    assert again["inputs"]["start"]["checksum"] != about["checksum"]
+    assert again["checksum"] != manifest["checksum"]
+
+
+def drawn_set(folder: Path, seed: int) -> str:
+    """A set as EDGE leaves it: six images with two captions each."""
+    samples = [
+        Sample(
+            key=f"{index:06d}",
+            image=pair["image"],
+            captions=tuple(pair["captions"][:2]),
+            seed=index,
+            source_key=f"real-{index}",
+        )
+        for index, pair in enumerate(shapes.pairs(0, 6, seed=seed))
+    ]
+    write_distilled(samples, Store(str(folder)), method="EDGE", settings={}, seed=0, inputs={})
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--match.init", "no/such/set"],
+            "no/such/set holds no distilled set: it has no manifest.json; write random,",
+        ),
+        (
+            ["--features.clip_score_fraction", "1.5"],
+            "features.clip_score_fraction=1.5: input should be less than",
+        ),
         (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2"),
         (["--match.workers", "25"], "match.workers=25 is above match.pairs=12"),
         (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo"),
@@ -135,6 +203,23 @@ def test_fewer_real_pairs_than_are_needed_are_one_sentence(tmp_path, setting, ne
         UserError, match=rf"^match.{setting}={needed}, but shapes:2000.* has 120 usable pairs; lower"
     ):
         check_size(features, few)
+
+
+def test_fewer_pairs_that_agree_than_in_a_batch_are_one_sentence(tmp_path):
+    store = Store(str(tmp_path))
+    pairs = pair_numbers(np.arange(120), np.ones(120, np.int64))
+    store.write_parquet("scores/shapes.parquet", score_table(pairs, np.arange(120, dtype=np.float32)))
+    store.write_parquet("duplicates.parquet", pa.table({"shard": ["shapes"], "index": [119]}))
+    store.write_json("agreement.json", {"threshold": 60.0})
+    features = FeatureStore(store)
+    features.addresses = [("shapes", row) for row in range(120)]
+    preset = covmatch_local()
+    half = replace(preset, features=replace(preset.features, clip_score_fraction=0.5))
+    message = r"^match.real_batch=60, but features.clip_score_fraction=0.5 leaves 59 images of shapes:2000"
+    for batch in (59, 60):
+        few = replace(half, match=Match(real_batch=batch, pairs=100))
+        with nullcontext() if batch == 59 else pytest.raises(UserError, match=message):
+            check_size(features, few)
 
 
 def test_changed_settings_are_refused_with_the_difference(finished, job):

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
-from mmdd_ray.data.distilled import read_distilled
+from mmdd_ray.data.distilled import read_distilled, read_learnt
 from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.evaluate.report import LABELS
 from mmdd_ray.store import Store
+from mmdd_ray.verify import verify
 
 ROOT = Path(__file__).parents[1]
 STUDENTS = """
@@ -194,9 +197,95 @@ def test_any_image_of_the_set_can_be_made_again(finished: Finished) -> None:
     assert "2 of 2 images made again alike" in result.stdout
 
 
+REFINEMENT = {
+    "refine": {"iterations": 3, "real_batch": 40, "restart_iterations": 2, "checkpoint_iterations": 1},
+    "evaluation": {"baselines": ["random"]},
+}
+REFINE = [
+    f"--{section}.{name} {value[0] if isinstance(value, list) else value}"
+    for section, own in REFINEMENT.items()
+    for name, value in own.items()
+]
+
+
+def to_refine(finished: Finished, run_dir: Path, tars: str) -> list[str]:
+    """A run that is to refine what the finished one has drawn and captioned; gives its command."""
+    done, begun = Store(finished[0]), Store(str(run_dir))
+    held = done.read_json("settings.json")
+    for section, own in REFINEMENT.items():
+        held["settings"][section] |= own
+    begun.write_json("settings.json", held)
+    for stage in STAGES[: STAGES.index("export")]:
+        for file in done.files(stage):
+            begun.write_bytes(file, done.read_bytes(file))
+    words = [word for argument in REFINE for word in argument.split()]
+    return command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS, *words)
+
+
+@pytest.fixture(scope="module")
+def refined(finished: Finished, tars: str, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    run_dir = tmp_path_factory.mktemp("refined") / "run"
+    asked = to_refine(finished, run_dir, tars)
+    result = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "recaption    done already" in result.stdout
+    return Store(str(run_dir))
+
+
+@pytest.mark.timeout(900)
+def test_drawn_pairs_can_be_refined_and_keep_where_they_are_from(finished: Finished, refined: Store) -> None:
+    report = refined.read_json("report.json")
+    before_export = STAGES[: STAGES.index("export")]
+    assert list(report["stages"]) == [*before_export, "refine", "export", "evaluate"]
+    assert report["method"] == "EDGE refined by CovMatch"
+    assert report["refinement"]["step"] == [1, 2, 3]
+    assert len(report["losses"]["step"]) == 6
+    assert b"Refinement: matching, and InfoNCE of the encoders" in refined.read_bytes("report.html")
+    ours = next(iter(report["scores"]))
+    assert LABELS[ours] == report["method"]
+
+    drawn, made = read_distilled(f"{finished[0]}/distilled"), read_distilled(f"{refined.uri}/distilled")
+    kept = [(one.source_key, one.seed, (text,)) for one in drawn for text in one.captions]
+    assert [(one.source_key, one.seed, one.captions) for one in made] == kept
+    learnt = read_learnt(f"{refined.uri}/distilled")
+    assert learnt is not None
+    assert np.abs(learnt.offsets).max() > 0
+    manifest = refined.read_json("distilled/manifest.json")
+    assert manifest["models"].keys() == {"clip", "generator", "captioner", "image encoder", "text encoder"}
+    assert list(verify(f"{refined.uri}/distilled", regenerate=2).differences.values()) == [0, 0]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_killed_while_it_refines_it_makes_the_same_set(
+    finished: Finished, refined: Store, tars: str, tmp_path: Path, kill_at: Callable[..., None]
+) -> None:
+    run_dir = tmp_path / "run"
+    asked = to_refine(finished, run_dir, tars)
+    kill_at(asked, run_dir, "refine/checkpoints/checkpoint_*")
+    assert not (run_dir / "refine" / "learnt_pairs.safetensors").exists()
+    result = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "refine       continues" in result.stdout
+    assert checksum(str(run_dir)) == checksum(refined.uri)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--refine.iterations", "5", "--refine.workers", "3", "--refine.real_batch", "10"],
+            "refine.real_batch=10 cannot be shared by refine.workers=3",
+        ),
+        (
+            ["--refine.iterations", "5", "--refine.workers", "16"],
+            "refine.workers=16 is above synthesis.pairs=12",
+        ),
+        (["--refine.iterations", "5", "--refine.text_model", "tiny-bart"], "no model 'tiny-bart' in the zoo"),
+        (
+            ["--synthesis.candidates_per_image", "1", "--features.clip_score_fraction", "0.5"],
+            "but no moments are matched; leave it at 1, or set synthesis.candidates_per_image above 1",
+        ),
         (["--synthesis.pairs", "13"], r"synthesis.pairs=13 is not a multiple of captions.per_image=2"),
         (["--data.uri", "no/such/*.tar"], "no/such/*.tar"),
         (["--captions.per_image", "0"], "captions.per_image=0: input should be greater than or equal to 1"),

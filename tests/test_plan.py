@@ -75,6 +75,10 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "coresets": 2000 * (100 * 2 + 1),
         "evaluate": 6 * (3 + 2) * 40 * 64,
     }
+    edge = edge_local()
+    refined = replace(edge, refine=replace(edge.refine, iterations=60, real_moments="whole"))
+    assert units(refined) == units(edge) | {"moments": 2000, "refine": 60 * (100 + 128)}
+    assert list(units(refined)).index("refine") < list(units(refined)).index("coresets")
     vlcp = vlcp_local()
     found = units(vlcp)
     steps = vlcp.synthesis.inference_steps * 2
@@ -171,6 +175,26 @@ def test_memory_is_that_of_an_earlier_run_with_the_same_batches(tmp_path: Path) 
     assert plan_run(asked, "precompute", LAPTOP).stages[0].peak_bytes is None
 
 
+def test_batches_of_the_pairs_that_agree_read_the_source_more_often() -> None:
+    """Streamed, an epoch holds fewer of them; and fewer fit where all would not."""
+    covmatch = covmatch_local()
+    source = look_at(covmatch.data)
+    tight = 3 * 32**2 * 1000 // 2**20 + 1  # MiB for a thousand images
+
+    def passes(cache_mib: int, images: float) -> float:
+        fraction = images / source.captions_per_row  # if no image stays with two captions
+        asked = replace(
+            covmatch,
+            match=replace(covmatch.match, cache_mib=cache_mib),
+            features=replace(covmatch.features, clip_score_fraction=fraction),
+        )
+        return next(work.passes for work in works(asked, source) if work.stage == "match")
+
+    assert passes(0, 0.25) == pytest.approx(4 * passes(0, source.captions_per_row))
+    assert passes(tight, source.captions_per_row) > 1
+    assert passes(tight, 0.5) == 1
+
+
 def test_a_process_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     own = psutil.Process().memory_info().rss
     assert own / 2 < peak_bytes() < 100 * own
@@ -255,6 +279,11 @@ def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"finetune\.workers=8, but the cluster has room for 4"):
         check_fit(settings, replace(CLUSTER, gpus=4.0))
     many = replace(settings, captions=replace(settings.captions, min_actors=65))
+    refined = replace(
+        edge_local(), refine=replace(edge_local().refine, iterations=1, workers=8, gpus_per_worker=1.0)
+    )
+    with pytest.raises(UserError, match=r"refine\.workers=8, but the cluster has room for 1; lower it"):
+        check_fit(refined, LAPTOP)
     with pytest.raises(UserError, match=r"the stage recaption needs 65 GPUs, but the cluster has at most 64"):
         check_fit(many, CLUSTER)
     with monkeypatch.context() as full:
