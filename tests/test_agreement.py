@@ -9,10 +9,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mmdd_ray.config import Data, Features
+from mmdd_ray.coresets import pair_scores
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.sources import training_pairs
-from mmdd_ray.coresets import pair_scores
 from mmdd_ray.features.agreement import Agreeing, pair_numbers, score_table, threshold
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.precompute import precompute, summary

@@ -106,7 +106,9 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
         seed, px, labelled = (
             int(options.pop(name, default)) for name, default in (("seed", 0), ("px", 32), ("labelled", 0))
         )
-        flaws = {name: int(value) if name == "captions" else float(value) for name, value in options.items()}
+        flaws: dict[str, Any] = {
+            name: int(value) if name == "captions" else float(value) for name, value in options.items()
+        }
         known = set(flaw_names if world == "web" else ())
         if (
             world not in ("web", "clean")
