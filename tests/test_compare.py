@@ -76,6 +76,36 @@ def test_a_comparison_reports_its_students_and_goes_on_where_it_was_interrupted(
     assert changed["sets"]["many"] == again["sets"]["many"]
 
 
+def test_more_draws_of_a_set_keep_its_students_and_choose_one_rate_for_all(tmp_path):
+    first, second, other = pair_set(0, 4), pair_set(4, 8), pair_set(8, 12)
+    val, test = pair_set(100, 110), pair_set(200, 220)
+    settings, two = replace(SHORT, learning_rates=(0.01, 0.03)), replace(EVALUATION, seeds=2)
+    once = compare({"few": first, "other": other}, val, test, settings, two, 7, stage_in(tmp_path))
+    assert "std_between_draws" not in once["sets"]["few"]["metrics"]["ir@1"]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "students").iterdir()}
+
+    again = compare(
+        {"few": [first, second], "other": [other]}, val, test, settings, two, 7, stage_in(tmp_path)
+    )
+    found = again["sets"]["few"]
+    assert (found["draws"], again["sets"]["other"]["draws"]) == (2, 1)
+    assert without_seconds(again)["sets"]["other"] == without_seconds(once)["sets"]["other"]
+    students = {path.name: json.loads(path.read_text()) for path in (tmp_path / "students").iterdir()}
+    assert all((tmp_path / "students" / name).stat().st_mtime_ns == at for name, at in before.items())
+    for rate in settings.learning_rates:
+        on_val = [students[f"few{draw}-lr{rate}-seed0.json"]["metrics"] for draw in ("", "-draw1")]
+        assert found["on_val"][str(rate)] == pytest.approx(mean(one["mean_recall"] for one in on_val))
+    rate = found["learning_rate"]
+    assert rate == float(max(found["on_val"], key=found["on_val"].get))
+    runs = [
+        students[f"few{draw}-lr{rate}-seed{seed}.json"]["metrics"]["mean_recall"]
+        for draw in ("", "-draw1")
+        for seed in (1, 2)
+    ]
+    assert found["metrics"]["mean_recall"]["runs"] == runs
+    assert found["metrics"]["mean_recall"]["draw_means"] == pytest.approx([mean(runs[:2]), mean(runs[2:])])
+
+
 def test_the_learning_rate_is_chosen_on_validation_pairs_only(tmp_path):
     pairs = pair_set(0, 24)
     wrong = PairSet(pairs.images, pairs.captions[1:] + pairs.captions[:1])  # where learning can only harm

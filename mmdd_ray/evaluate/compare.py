@@ -22,6 +22,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.labelled import LabelledSet
 from mmdd_ray.evaluate.metrics import MAIN_METRIC, accuracy_chance, chance
 from mmdd_ray.evaluate.pairs import PairSet
+from mmdd_ray.evaluate.spread import spread
 from mmdd_ray.models.memory import out_of_memory, peak_bytes
 from mmdd_ray.progress import progress
 from mmdd_ray.run import Stage
@@ -35,6 +36,8 @@ MEMORY_SETTING = "students.batch_pairs"  # to lower where a GPU is too small
 Result = dict[str, Any]
 TrainedOn = PairSet | LearntPairs | LabelledSet
 HeldOut = PairSet | LabelledSet
+Given = TrainedOn | ray.ObjectRef
+Name = tuple[str, int]  # of a set and of its draw
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,16 @@ class Student:
     learning_rate: float
     seed: int
     held_out: Literal["val", "test"]
+    draw: int = 0
 
     @property
     def file(self) -> str:
-        return f"{FOLDER}/{self.set}-lr{self.learning_rate}-seed{self.seed}.json"
+        drawn = f"{self.set}-draw{self.draw}" if self.draw else self.set
+        return f"{FOLDER}/{drawn}-lr{self.learning_rate}-seed{self.seed}.json"
 
 
 def compare(
-    sets: Mapping[str, "TrainedOn | ray.ObjectRef"],
+    sets: Mapping[str, Given | list[Given]],
     val: HeldOut,
     test: HeldOut,
     students: Students | Classifiers,
@@ -67,20 +72,24 @@ def compare(
     ``evaluation.seeds`` further students are trained and tested with ``test``, each after its last step. Students of
     one seed start alike.
 
+    A set that was drawn several times has one learning rate, that with the best mean over its draws: one choice from
+    all figures is less noisy than a choice for each draw, and all draws are then trained alike. Every draw has students
+    of the same seeds.
+
     Args:
-        sets: by name, which becomes part of file names; a set may already be in the object store. Pairs for dual
-            encoders, labelled images for classifiers, and so are ``val`` and ``test``.
+        sets: by name, which becomes part of file names; a list is the draws of one set. A set may already be in the
+            object store. Pairs for dual encoders, labelled images for classifiers, and so are ``val`` and ``test``.
         students: settings of the dual encoders or of the classifiers.
         seed: of the run; each student derives its own from it.
         stage: finished students are kept in its folder and are not trained again.
 
     Returns:
         ``{"task": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or "classification". A
-        set has ``learning_rate``; ``on_val``, the figures that decided, by learning rate; ``metrics`` in percent, by
-        name: ``mean``, sample standard deviation ``std`` (n − 1; 0 for one seed) and ``runs``; ``loss_curve`` (of its
-        first student on test: at most 100 means over equal slices of the steps, null where training diverged);
-        ``pairs``, ``images``, ``bytes``; and ``seconds``, the sum over all its students. ``chance`` takes all test
-        images to have their mean number of captions.
+        set has ``draws``, their number; ``learning_rate``; ``on_val``, the figures that decided, by learning rate;
+        ``metrics`` in percent, by name, as ``spread`` gives them; ``loss_curve`` (of its first student on test: at most
+        100 means over equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes`` (of
+        its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have their
+        mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
@@ -92,18 +101,27 @@ def compare(
             f"{section}.learning_rates={students.learning_rates} and evaluation.seeds={evaluation.seeds} "
             f"leave no student to train; give at least one of each"
         )
-    bench = _Bench(sets, {"val": val, "test": test}, students, evaluation.gpus_per_student, seed, stage)
+    drawn: dict[Name, Given] = {
+        (name, draw): one
+        for name, given in sets.items()
+        for draw, one in enumerate(given if isinstance(given, list) else [given])
+    }
+    bench = _Bench(drawn, {"val": val, "test": test}, students, evaluation.gpus_per_student, seed, stage)
     rates, seeds = students.learning_rates, range(VAL_SEED + 1, VAL_SEED + 1 + evaluation.seeds)
     task: Literal["retrieval", "classification"] = (
         "retrieval" if isinstance(students, Students) else "classification"
     )
     metric = MAIN_METRIC[task]
     tried = rates if len(rates) > 1 else ()
-    total = len(sets) * (len(tried) + len(seeds))
+    total = len(drawn) * (len(tried) + len(seeds))
     with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
-        on_val = bench.train([Student(name, rate, VAL_SEED, "val") for name in sets for rate in tried], bar)
+        on_val = bench.train(
+            [Student(name, rate, VAL_SEED, "val", draw) for name, draw in drawn for rate in tried], bar
+        )
         chosen = {name: _best_rate(_of_set(on_val, name), metric) if tried else rates[0] for name in sets}
-        on_test = bench.train([Student(name, chosen[name], i, "test") for name in sets for i in seeds], bar)
+        on_test = bench.train(
+            [Student(name, chosen[name], i, "test", draw) for name, draw in drawn for i in seeds], bar
+        )
     return {
         "task": task,
         "sets": {
@@ -123,7 +141,7 @@ def _chance(test: HeldOut) -> dict[str, float]:
 class _Placed:
     """A set in the object store, and what the driver needs to know about it."""
 
-    def __init__(self, given: "TrainedOn | ray.ObjectRef") -> None:
+    def __init__(self, given: Given) -> None:
         self.pairs: ray.ObjectRef = given if isinstance(given, ray.ObjectRef) else ray.put(given)
         pairs: TrainedOn = ray.get(self.pairs)
         self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
@@ -136,7 +154,7 @@ class _Bench:
 
     def __init__(
         self,
-        sets: Mapping[str, "TrainedOn | ray.ObjectRef"],
+        sets: Mapping[Name, Given],
         held_out: Mapping[str, HeldOut],
         settings: Students | Classifiers,
         gpus_per_student: float,
@@ -158,7 +176,7 @@ class _Bench:
         self._encode = ray.remote(max_retries=RETRIES, **resources)(_encode)
 
     def sizes(self, name: str) -> dict[str, int]:
-        return self._sets[name].sizes
+        return self._sets[name, 0].sizes
 
     def train(self, wanted: Sequence[Student], bar: progress) -> dict[Student, Result]:
         """Results in the order of ``wanted``; those of earlier attempts are read, the others computed."""
@@ -181,7 +199,7 @@ class _Bench:
         return {student: found[student] for student in wanted}
 
     def _submit(self, student: Student) -> ray.ObjectRef:
-        trained_on, held_out = self._sets[student.set], self._held_out[student.held_out]
+        trained_on, held_out = self._sets[student.set, student.draw], self._held_out[student.held_out]
         return self._train.remote(
             trained_on.pairs,
             self._text(trained_on),
@@ -209,7 +227,10 @@ class _Bench:
         return result if result["inputs"] == self._inputs(student) else None
 
     def _inputs(self, student: Student) -> list[str]:
-        return [self._sets[student.set].fingerprint, self._held_out[student.held_out].fingerprint]
+        return [
+            self._sets[student.set, student.draw].fingerprint,
+            self._held_out[student.held_out].fingerprint,
+        ]
 
 
 def _train_and_test(
@@ -261,28 +282,41 @@ def _curve(losses: np.ndarray) -> list[float | None]:
     return [mean if isfinite(mean) else None for mean in means]  # JSON has no NaN
 
 
-def _of_set(results: Mapping[Student, Result], name: str) -> list[Result]:
-    return [result for student, result in results.items() if student.set == name]
+def _of_set(results: Mapping[Student, Result], name: str) -> list[list[Result]]:
+    """The results of each draw of a set."""
+    found: dict[int, list[Result]] = {}
+    for student, result in results.items():
+        if student.set == name:
+            found.setdefault(student.draw, []).append(result)
+    return list(found.values())
 
 
-def _best_rate(on_val: Sequence[Result], metric: str) -> float:
-    return max(on_val, key=lambda result: result["metrics"][metric])["learning_rate"]
-
-
-def _summary(on_val: Sequence[Result], on_test: Sequence[Result], metric: str) -> dict[str, Any]:
-    """One set's part of the report, but for its size."""
-    runs = {name: [result["metrics"][name] for result in on_test] for name in on_test[0]["metrics"]}
+def _val_means(on_val: Sequence[Sequence[Result]], metric: str) -> dict[float, float]:
+    """The metric of each learning rate on validation data, mean over the draws of a set."""
     return {
-        "learning_rate": on_test[0]["learning_rate"],
-        "on_val": {str(result["learning_rate"]): result["metrics"][metric] for result in on_val},
+        of_rate[0]["learning_rate"]: float(np.mean([result["metrics"][metric] for result in of_rate]))
+        for of_rate in zip(*on_val, strict=True)
+    }
+
+
+def _best_rate(on_val: Sequence[Sequence[Result]], metric: str) -> float:
+    means = _val_means(on_val, metric)
+    return max(means, key=lambda rate: means[rate])
+
+
+def _summary(
+    on_val: Sequence[Sequence[Result]], on_test: Sequence[Sequence[Result]], metric: str
+) -> dict[str, Any]:
+    """One set's part of the report, but for its size; results are those of each draw."""
+    first = on_test[0][0]
+    return {
+        "draws": len(on_test),
+        "learning_rate": first["learning_rate"],
+        "on_val": {str(rate): mean for rate, mean in _val_means(on_val, metric).items()},
         "metrics": {
-            name: {
-                "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-                "runs": values,
-            }
-            for name, values in runs.items()
+            name: spread([[result["metrics"][name] for result in results] for results in on_test])
+            for name in first["metrics"]
         },
-        "loss_curve": on_test[0]["loss_curve"],
-        "seconds": round(sum(result["seconds"] for result in [*on_val, *on_test]), 3),
+        "loss_curve": first["loss_curve"],
+        "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
     }
