@@ -34,6 +34,11 @@ def check(settings: Settings) -> None:
         _check_vlcp(settings)
     elif not settings.data.needs_captions:
         raise UserError("data.needs_captions=False, but only VLCP can do without captions")
+    if isinstance(settings, Evaluate) and settings.evaluation.draws > 1:
+        raise UserError(
+            f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
+            "leave it at 1, or give it to the job that distils"
+        )
     zoo.check(_models(settings))
     if isinstance(settings, Precompute):
         list_shards(settings.data)

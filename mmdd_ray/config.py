@@ -25,6 +25,11 @@ def operational(default: Any) -> Any:
     return field(default=default, metadata={"affects_result": False})
 
 
+def extending(default: Any) -> Any:
+    """A field that says how much is made: with another value a run keeps what it has, and makes what is missing."""
+    return field(default=default, metadata={"affects_result": False, "extends": True})
+
+
 def _share(setting: str, batch: int, workers_setting: str, workers: int) -> int:
     if batch % workers:
         raise UserError(
@@ -479,9 +484,9 @@ class Match(PairLearning):
     pairs: Annotated[int, Ge(2)] = 100
     """Image-caption pairs of the distilled set."""
     init: str = "random"
-    """What to start from: "random", "herding", "k-center" or "clip-score" real pairs; or the folder or URI of any distilled set with
-    match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where their vocabulary is
-    that of match.text_model, otherwise its images and captions."""
+    """What to start from: "random", "herding", "k-center" or "clip-score" real pairs; or the folder or URI of any
+    distilled set with match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where their
+    vocabulary is that of match.text_model, otherwise its images and captions."""
 
     @property
     def start_set(self) -> str | None:
@@ -521,6 +526,10 @@ class Evaluation:
     """At most this many images of val and of test are used."""
     seeds: Count = 3
     """Students per set; the report gives mean and standard deviation over them."""
+    draws: Count = extending(1)
+    """Distillations, each with a seed of its own, beside which random, k-center and other baselines with a seed are
+    drawn as often. The report then gives the spread of draws beside that of students: a difference between sets that
+    is smaller is noise. A finished run with a larger number keeps what it has and makes the missing draws."""
     baselines: tuple[Literal["random", "herding", "k-center", "clip-score", "full"], ...] = (
         "random",
         "herding",

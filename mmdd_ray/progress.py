@@ -34,6 +34,8 @@ class progress(tqdm):
     """Of the lines of this process that have ended, for whoever empties it."""
     peak_bytes: ClassVar[int] = 0
     """The most memory that a process has reported since this was last set to 0."""
+    within: ClassVar[str] = ""
+    """Before the name of each line: the folder of the draw that it belongs to, if it is not the first."""
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
     _resumed: float = 0
@@ -49,6 +51,7 @@ class progress(tqdm):
         Args:
             missing: asked after every minute without an update; what it says is shown.
         """
+        name = f"{progress.within}{name}"
         self._closed = threading.Event()
         self._on_terminal = sys.stderr.isatty()
         interval_s = REDRAW_EVERY_S if self._on_terminal else LOG_EVERY_S

@@ -2,11 +2,13 @@
 
 ::
 
-    settings.json            job, preset and resolved settings, credentials redacted; written once
+    settings.json            job, preset and resolved settings, credentials redacted; written once, and again
+                             where a setting extends the run
     <stage>/started.json     written first: when, and which outputs of earlier stages it works from
     <stage>/…                outputs of the stage
     <stage>/manifest.json    written last: a stage with a manifest is done, one without is computed again
     distilled/ rejects.parquet report.json report.html
+    draws/<k>/               stages and distilled/ of a further draw, where evaluation.draws is above 1
 
 A stage may leave finished outputs named by their input, so that its next attempt skips them. One process at a
 time writes to a run directory: on a local disk a lock sees to that, and the kernel drops it with the process;
@@ -20,7 +22,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +38,7 @@ SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 RECORDS = (MANIFEST, STARTED)
+DRAWS = "draws"
 LOCK = ".lock"
 LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "diffusers", "transformers", "open_clip_torch", "timm")
 UNSET = "(not set)"
@@ -73,6 +76,8 @@ class RunDir:
         """Hardware that the manifests record; set it to ``cluster.devices()`` once Ray is up."""
         self._lock = lock
         self._fingerprints: dict[str, str] = {}  # of the outputs of the stages this process has passed
+        self._whole, self._within = self, ""  # the run that a draw is a part of, and its folder there
+        self._shared: dict[str, Stage] = {}
 
     @classmethod
     def open(cls, uri: str | None, job: str, preset: str, settings: Any) -> "RunDir":
@@ -122,6 +127,8 @@ class RunDir:
                     + "\n  ".join(changes)
                     + "\nset run.dir to another folder, delete this one, or restore the settings above"
                 )
+            if (now := extended(held["settings"], wanted, settings)) != held["settings"]:
+                self.store.write_json(SETTINGS, held | {"settings": now})
         else:
             if foreign := [name for name in self.store.entries() if name != LOCK]:
                 raise UserError(
@@ -151,27 +158,46 @@ class RunDir:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def stage(self, name: str, body: Callable[[Stage], StageResult]) -> Stage:
+    def draw(self, number: int) -> "RunDir":
+        """The part of this run that a draw writes, ``draws/<number>/``; draw 0 is the run itself.
+
+        Its stages work from each other and from those that the run has passed by now.
+        """
+        if number == 0:
+            return self
+        part = RunDir(self.store.child(f"{DRAWS}/{number}"), None)
+        part.devices, part._whole, part._within = self.devices, self, f"{DRAWS}/{number}/"
+        part._fingerprints = dict(self._fingerprints)
+        return part
+
+    def shared(self, name: str, body: Callable[[Stage], StageResult]) -> Stage:
+        """A stage of the whole run, which the first of its draws runs for all; see ``stage``."""
+        run = self._whole
+        if name not in run._shared:
+            run._shared[name] = run.stage(name, body)
+        self._fingerprints[name] = run._fingerprints[name]
+        return run._shared[name]
+
+    def stage(self, name: str, body: Callable[[Stage], StageResult], draws: Sequence["RunDir"] = ()) -> Stage:
         """Runs ``body`` on the stage's folder and commits its result; returns a done stage as it is.
 
-        When an earlier stage has other outputs now, the stage is computed again, from an empty folder.
+        When an earlier stage has other outputs now, the stage is computed again, from an empty folder. A stage that is
+        done for another number of ``draws``, whose outputs it works from, too, goes on with what its folder holds.
         Raises ``UserError`` when an output of a done stage is missing or has another size than in its manifest.
         """
+        for one in draws:
+            self._fingerprints |= one._fingerprints
         stage = Stage(name, self.store.child(name))
-        held = next((stage.store.read_json(file) for file in RECORDS if stage.store.exists(file)), None)
-        if held and (changed := self._changed_input(held)):
-            _say(name, f"starts afresh, because {changed} changed")
-            for file in [
-                *(set(stage.store.files()) - {*RECORDS}),
-                *RECORDS,
-            ]:  # outputs first: a kill leaves a record
-                stage.store.remove(file)
-            held = None
+        name = f"{self._within}{name}"
+        held, n_draws = self._record(name, stage.store), max(len(draws), 1)
+        if held and "outputs" in held and held.get("draws", 1) != n_draws:
+            stage.store.remove(MANIFEST)
+            held = stage.store.read_json(STARTED)
         if held and "outputs" in held:
             _check_outputs(stage, held)
             _say(name, f"done already ({held['seconds']:,.1f} s)")
             self._fingerprints[name] = _fingerprint(held)
-            return Stage(name, stage.store, held)
+            return Stage(stage.name, stage.store, held)
         resumed = held is not None
         if not resumed:
             stage.store.write_json(STARTED, {"started": _now(), "inputs": self._fingerprints})
@@ -179,6 +205,7 @@ class RunDir:
         started, clock_s = _now(), time.monotonic()
         progress.paces.clear()
         progress.peak_bytes = 0
+        progress.within = self._within
         result = body(stage)
         seconds = time.monotonic() - clock_s
         manifest = {
@@ -190,6 +217,7 @@ class RunDir:
             "startup_seconds": _startup(seconds),
             "peak_bytes": progress.peak_bytes or None,  # of the largest process
             "resumed": resumed,  # then the seconds are those of the last attempt only
+            "draws": n_draws,
             "started": started,
             "finished": _now(),
             "outputs": _outputs(stage.store, result.outputs),
@@ -203,7 +231,20 @@ class RunDir:
         rejected = f" ({sum(result.rejects.values()):,} rejected)" if result.rejects else ""
         rows = f"{result.rows_in:,} rows -> {result.rows_out:,} rows{rejected}"
         _say(name, f"{rows}   {manifest['seconds']:,.1f} s")
-        return Stage(name, stage.store, stage.store.read_json(MANIFEST))
+        return Stage(stage.name, stage.store, stage.store.read_json(MANIFEST))
+
+    def _record(self, name: str, store: Store) -> dict[str, Any] | None:
+        """The record of a stage that is begun or done; one that was made with other inputs is deleted."""
+        held = next((store.read_json(file) for file in RECORDS if store.exists(file)), None)
+        if held and (changed := self._changed_input(held)):
+            _say(name, f"starts afresh, because {changed} changed")
+            for file in [
+                *(set(store.files()) - {*RECORDS}),
+                *RECORDS,
+            ]:  # outputs first: a kill leaves a record
+                store.remove(file)
+            return None
+        return held
 
     def _changed_input(self, held: Mapping[str, Any]) -> str | None:
         """Name of an earlier stage whose outputs are not those that this record of a stage was made with."""
@@ -247,6 +288,19 @@ def differences(held: Any, wanted: Any, settings: Any, path: str = "") -> list[s
             f"{path}.{name}".lstrip("."),
         )
     ]
+
+
+def extended(held: Any, wanted: Any, settings: Any) -> Any:
+    """``held`` with those fields of ``wanted`` that extend a run; arguments as for ``differences``."""
+    if not (is_dataclass(settings) and isinstance(held, dict)):
+        return held
+    return held | {
+        item.name: wanted[item.name]
+        if item.metadata.get("extends")
+        else extended(held[item.name], wanted[item.name], getattr(settings, item.name))
+        for item in fields(settings)
+        if item.name in held or item.metadata.get("extends")
+    }
 
 
 def _show(value: Any) -> str:
