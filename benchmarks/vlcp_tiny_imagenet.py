@@ -174,12 +174,12 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             prototypes: Store | None,
             generator: Store | str,
             synthesis: VlcpSynthesis,
-        ) -> ray.ObjectRef:
+        ) -> list[ray.ObjectRef]:
             stage = run.stage(
                 f"draw-{name}", lambda stage: draw(stage, drawings, prototypes, generator, synthesis, px)
             )
             images = [row["image"] for row in read_drawn(stage.store)]
-            return ray.put(labelled_images(images, own, labels, px))
+            return [ray.put(labelled_images(images, own, labels, px))]
 
         evaluations = []
         for number in range(asked.draws):
@@ -201,7 +201,7 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             evaluated = run.stage(
                 f"evaluate{again}",
                 lambda stage, sets=sets, judged=judged: compare_classifiers(
-                    stage, sets, texts.templates(), features, judged, run.store
+                    stage, sets, texts.templates(), features, [judged], run.store
                 ),
             )
             evaluations.append(evaluated.store.read_json(EVALUATION))

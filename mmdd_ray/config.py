@@ -485,8 +485,8 @@ class Match(PairLearning):
     """Image-caption pairs of the distilled set."""
     init: str = "random"
     """What to start from: "random", "herding", "k-center" or "clip-score" real pairs; or the folder or URI of any
-    distilled set with match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where their
-    vocabulary is that of match.text_model, otherwise its images and captions."""
+    distilled set with match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where
+    their vocabulary is that of match.text_model, otherwise its images and captions."""
 
     @property
     def start_set(self) -> str | None:

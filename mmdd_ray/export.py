@@ -1,12 +1,13 @@
 """The stages that end every method's run alike: the distilled set is written, then compared with real pairs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.config import Covmatch, Edge, Vlcp
 from mmdd_ray.data import distilled
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.draws import Draw
 from mmdd_ray.evaluate.sets import chosen_coresets, compare_with_baselines, distilled_set
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.models import zoo
@@ -70,13 +71,18 @@ def export_stage(
     return run.stage("export", body)
 
 
-def evaluate_stage(run: RunDir, name: str, features: FeatureStore, settings: Edge | Covmatch) -> Stage:
-    """The stage `evaluate` of a run: students of the set in `distilled/`, called `name`, and of its baselines."""
-    made = run.store.child(distilled.FOLDER)
-    coresets = chosen_coresets(run, features, settings, made.read_json(distilled.MANIFEST)["pairs"])
+def evaluate_stage(
+    name: str, draws: Sequence[Draw[Edge]] | Sequence[Draw[Covmatch]], features: FeatureStore
+) -> Stage:
+    """The stage `evaluate` of a run: students of the sets in `distilled/`, called `name`, and of their baselines."""
+    run, px = draws[0].run, draws[0].settings.students.image_px
+    made = [one.run.store.child(distilled.FOLDER) for one in draws]
+    pairs = made[0].read_json(distilled.MANIFEST)["pairs"]
+    coresets = [chosen_coresets(one.run, features, one.compared, pairs) for one in draws]
 
     def body(stage: Stage) -> StageResult:
-        exported = distilled_set(made, settings.students.image_px)
-        return compare_with_baselines(stage, name, exported, features, settings, coresets, run.store)
+        exported = [distilled_set(folder, px) for folder in made]
+        compared = [one.compared for one in draws]
+        return compare_with_baselines(stage, name, exported, features, compared, coresets, run.store)
 
-    return run.stage("evaluate", body)
+    return run.stage("evaluate", body, [one.run for one in draws])

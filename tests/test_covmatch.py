@@ -18,6 +18,7 @@ from mmdd_ray.covmatch.stages import check_size
 from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt, write_distilled
 from mmdd_ray.data.images import decode_image
+from mmdd_ray.draws import draw_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import pair_numbers, score_table
 from mmdd_ray.features.store import FeatureStore
@@ -86,6 +87,53 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert "learnt_pairs.safetensors" in card
     assert samples[0].extra["nearest_words"] == learnt.nearest[0]
     assert list(verify(str(run_dir / "distilled"), regenerate=3).differences.values()) == [0, 0, 0]
+
+
+@pytest.mark.timeout(900)
+def test_more_draws_add_to_a_finished_run(finished, tmp_path):
+    """One further draw, and then nothing: what was made once stays as it is."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    before = report_of(finished[0])
+    result = run("covmatch_flickr30k", run_dir, *SMALL, "--evaluation.draws", "2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    for stage in ("features", "moments", "match", "export"):
+        assert f"{stage:<12} done already" in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines() if line.endswith("starts")] == [
+        "draws/1/match",
+        "draws/1/export",
+    ]
+    shown = {line.split()[0] for line in result.stderr.splitlines()}
+    assert shown <= {"draws/1/match", "draws/1/coresets", "students"}
+
+    kept = [path for folder in ("match", "distilled") for path in (finished[0] / folder).rglob("*.*")]
+    assert len(kept) > 5
+    assert all((run_dir / path.relative_to(finished[0])).read_bytes() == path.read_bytes() for path in kept)
+    students = [path.name for path in (finished[0] / "evaluate" / "students").iterdir()]
+    added = [path.name for path in (run_dir / "evaluate" / "students").iterdir() if path.name not in students]
+    assert sorted(added) == ["covmatch-draw1-lr0.1-seed1.json", "random-draw1-lr0.1-seed1.json"]
+    after = report_of(run_dir)
+    (first, second), again = after["draws"], before["distilled"]["checksum"]
+    assert first == before["draws"][0]
+    assert second["set"] == "draws/1/distilled"
+    assert (first["checksum"], first["seed"]) == (again, 0)
+    assert second["checksum"] != first["checksum"]
+    assert read_distilled(str(run_dir / "draws/1/distilled"))[0].seed == second["seed"] == draw_seed(0, 1)
+    for name in ("covmatch", "random"):
+        score, single = (report["scores"][name]["mean_recall"] for report in (after, before))
+        assert score["runs"][:1] == single["runs"]
+        assert score["draw_means"] == score["runs"]
+        assert score["std_between_draws"] == pytest.approx(float(np.std(score["runs"], ddof=1)))
+    assert after["settings"]["evaluation"]["draws"] == 2
+    assert list(verify(str(run_dir / "draws/1/distilled"), regenerate=2).differences.values()) == [0, 0]
+
+    manifests = {path: path.stat().st_mtime_ns for path in run_dir.rglob("manifest.json")}
+    result = run("covmatch_flickr30k", run_dir, *SMALL, "--evaluation.draws", "2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "starts" not in result.stdout
+    assert "continues" not in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("manifest.json")} == manifests
+    assert report_of(run_dir)["scores"] == after["scores"]
 
 
 @pytest.mark.chaos

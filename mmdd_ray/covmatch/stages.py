@@ -8,6 +8,7 @@ from mmdd_ray.config import Covmatch
 from mmdd_ray.data.distilled import Sample
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.start_set import StartSet, read_start_set
+from mmdd_ray.draws import draws_of
 from mmdd_ray.evaluate.distilled_set import set_stage
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept, coreset
@@ -51,18 +52,34 @@ def distill(settings: Covmatch, preset: str) -> dict[str, Any]:
             whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings, scored))
         if given:
             set_stage(run, given.about)  # another set in its place has what follows learnt again
-        matched = run.stage("match", lambda stage: match(stage, features, whole, settings, given))
-        export_stage(
-            run,
-            precomputed,
-            settings,
-            lambda: samples(matched, settings),
-            method="CovMatch",
-            models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
-            inputs={"start": matched.store.read_json(START)["set"]} if given else {},
-        )
-        evaluated = evaluate_stage(run, "covmatch", features, settings)
+        draws = draws_of(run, settings)
+        matched, *_ = [
+            distill_once(one.run, precomputed, features, whole, given, one.settings) for one in draws
+        ]
+        evaluated = evaluate_stage("covmatch", draws, features)
         return _report(run, matched, evaluated, settings)
+
+
+def distill_once(
+    run: RunDir,
+    precomputed: Stage,
+    features: FeatureStore,
+    whole: Stage | None,
+    given: StartSet | None,
+    settings: Covmatch,
+) -> Stage:
+    """The stages of one draw, up to its set in `distilled/`; gives `match`."""
+    matched = run.stage("match", lambda stage: match(stage, features, whole, settings, given))
+    export_stage(
+        run,
+        precomputed,
+        settings,
+        lambda: samples(matched, settings),
+        method="CovMatch",
+        models={"image encoder": settings.match.image_model, "text encoder": settings.match.text_model},
+        inputs={"start": matched.store.read_json(START)["set"]} if given else {},
+    )
+    return matched
 
 
 def check_size(features: FeatureStore, settings: Covmatch) -> None:

@@ -3,16 +3,18 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmdd_ray.config import Edge
 from mmdd_ray.data.distilled import Sample, single_captions
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
+from mmdd_ray.draws import draws_of
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
-from mmdd_ray.evaluate.beside import Beside, beside_real
+from mmdd_ray.evaluate.beside import beside_real
 from mmdd_ray.evaluate.distilled_set import set_name
 from mmdd_ray.evaluate.report import REFINED, build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept
@@ -48,33 +50,50 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
     with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
         _check_size(features, settings)
-        tuned = run.stage("finetune", lambda stage: finetune(stage, features, settings))
-        drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
-        chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
-        captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
-        models = {
-            "clip": settings.features.clip,
-            "generator": settings.finetune.generator,
-            "captioner": settings.captions.model,
+        draws = draws_of(run, settings)
+        made = [distill_once(one.run, precomputed, features, one.settings) for one in draws]
+        name = set_name(REFINED if settings.refine.iterations else METHOD)
+        evaluated = evaluate_stage(name, draws, features)
+        return _report(run, features, made[0], evaluated, settings)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The stages of one draw that the report reads."""
+
+    tuned: Stage
+    drawn: Stage
+    chosen: Stage
+    refined: Stage | None
+
+
+def distill_once(run: RunDir, precomputed: Stage, features: FeatureStore, settings: Edge) -> Made:
+    """The stages of one draw, up to its set in `distilled/`."""
+    tuned = run.stage("finetune", lambda stage: finetune(stage, features, settings))
+    drawn = run.stage("synthesize", lambda stage: synthesize(stage, features, tuned, settings))
+    chosen = run.stage("choose", lambda stage: choose(stage, features, drawn, settings))
+    captioned = run.stage("recaption", lambda stage: caption(stage, drawn, chosen, settings))
+    models = {
+        "clip": settings.features.clip,
+        "generator": settings.finetune.generator,
+        "captioner": settings.captions.model,
+    }
+    method, refined = METHOD, None
+    if settings.refine.iterations:
+        method = REFINED
+        models |= {
+            "image encoder": settings.refine.image_model,
+            "text encoder": settings.refine.text_model,
         }
-        method, refined = METHOD, None
-        if settings.refine.iterations:
-            method = REFINED
-            models |= {
-                "image encoder": settings.refine.image_model,
-                "text encoder": settings.refine.text_model,
-            }
-            refined = _refined(run, precomputed, (drawn, chosen, captioned), settings)
+        refined = _refined(run, precomputed, (drawn, chosen, captioned), settings)
 
-        def made() -> tuple[list[Sample], LearntPairs | None]:
-            if refined:
-                return learnt_samples(refined, settings.run.seed)
-            return samples(drawn, chosen, captioned, settings), None
+    def made() -> tuple[list[Sample], LearntPairs | None]:
+        if refined:
+            return learnt_samples(refined, settings.run.seed)
+        return samples(drawn, chosen, captioned, settings), None
 
-        export_stage(run, precomputed, settings, made, method=method, models=models)
-        evaluated = evaluate_stage(run, set_name(method), features, settings)
-        beside = beside_real(_kept(drawn, chosen), features, settings.data)
-        return _report(run, tuned, chosen, refined, evaluated, beside)
+    export_stage(run, precomputed, settings, made, method=method, models=models)
+    return Made(tuned, drawn, chosen, refined)
 
 
 def _check_size(features: FeatureStore, settings: Edge) -> None:
@@ -138,7 +157,7 @@ def _refined(run: RunDir, precomputed: Stage, made: tuple[Stage, Stage, Stage], 
     whole, features = None, FeatureStore(precomputed.store)
     if settings.refine.real_moments == "whole":
         scored = precomputed.store
-        whole = run.stage("moments", lambda stage: whole_stage(stage, None, settings, scored))
+        whole = run.shared("moments", lambda stage: whole_stage(stage, None, settings, scored))
     return run.stage(
         "refine", lambda stage: refine(stage, features, whole, samples(*made, settings), settings)
     )
@@ -187,17 +206,12 @@ def _kept(drawn: Stage, chosen: Stage) -> list[dict[str, Any]]:
 
 
 def _report(
-    run: RunDir,
-    tuned: Stage,
-    chosen: Stage,
-    refined: Stage | None,
-    evaluated: Stage,
-    beside: tuple[dict[str, float], list[Beside]],
+    run: RunDir, features: FeatureStore, made: Made, evaluated: Stage, settings: Edge
 ) -> dict[str, Any]:
-    agreement, pairs = beside
-    refinement = refined.store.read_parquet(LOSSES).to_pydict() if refined else {}
-    losses = tuned.store.read_parquet("losses.parquet").to_pydict()
-    quality = chosen.store.read_json("choice.json")["quality"]
+    agreement, pairs = beside_real(_kept(made.drawn, made.chosen), features, settings.data)
+    refinement = made.refined.store.read_parquet(LOSSES).to_pydict() if made.refined else {}
+    losses = made.tuned.store.read_parquet("losses.parquet").to_pydict()
+    quality = made.chosen.store.read_json("choice.json")["quality"]
     report = build_report(
         run.store,
         evaluated.store.read_json(EVALUATION),

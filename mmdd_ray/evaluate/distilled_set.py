@@ -33,7 +33,9 @@ def evaluate_set(settings: Evaluate, preset: str) -> dict[str, Any]:
         coresets = chosen_coresets(run, features, settings, pairs.n_pairs)
         evaluated = run.stage(
             "evaluate",
-            lambda stage: compare_with_baselines(stage, name, pairs, features, settings, coresets, run.store),
+            lambda stage: compare_with_baselines(
+                stage, name, [pairs], features, [settings], [coresets], run.store
+            ),
         )
         command = shlex.join(["python", *sys.argv])
         report = build_report(run.store, evaluated.store.read_json(EVALUATION), command=command)

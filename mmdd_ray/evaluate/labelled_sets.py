@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -108,10 +109,10 @@ def _encode_texts(clip: str, texts: list[str], batch: int, device: str) -> np.nd
     return np.concatenate(parts)
 
 
-def real_sets(
+def real_rows(
     features: FeatureStore, settings: Vlcp, templates: Mapping[int, str], per_class: int
-) -> Iterator[tuple[str, LabelledSet]]:
-    """The baselines of `settings.evaluation` that are made of real images, one decoded after the other."""
+) -> dict[str, np.ndarray]:
+    """Sorted rows of each baseline of `settings.evaluation` that is made of real images."""
     wanted, seed, classes = settings.evaluation.baselines, settings.run.seed, tuple(templates)
     addresses = features.addresses
     names = [name for name in (*CORESETS, CLIP_SCORE) if name in wanted]
@@ -121,11 +122,22 @@ def real_sets(
     if "full" in wanted:
         count = min(settings.evaluation.full_pairs, len(addresses))
         chosen["full"] = np.sort(random_subset(len(addresses), count, seed))
-    needed = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
+    return chosen
+
+
+def real_sets(
+    features: FeatureStore,
+    chosen: Sequence[tuple[str, np.ndarray]],
+    settings: Vlcp,
+    classes: tuple[int, ...],
+) -> Iterator[tuple[str, LabelledSet]]:
+    """The sets of these rows with their names, one decoded after the other."""
+    addresses = features.addresses
+    needed = np.unique(np.concatenate([np.empty(0, np.int64), *(rows for _, rows in chosen)])).tolist()
     # once for all sets: the rows of a baseline lie in almost every shard
     fetched = fetch_pairs(settings.data, [addresses[row] for row in needed])
     rows = dict(zip(needed, fetched, strict=True))
-    for name, indices in chosen.items():
+    for name, indices in chosen:
         found, lost = _labelled([rows[row] for row in indices.tolist()], classes, settings.data, settings)
         if lost:
             raise UserError(
@@ -186,33 +198,38 @@ def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: s
 
 def compare_classifiers(
     stage: Stage,
-    synthetic: Mapping[str, ray.ObjectRef],
+    synthetic: Mapping[str, list[ray.ObjectRef]],
     templates: Mapping[int, str],
     features: FeatureStore,
-    settings: Vlcp,
+    draws: Sequence[Vlcp],
     run_store: Store,
 ) -> StageResult:
     """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
 
     Args:
-        synthetic: Labelled sets by name, in the object store; the distilled one first. Coresets have as many images
-            of each class as the settings have prototypes.
+        synthetic: Labelled sets by name, each draw of them, in the object store; the distilled one first. Coresets
+            have as many images of each class as the settings have prototypes.
         templates: What `describe.template` says of each class, by label, ascending; of all labels of the data.
+        draws: Settings of each draw, with the baselines that it has of its own. Classifiers are those of the first.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
-    listed, classes = RejectList(stage.store, run_store), tuple(templates)
+    settings, classes = draws[0], tuple(templates)
+    listed = RejectList(stage.store, run_store)
     sources = settings.evaluation.sources(settings.data)
     test = held_out_images("test", sources["test"], settings, features, classes, listed)
     val = test  # which a grid of one learning rate has no use for
     if len(settings.classifiers.learning_rates) > 1:
         val = held_out_images("val", sources["val"], settings, features, classes, listed)
     listed.save()
-    real = real_sets(features, settings, templates, settings.prototypes.images_per_class)
-    sets = {**synthetic, **{name: ray.put(labelled) for name, labelled in real}}
+    per_class = settings.prototypes.images_per_class
+    real = [item for own in draws for item in real_rows(features, own, templates, per_class).items()]
+    sets: dict[str, Any] = {**synthetic}
+    for name, labelled in real_sets(features, real, settings, classes):
+        sets.setdefault(name, []).append(ray.put(labelled))
     found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, found)
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
-        rows_out=len(sets) * settings.evaluation.seeds,
+        rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,
         rejects=Counter(reason for *_, reason in listed.rows),
     )

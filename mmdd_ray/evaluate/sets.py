@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -188,19 +189,37 @@ def baseline_sets(
     Raises:
         UserError: There are fewer real pairs than `pairs`, or the data have changed since features were made.
     """
+    chosen = _baseline_rows(features, data, evaluation, pairs, seed, coresets)
+    yield from _fetched(features, data, list(chosen.items()), image_px)
+
+
+def _baseline_rows(
+    features: FeatureStore,
+    data: Data,
+    evaluation: Evaluation,
+    pairs: int,
+    seed: int,
+    coresets: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Sorted rows of each baseline; arguments as for `baseline_sets`."""
     _check_pairs(features, data, pairs)
-    addresses = features.addresses
-    sizes = {"random": pairs, "full": min(len(addresses), evaluation.full_pairs)}
-    chosen = {
-        name: coresets[name]
-        if name in COMPARED
-        else np.sort(random_subset(len(addresses), sizes[name], seed))
+    count = len(features.addresses)
+    sizes = {"random": pairs, "full": min(count, evaluation.full_pairs)}
+    return {
+        name: coresets[name] if name in COMPARED else np.sort(random_subset(count, sizes[name], seed))
         for name in evaluation.baselines
     }
-    wanted = np.unique(np.concatenate([np.empty(0, np.int64), *chosen.values()])).tolist()
+
+
+def _fetched(
+    features: FeatureStore, data: Data, chosen: Sequence[tuple[str, np.ndarray]], image_px: int
+) -> Iterator[tuple[str, PairSet]]:
+    """The sets of these rows with their names, one decoded after the other."""
+    addresses = features.addresses
+    wanted = np.unique(np.concatenate([np.empty(0, np.int64), *(rows for _, rows in chosen)])).tolist()
     # once for all sets: the rows of a baseline lie in almost every shard
     rows = dict(zip(wanted, fetch_pairs(data, [addresses[row] for row in wanted]), strict=True))
-    for name, indices in chosen.items():
+    for name, indices in chosen:
         yield name, _decoded([rows[index] for index in indices.tolist()], name, data, image_px)
 
 
@@ -244,32 +263,42 @@ def _decoded(rows: list[Row], name: str, data: Data, image_px: int) -> PairSet:
 def compare_with_baselines(
     stage: Stage,
     name: str,
-    synthetic: PairSet | LearntPairs,
+    synthetic: Sequence[PairSet | LearntPairs],
     features: FeatureStore,
-    settings: Edge | Covmatch | Evaluate,
-    coresets: Mapping[str, np.ndarray],
+    draws: Sequence[Edge | Covmatch | Evaluate],
+    coresets: Sequence[Mapping[str, np.ndarray]],
     run_store: Store,
 ) -> StageResult:
     """Compares a distilled set with the baselines; writes `compare`'s result as evaluation.json.
 
     Args:
         name: Of the distilled set, in the report.
-        synthetic: The distilled set.
+        synthetic: The distilled set of each draw.
         features: Of the real data.
-        coresets: What `chosen_coresets` gave.
+        draws: Settings of each draw, with the baselines that it has of its own. Students are those of the first.
+        coresets: What `chosen_coresets` gave for each draw.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
     """
-    px, seed = settings.students.image_px, settings.run.seed
+    settings = draws[0]
+    px, data = settings.students.image_px, settings.data
     listed = RejectList(stage.store, run_store)
     val, test = held_out_sets(settings, listed)
     listed.save()
-    real = baseline_sets(features, settings.data, settings.evaluation, synthetic.n_pairs, px, seed, coresets)
+    chosen = [
+        item
+        for own, rows in zip(draws, coresets, strict=True)
+        for item in _baseline_rows(
+            features, data, own.evaluation, synthetic[0].n_pairs, own.run.seed, rows
+        ).items()
+    ]
     # in the object store, students of all machines get them; the driver need not hold them, too
-    sets = {name: ray.put(synthetic)} | {name: ray.put(pairs) for name, pairs in real}
-    result = compare(sets, val, test, settings.students, settings.evaluation, seed, stage)
+    sets: dict[str, Any] = {name: [ray.put(one) for one in synthetic]}
+    for baseline, pairs in _fetched(features, data, chosen, px):
+        sets.setdefault(baseline, []).append(ray.put(pairs))
+    result = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, result)
     return StageResult(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
-        rows_out=len(sets) * settings.evaluation.seeds,
+        rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,
         rejects=Counter(reason for *_, reason in listed.rows),
     )

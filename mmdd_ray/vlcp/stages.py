@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -9,6 +10,7 @@ import ray
 from mmdd_ray.config import Vlcp, VlcpSynthesis
 from mmdd_ray.data.distilled import FOLDER, Sample, read_distilled
 from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.draws import Draw, draws_of
 from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.evaluate.report import build_report, write_report
 from mmdd_ray.evaluate.sets import EVALUATION
@@ -47,39 +49,56 @@ def distill(settings: Vlcp, preset: str) -> dict[str, Any]:
             described.store,
             described.manifest["finished"],
         )
-        tuned = run.stage("finetune", lambda stage: finetune(stage, features, texts, settings))
-        encoded = run.stage(
-            "latents",
-            lambda stage: encode_latents(stage, settings.data, settings.finetune, settings.prototypes, texts),
-        )
-        found = run.stage(
-            "prototypes",
-            lambda stage: find_prototypes(
-                stage,
-                encoded.store,
-                classes,
-                features.duplicates(),
-                settings.prototypes,
-                settings.run.seed,
-            ),
-        )
-        drawn = run.stage("synthesize", lambda stage: synthesize(stage, found, tuned, texts, settings))
-        export_stage(
-            run,
-            precomputed,
-            settings,
-            lambda: (samples(found, drawn, classes, settings.synthesis), None),
-            method="VLCP",
-            models=_models(settings),
-            class_names={one.label: one.name for one in classes},
-        )
-        baseline = None
-        if "prompts" in settings.evaluation.baselines:
-            baseline = run.stage("prompts", lambda stage: draw_prompts(stage, classes, texts, settings))
+        draws = draws_of(run, settings)
+        made = [distill_once(one.run, precomputed, features, classes, texts, one.settings) for one in draws]
+        baselines = [baseline for _, baseline in made]
         evaluated = run.stage(
-            "evaluate", lambda stage: evaluate(stage, run, baseline, texts, features, settings)
+            "evaluate",
+            lambda stage: evaluate(stage, draws, baselines, texts, features),
+            [one.run for one in draws],
         )
-        return _report(run, tuned, evaluated)
+        return _report(run, made[0][0], evaluated)
+
+
+def distill_once(
+    run: RunDir,
+    precomputed: Stage,
+    features: FeatureStore,
+    classes: list[ImageClass],
+    texts: Descriptions,
+    settings: Vlcp,
+) -> tuple[Stage, Stage | None]:
+    """The stages of one draw, up to its set in `distilled/`; gives `finetune`, and `prompts` if they are a baseline."""
+    tuned = run.stage("finetune", lambda stage: finetune(stage, features, texts, settings))
+    encoded = run.shared(
+        "latents",
+        lambda stage: encode_latents(stage, settings.data, settings.finetune, settings.prototypes, texts),
+    )
+    found = run.stage(
+        "prototypes",
+        lambda stage: find_prototypes(
+            stage,
+            encoded.store,
+            classes,
+            features.duplicates(),
+            settings.prototypes,
+            settings.run.seed,
+        ),
+    )
+    drawn = run.stage("synthesize", lambda stage: synthesize(stage, found, tuned, texts, settings))
+    export_stage(
+        run,
+        precomputed,
+        settings,
+        lambda: (samples(found, drawn, classes, settings.synthesis), None),
+        method="VLCP",
+        models=_models(settings),
+        class_names={one.label: one.name for one in classes},
+    )
+    baseline = None
+    if "prompts" in settings.evaluation.baselines:
+        baseline = run.stage("prompts", lambda stage: draw_prompts(stage, classes, texts, settings))
+    return tuned, baseline
 
 
 def finetune(stage: Stage, features: FeatureStore, texts: Descriptions, settings: Vlcp) -> StageResult:
@@ -133,19 +152,21 @@ def samples(found: Stage, drawn: Stage, classes: list[ImageClass], synthesis: Vl
 
 def evaluate(
     stage: Stage,
-    run: RunDir,
-    baseline: Stage | None,
+    draws: Sequence[Draw[Vlcp]],
+    baselines: Sequence[Stage | None],
     texts: Descriptions,
     features: FeatureStore,
-    settings: Vlcp,
 ) -> StageResult:
-    """Trains classifiers on the exported set and on its baselines."""
+    """Trains classifiers on the exported sets and on their baselines; `baselines` are the drawings from prompts."""
+    run, settings = draws[0].run, draws[0].settings
     labels = tuple(texts.names)
-    px = settings.classifiers.image_px
-    sets = {"vlcp": _exported(run.store.child(FOLDER), labels, px)}
-    if baseline:
-        sets["prompts"] = _prompted(baseline.store, labels, settings.prototypes.images_per_class, px)
-    return compare_classifiers(stage, sets, texts.templates(), features, settings, run.store)
+    px, per_class = settings.classifiers.image_px, settings.prototypes.images_per_class
+    sets = {"vlcp": [_exported(one.run.store.child(FOLDER), labels, px) for one in draws]}
+    if prompted := [_prompted(one.store, labels, per_class, px) for one in baselines if one]:
+        sets["prompts"] = prompted
+    return compare_classifiers(
+        stage, sets, texts.templates(), features, [one.compared for one in draws], run.store
+    )
 
 
 def _exported(distilled: Store, labels: tuple[int, ...], px: int) -> ray.ObjectRef:
