@@ -19,6 +19,7 @@ from mmdd_ray.cluster import Devices, actor_resources, connect, devices, pool_si
 from mmdd_ray.config import Covmatch, Edge, Evaluate, Evaluation, Precompute, Vlcp
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.inventory import Source, look_at
+from mmdd_ray.draws import count_sets
 from mmdd_ray.errors import UserError
 from mmdd_ray.progress import duration
 from mmdd_ray.redact import redact
@@ -72,7 +73,7 @@ class StagePlan:
     work: Work
     parallel: int
     seconds: float | None
-    """None where nothing like it has been measured."""
+    """Of all the times that it is done; None where nothing like it has been measured."""
 
     gpus_each: float
     """Of what works at once; 0 without GPUs."""
@@ -115,6 +116,7 @@ class RunPlan:
                     "units": one.work.units,
                     "unit": one.work.unit,
                     "parallel": one.parallel,
+                    "times": one.work.times,
                     "seconds": one.seconds,
                     "gpu_hours": one.gpu_hours,
                     "peak_bytes": one.peak_bytes,
@@ -134,7 +136,7 @@ def plan_run(settings: Settings, job: str, devices: Devices) -> RunPlan:
     if isinstance(settings, Vlcp) and settings.describe.class_names is not None:
         source = replace(source, classes=len(read_class_names(settings.describe.class_names)))
     times, figures = _times(settings, job)
-    stages = [_stage_plan(work, devices, times.get(work.stage)) for work in works(settings, source)]
+    stages = [_stage_plan(work, devices, times.get(work.like)) for work in works(settings, source)]
     driver_bytes, scratch_bytes = _driver_bytes(settings, source), _scratch_bytes(settings, source)
     return RunPlan(
         source, devices, figures, stages, driver_bytes, scratch_bytes, settings.plan.gpu_hour_price
@@ -159,7 +161,7 @@ def _stage_plan(work: Work, devices: Devices, time: Timed | None) -> StagePlan:
     parallel, gpus = _parallel(work, devices), work.gpus_each if devices.gpus else 0.0
     if time is None or time.uses != work.uses:
         return StagePlan(work, parallel, None, gpus, None)
-    seconds = time.startup_seconds + time.seconds_a_unit * work.units / parallel
+    seconds = work.times * (time.startup_seconds + time.seconds_a_unit * work.units / parallel)
     alike = time.batches == work.batches and time.on_gpu == bool(gpus)
     return StagePlan(
         work,
@@ -288,7 +290,7 @@ def _driver_bytes(settings: Settings, source: Source) -> dict[str, float]:
         images["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows)
     copies = 2 * 3 * px**2  # decoded, and in the object store
     held = {name: count * copies for name, count in images.items()}
-    sets = 1 + len(set(evaluation.baselines) - {"full"})
+    sets = count_sets(evaluation, without=["full"])
     setting, count = set_size(settings, source)
     return held | {setting: sets * count * 3 * px**2}  # those are decoded one by one
 
@@ -365,13 +367,17 @@ def render(plan: RunPlan) -> str:
         rows.append(
             [
                 work.stage,
-                f"{work.units:,.0f} {work.unit}",
+                f"{f'{work.times:,} × ' if work.times > 1 else ''}{work.units:,.0f} {work.unit}",
                 f"{one.parallel:,}",
                 "?" if one.seconds is None else duration(one.seconds),
                 "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
                 _size(one.peak_bytes) if one.peak_bytes else "?" if work.batches else "",
-                _size(work.passes * source.bytes) if source.bytes and work.passes else "",
-                "?" if work.writes_bytes is None else _size(work.writes_bytes) if work.writes_bytes else "",
+                _size(work.times * work.passes * source.bytes) if source.bytes and work.passes else "",
+                "?"
+                if work.writes_bytes is None
+                else _size(work.times * work.writes_bytes)
+                if work.writes_bytes
+                else "",
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -394,11 +400,12 @@ def render(plan: RunPlan) -> str:
         price = f", {total * plan.gpu_hour_price:,.2f} at {plan.gpu_hour_price:g} an hour"
         lines.append(f"GPUs         {total:,.1f} GPU-hours{price if plan.gpu_hour_price else ''}")
     if source.bytes:
-        read = sum(one.work.passes for one in plan.stages) * source.bytes
+        read = sum(one.work.times * one.work.passes for one in plan.stages) * source.bytes
         lines.append(f"traffic      {_size(read)} read from the source")
-    written = [one.work.writes_bytes for one in plan.stages]
-    beside = ", beside the fine-tuned generator" if None in written else ""
-    lines.append(f"storage      {_size(sum(filter(None, written)))} in the run directory{beside}")
+    written = sum(one.work.times * (one.work.writes_bytes or 0) for one in plan.stages)
+    unknown_bytes = any(one.work.writes_bytes is None for one in plan.stages)
+    beside = ", beside the fine-tuned generator" if unknown_bytes else ""
+    lines.append(f"storage      {_size(written)} in the run directory{beside}")
     if plan.driver_bytes:
         scratch = f", and {_size(plan.scratch_bytes)} in its TMPDIR" if plan.scratch_bytes else ""
         lines.append(
@@ -420,6 +427,10 @@ def _size(count: float) -> str:
 
 
 def planned_seconds(run: Store) -> dict[str, float]:
-    """What the plan of a run said of each of its stages, where it said something."""
+    """What the plan of a run said of each of its stages, where it said something: of one time that it is done."""
     stages = run.read_json(PLAN)["stages"] if run.exists(PLAN) else {}
-    return {name: one["seconds"] for name, one in stages.items() if one["seconds"] is not None}
+    return {
+        name: one["seconds"] / one.get("times", 1)
+        for name, one in stages.items()
+        if one["seconds"] is not None
+    }

@@ -1,5 +1,6 @@
 """Checking a distilled set: that its files are whole, and that its images can be made again. Starts no Ray."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from mmdd_ray.data.images import decode_image, encode_png
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.redact import redact
-from mmdd_ray.run import SETTINGS, versions
+from mmdd_ray.run import DRAWS, SETTINGS, versions
 from mmdd_ray.store import Store
 
 MAX_PIXELS = 2**31
+DRAW_FOLDER = re.compile(rf"/{DRAWS}/\d+$")  # of a run directory
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _made_again(store: Store, samples: Sequence[Sample], chosen: Sequence[Sample
     """PNG files by key."""
     if learnt := read_learnt(store):
         return _shown_again(learnt, samples, chosen)
-    run = Store(store.uri.rpartition("/")[0])
+    drawn = Store(store.uri.rpartition("/")[0])
+    run = Store(DRAW_FOLDER.sub("", drawn.uri))
     where = redact(run.uri)
     if not run.exists(SETTINGS):
         raise UserError(
@@ -82,7 +85,7 @@ def _made_again(store: Store, samples: Sequence[Sample], chosen: Sequence[Sample
     held = run.read_json(SETTINGS)
     if held.get("job") not in _PAINTERS:
         raise UserError(f"{where} holds a run of the job {held.get('job')}, which draws no images")
-    return _drawn_again(run, held, chosen)
+    return _drawn_again(drawn, held, chosen)
 
 
 def _shown_again(

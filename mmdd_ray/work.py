@@ -2,15 +2,19 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from mmdd_ray.config import Classifiers, Covmatch, Edge, Evaluate, Precompute, Students, Vlcp
 from mmdd_ray.data.inventory import Source
+from mmdd_ray.draws import count_sets, own_baselines
 from mmdd_ray.models import zoo
+from mmdd_ray.run import DRAWS
 
 Settings = Edge | Covmatch | Vlcp | Precompute | Evaluate
 FEATURE_BYTES = 2  # float16
+OTHER_DRAWS = f"{DRAWS}/*/"
 FALLBACK_DIM = 512  # of CLIP, where its name does not say
 
 
@@ -37,6 +41,15 @@ class Work:
     """How often it reads all of the source."""
     writes_bytes: float | None = 0
     """What it leaves in the run directory; None where that is not known."""
+    shared: bool = False
+    """Whether all draws of a run use what the first of them made."""
+    times: int = 1
+    """How often a run does this, one time after the other, each in a folder of its own."""
+
+    @property
+    def like(self) -> str:
+        """The stage that does the same in a run of one draw."""
+        return self.stage.removeprefix(OTHER_DRAWS)
 
 
 def works(settings: Settings, source: Source) -> Iterator[Work]:
@@ -55,16 +68,31 @@ def works(settings: Settings, source: Source) -> Iterator[Work]:
         passes=1,
         writes_bytes=rows * (dim * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row),
     )
+    if isinstance(settings, Edge | Covmatch | Vlcp):
+        yield from _draw_works(settings, source, 0)
+        if (others := settings.evaluation.draws - 1) > 0:
+            for work in _draw_works(settings, source, 1):
+                if not work.shared:
+                    yield replace(work, stage=f"{OTHER_DRAWS}{work.stage}", times=others)
+    if not isinstance(settings, Precompute):
+        yield _evaluate_work(settings)
+
+
+def planned_as(stage: str) -> str:
+    """The name that a plan has for a stage of a run: one for those of all draws but the first."""
+    return re.sub(rf"^{DRAWS}/\d+/", OTHER_DRAWS, stage)
+
+
+def _draw_works(settings: Edge | Covmatch | Vlcp, source: Source, number: int) -> Iterator[Work]:
+    """The work of one draw, that of shared stages, too."""
     if isinstance(settings, Edge):
         yield from _edge_works(settings, source)
     elif isinstance(settings, Covmatch):
         yield from _matching_works(settings, source, settings.match.pairs)
-    elif isinstance(settings, Vlcp):
+    else:
         yield from _vlcp_works(settings, source)
     if isinstance(settings, Edge | Covmatch):
-        yield from _coreset_work(settings, source)
-    if not isinstance(settings, Precompute):
-        yield _evaluate_work(settings)
+        yield from _coreset_work(settings, source, own_baselines(settings.evaluation, number))
 
 
 def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
@@ -103,6 +131,7 @@ def _matching_works(settings: Covmatch | Edge, source: Source, pairs: int) -> It
             "features",
             batches=f"{features.chunk_pairs} pairs",
             passes=1,
+            shared=True,
         )
     synthetic = min(match.synthetic_batch, pairs)
     real = match.real_batch if match.encoder_updates or match.real_moments == "batches" else 0
@@ -137,6 +166,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
             batches=f"{describe.chunk_images} images",
             passes=1,
             writes_bytes=source.rows * describe.max_new_tokens * 4,
+            shared=True,
         )
     yield _finetune_work(settings, source)
     latent_bytes = 4 * (px // 8) ** 2 * FEATURE_BYTES  # of Stable Diffusion's VAEs
@@ -151,6 +181,7 @@ def _vlcp_works(settings: Vlcp, source: Source) -> Iterator[Work]:
         batches=f"{prototypes.chunk_images} images",
         passes=1,
         writes_bytes=source.rows * latent_bytes,
+        shared=True,
     )
     _, drawn = set_size(settings, source)
     yield Work(
@@ -233,18 +264,19 @@ def set_size(settings: Edge | Covmatch | Vlcp | Evaluate, source: Source) -> tup
     return "set", 0  # is there already, and small
 
 
-def _coreset_work(settings: Edge | Covmatch, source: Source) -> Iterator[Work]:
+def _coreset_work(settings: Edge | Covmatch, source: Source, baselines: Sequence[str]) -> Iterator[Work]:
     _, pairs = set_size(settings, source)
-    wanted = set(settings.evaluation.baselines)
-    greedy = sorted({"herding", "k-center"} & wanted)
-    passes = pairs * len(greedy) + ("clip-score" in wanted)  # over all rows
+    greedy = {"herding", "k-center"}
+    own = sorted(greedy & set(baselines))
+    measured = sorted(greedy & set(settings.evaluation.baselines))
+    passes = pairs * len(own) + ("clip-score" in baselines)  # over all rows
     if passes:
         yield Work(
             "coresets",
             source.rows * passes,
             "distances",
             # the one pass of clip-score does not change how long a distance takes
-            f"{settings.features.clip}, {' and '.join(greedy or ['clip-score'])}",
+            f"{settings.features.clip}, {' and '.join(measured or ['clip-score'])}",
             1,
             0.0,
             "evaluation",
@@ -260,7 +292,7 @@ def _evaluate_work(settings: Edge | Covmatch | Vlcp | Evaluate) -> Work:
         judged, batch = settings.students, settings.students.batch_pairs
         uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
     rates = len(judged.learning_rates)
-    sets = 1 + len(settings.evaluation.baselines)
+    sets = count_sets(settings.evaluation)
     students = sets * (settings.evaluation.seeds + (rates if rates > 1 else 0))
     each = settings.evaluation.gpus_per_student
     return Work(

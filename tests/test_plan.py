@@ -28,7 +28,7 @@ from mmdd_ray.presets import (
 )
 from mmdd_ray.run import resolved
 from mmdd_ray.store import Store
-from mmdd_ray.work import works
+from mmdd_ray.work import planned_as, works
 
 ROOT = Path(__file__).parents[1]
 LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())
@@ -113,6 +113,45 @@ def test_the_coresets_are_planned_by_runs_that_had_no_clip_score() -> None:
 )
 def test_times_that_come_with_the_package_tell_of_every_stage(preset: Any, job: str) -> None:
     assert plan_run(preset(), job, LAPTOP).seconds is not None
+
+
+def drawn(settings: Any, draws: int) -> Any:
+    return replace(settings, evaluation=replace(settings.evaluation, draws=draws))
+
+
+def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
+    edge, once = drawn(edge_local(), 3), units(edge_local())
+    again = {f"draws/*/{stage}": once[stage] for stage in ("finetune", "synthesize", "recaption")} | {
+        "draws/*/coresets": 2000 * 101
+    }  # k-center and clip-score
+    evaluated = (6 + 2 * 4) * (3 + 2) * 80 * 64  # further draws of EDGE and of three baselines
+    assert units(edge) == once | again | {"evaluate": evaluated}
+    assert {work.times for work in works(edge, look_at(edge.data)) if work.stage in again} == {2}
+    whole = replace(covmatch_local(), match=replace(covmatch_local().match, real_moments="whole"))
+    assert set(units(drawn(whole, 2))) - set(units(whole)) == {"draws/*/match", "draws/*/coresets"}
+    repeated = set(units(drawn(vlcp_local(), 2))) - set(units(vlcp_local()))
+    assert repeated == {f"draws/*/{stage}" for stage in ("finetune", "prototypes", "synthesize", "prompts")}
+
+    done = write_run(
+        tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, 20.0)}
+    )
+    plan = plan_run(replace(edge, plan=Plan(like=done)), "edge_cc3m", LAPTOP)
+    seconds = {one.work.stage: one.seconds for one in plan.stages}
+    assert seconds["draws/*/finetune"] == pytest.approx(2 * 50)
+    assert "2 × 1,920 pairs" in render(plan)
+    assert plan.driver_bytes["synthesis.pairs"] == (5 + 2 * 4) * 100 * 3 * 32**2
+    kept = Store(str(tmp_path / "kept"))
+    kept.write_json("plan.json", plan.as_json())
+    assert planned_seconds(kept)[planned_as("draws/2/finetune")] == pytest.approx(50)
+    assert planned_seconds(kept)[planned_as("finetune")] == pytest.approx(50)
+    # a run of several draws tells as much as one of its first
+    like = write_run(
+        tmp_path / "like", edge, "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, 20.0)}
+    )
+    assert (
+        plan_run(replace(edge, plan=Plan(like=like)), "edge_cc3m", LAPTOP).as_json()["stages"]
+        == (plan.as_json()["stages"])
+    )
 
 
 def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> None:

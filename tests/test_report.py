@@ -26,6 +26,7 @@ from mmdd_ray.evaluate.report import (
     verdict,
     write_report,
 )
+from mmdd_ray.evaluate.spread import spread
 from mmdd_ray.evaluate.verdict import sentence, standing
 from mmdd_ray.run import RunDir, StageResult
 from mmdd_ray.store import Store
@@ -35,7 +36,7 @@ HOSTILE = "</figcaption><script>alert('1')</script><img src=x onerror=alert(2)> 
 
 
 def _metrics(*runs: float) -> dict[str, Any]:
-    mean = sum(runs) / len(runs)
+    mean = sum(runs) / max(len(runs), 1)
     std = (sum((run - mean) ** 2 for run in runs) / max(len(runs) - 1, 1)) ** 0.5
     return {metric: {"mean": mean, "std": std, "runs": list(runs)} for metric in METRICS}
 
@@ -228,6 +229,55 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     assert lines[10].split() == ["pairs", "100", "100", "100", "4,000"]
     assert "3 images, 7 pairs" in lines[12]
     assert f"report.html  {run.uri}/report.html" in lines
+
+
+def test_several_draws_are_told_apart_from_students(tmp_path: Path) -> None:
+    settings = Edge(
+        data=Data(uri="shapes:10"), evaluation=Evaluation(val="shapes:10", test="shapes:10", draws=2)
+    )
+    edge, random = _set(100), _set(100, 9.0, 11.0)
+    edge["metrics"] = dict.fromkeys(METRICS, spread([[12.0, 14.0], [17.0, 19.0]]))
+    with RunDir.open(str(tmp_path / "run"), "edge", "local", settings) as open_run:
+        for part in (
+            open_run,
+            open_run.draw(1),
+            open_run.draw(2),
+        ):  # the last is of an earlier, larger number
+            part.stage("finetune", lambda _: StageResult(rows_in=1, rows_out=1))
+            drawn = next(shapes.pairs(0, 1, seed=1))
+            sample = Sample(key="0", image=drawn["image"], captions=("a",), seed=0, source_key="")
+            folder = part.store.child("distilled")
+            write_distilled([sample], folder, method="edge", settings={}, seed=len(part.store.uri), inputs={})
+        store = open_run.store
+        evaluation = EVALUATION | {"sets": {"edge": edge, "random": random}}
+        report = build_report(store, evaluation)
+    assert list(report["stages"]) == ["finetune", "draws/1/finetune"]
+    assert [one["set"] for one in report["draws"]] == ["distilled", "draws/1/distilled"]
+    assert report["draws"][1]["seed"] == report["draws"][0]["seed"] + len("/draws/1")
+    score = report["scores"]["edge"]["ir@1"]
+    assert (score["std"], score["std_between_draws"]) == (pytest.approx(2**0.5), pytest.approx(12.5**0.5))
+    assert headline(report).replace("\u00a0", " ") == (
+        "100 synthetic pairs of EDGE reach 15.5 ± 1.4 % (over 2 draws ± 3.5) mean recall; "
+        "100 random real pairs 10.0 ± 1.4 %."
+    )
+    page = _Page(report_html(report, store))
+    assert [text for tag, text in page.text if text.startswith("15.5 ±")] == ["15.5 ± 1.4 ± 3.5"] * len(
+        METRICS
+    )
+    assert ("td", "10.0 ± 1.4") in page.text
+    assert any("between the means of its draws" in text for _, text in page.text)
+    lines = summary_table(report).splitlines()
+    assert lines[0] == (
+        "recall in percent, mean ± standard deviation over students; of draws: between the means of 2"
+    )
+    assert [line.split() for line in lines if line.startswith("  of draws")] == [["of", "draws", "±", "3.5"]]
+
+
+def test_a_single_student_of_each_draw_has_no_deviation(run: Store) -> None:
+    one = _set(100) | {"metrics": dict.fromkeys(METRICS, spread([[12.0], [14.0]]))}
+    report = build_report(run, EVALUATION | {"sets": {"edge": one}})
+    assert "13.0 ± – ± 1.4" in report_html(report, run)
+    assert "reach 13.0 % (over 2 draws ± 1.4) mean recall" in headline(report).replace("\u00a0", " ")
 
 
 def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None:

@@ -80,6 +80,18 @@ def test_images_are_drawn_again_alike(edge_set: Store) -> None:
     assert verify(edge_set.uri, regenerate=0).differences == {}
 
 
+def test_images_of_a_further_draw_are_made_with_what_lies_beside_them(
+    edge_set: Store, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(Path(edge_set.uri).parent, run / "draws" / "1")
+    (run / "draws" / "1" / "settings.json").rename(run / "settings.json")
+    assert list(verify(str(run / "draws" / "1" / "distilled"), regenerate=1).differences.values()) == [0]
+    (run / "draws" / "1").rename(run / "draws" / "one")
+    with pytest.raises(UserError, match="is no run directory"):
+        verify(str(run / "draws" / "one" / "distilled"), regenerate=1)
+
+
 def test_images_of_prototypes_are_drawn_again_alike(tmp_path: Path) -> None:
     preset = vlcp_local()
     settings = replace(preset, synthesis=replace(preset.synthesis, inference_steps=2))

@@ -30,9 +30,17 @@ _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its set
 
 
 def bars(
-    labels: Sequence[str], means: Sequence[float], stds: Sequence[float], chance: float, what: str
+    labels: Sequence[str],
+    means: Sequence[float],
+    stds: Sequence[float],
+    chance: float,
+    what: str,
+    draws: Sequence[Sequence[float]] = (),
 ) -> str:
-    """Horizontal bars of mean scores in percent, the first on top, with error bars; chance as a line."""
+    """Horizontal bars of mean scores in percent, the first on top, with error bars; chance as a line.
+
+    ``draws`` are means of each draw of a bar, which are shown as dots on it.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "bars"}):
         figure, (axes,) = _figure(1, max(LINES_IN, 0.7 + BAR_IN * len(labels)))
         y = np.arange(len(labels))
@@ -41,6 +49,8 @@ def bars(
         reach = max(mean + std for mean, std in zip(means, stds, strict=True)) or 1.0
         for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
             axes.text(mean + std + 0.02 * reach, i, f"{mean:.1f}", va="center")
+        for i, draw_means in enumerate(draws):
+            axes.plot(draw_means, [i] * len(draw_means), "o", color=INK, ms=4, mfc="none")
         axes.axvline(chance, color=INK, lw=1, ls=":")
         axes.set(yticks=y, yticklabels=labels, xlabel=f"{what}, % (dotted: chance)", xlim=(0, 1.12 * reach))
         axes.set_ylim(len(labels) - 0.4, -0.5)  # the first on top

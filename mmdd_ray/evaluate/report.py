@@ -28,8 +28,9 @@ from mmdd_ray.evaluate.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluate.verdict import sentence, standing
 from mmdd_ray.plan import planned_seconds
 from mmdd_ray.redact import redact
-from mmdd_ray.run import MANIFEST, SETTINGS
+from mmdd_ray.run import DRAWS, MANIFEST, SETTINGS
 from mmdd_ray.store import Store
+from mmdd_ray.work import planned_as
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 EXAMPLES = 12
@@ -129,7 +130,9 @@ def build_report(
         agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
         command: what the user typed to start the run.
 
-    Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``.
+    Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
+    for a set that was drawn several times also ``{draw_means, std_between_draws}``, as ``spread`` says. ``draws`` are
+    the distilled sets of the run, of which ``distilled``, losses and quality are the first.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
@@ -137,7 +140,8 @@ def build_report(
     """
     held = run.read_json(SETTINGS)
     distilled = run.read_json(f"{FOLDER}/{MANIFEST}") if run.exists(f"{FOLDER}/{MANIFEST}") else None
-    stages = _stage_manifests(run)
+    folders = _draw_folders(held["settings"])
+    stages = _stage_manifests(run, folders)
     sets = evaluation["sets"] if evaluation else {}
     planned = planned_seconds(run)
     real_images = stages["features"]["rows_out"] if "features" in stages else None
@@ -158,9 +162,10 @@ def build_report(
         "source": stages["features"]["extra"].get("source") if "features" in stages else None,
         "distilled": distilled
         and {key: distilled[key] for key in ("images", "pairs", "captions_per_image", "bytes", "checksum")},
+        "draws": [_draw(run, folder) for folder in folders] if distilled else [],
         "stages": {
             name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds", "resumed")}
-            | {"planned_seconds": planned.get(name)}
+            | {"planned_seconds": planned.get(planned_as(name))}
             for name, manifest in stages.items()
         },
         "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
@@ -181,9 +186,24 @@ def build_report(
     }
 
 
-def _stage_manifests(run: Store) -> dict[str, dict[str, Any]]:
+def _draw_folders(settings: Mapping[str, Any]) -> list[str]:
+    """Where the draws of a run with these settings lie in it: as prefixes of names."""
+    draws = settings.get("evaluation", {}).get("draws", 1)
+    return ["", *(f"{DRAWS}/{number}/" for number in range(1, draws))]
+
+
+def _draw(run: Store, folder: str) -> dict[str, Any]:
+    manifest = run.read_json(f"{folder}{FOLDER}/{MANIFEST}")
+    return {"set": f"{folder}{FOLDER}", **{key: manifest[key] for key in ("seed", "checksum")}}
+
+
+def _stage_manifests(run: Store, folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Manifests of the finished stages in their order; that of the distilled set is none of them."""
-    names = [f"{name}/{MANIFEST}" for name in run.entries()]
+    names = [
+        f"{folder}{name}/{MANIFEST}"
+        for folder in folders
+        for name in (run.child(folder) if folder else run).entries()
+    ]
     found = [manifest for name in names if run.exists(name) and "stage" in (manifest := run.read_json(name))]
     return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
 
@@ -257,7 +277,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"spread_of": _mean_std, "duration": _duration, "bytes": _bytes, "label": _label}
+    environment.filters |= {"spread_of": _mean_stds, "duration": _duration, "bytes": _bytes, "label": _label}
     environment.filters["set_label"] = lambda name: _set_label(name, report)
     distilled = run.child(FOLDER)
     return environment.get_template("report.html.jinja").render(
@@ -270,6 +290,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         task=TASK_TEXTS.get(report["task"]),
         texts=TEXTS.get(str(report["method"]).lower(), TEXTS["edge"]),
         best=_best(report["scores"]),
+        draws=_most_draws(report),
         about_full=_about_full(report),
         has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
@@ -305,6 +326,8 @@ def headline(report: Mapping[str, Any]) -> str:
         task = TASK_TEXTS[report["task"]]
         count = f"{sets[name][task['unit']]:,}" if name in sets else ""
         score = f"{_mean_std(main)} %".replace(" ", "\u00a0")  # never broken over lines
+        if "draw_means" in main:
+            score += f" (over {len(main['draw_means'])} draws ±\u00a0{main['std_between_draws']:.1f})"
         if name == FULL:
             full = _set_label(FULL, report) if _full_is_part(report) else "the full data"
             clauses.append(f"{full} ({count} {task['unit']}) {score}")
@@ -350,7 +373,8 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
         means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
         labels = [_set_label(name, report) for name in scored]
         what = TASK_TEXTS[report["task"]]["main"]
-        found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what)
+        draws = [score.get("draw_means", ()) for score in scored.values()]
+        found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what, draws)
     for part in ("losses", "refinement"):
         terms = {name: values for name, values in report[part].items() if name != "step"}
         if terms:
@@ -363,6 +387,11 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
 def _main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The deciding metric of each set, and of chance."""
     return {name: one[MAIN_METRIC[report["task"]]] for name, one in report["scores"].items()}
+
+
+def _most_draws(report: Mapping[str, Any]) -> int:
+    """How often the sets were drawn that depend on a seed."""
+    return max((len(one.get("draw_means", (0,))) for one in _main_scores(report).values()), default=1)
 
 
 def _best(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -385,10 +414,14 @@ def summary_table(report: Mapping[str, Any]) -> str:
             [_metric(metric), *[_mean_std(one[metric]) for one in scores.values()]]
             for metric in METRICS[report["task"]]
         ]
+        if (draws := _most_draws(report)) > 1:
+            between = [one.get("std_between_draws") for one in _main_scores(report).values()]
+            rows += [["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]]
         rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         what = "recall" if report["task"] == "retrieval" else "accuracy"
-        blocks.append(f"{what} in percent, mean ± standard deviation over students\n")
+        note = f"; of draws: between the means of {draws}" if draws > 1 else ""
+        blocks.append(f"{what} in percent, mean ± standard deviation over students{note}\n")
         for places in _fitting(widths):
             for row in rows:
                 cells = [f"{row[place]:>{widths[place]}}" for place in places]
@@ -424,8 +457,17 @@ def _fitting(widths: Sequence[int]) -> list[list[int]]:
 
 
 def _mean_std(score: Mapping[str, Any]) -> str:
-    """``12.3 ± 0.4``; a single run has no deviation."""
-    return f"{score['mean']:.1f} ± {score['std']:.1f}" if len(score["runs"]) > 1 else f"{score['mean']:.1f}"
+    """``12.3 ± 0.4``; a single student of each draw has no deviation."""
+    several = len(score["runs"]) > len(score.get("draw_means", (0,)))
+    return f"{score['mean']:.1f} ± {score['std']:.1f}" if several else f"{score['mean']:.1f}"
+
+
+def _mean_stds(score: Mapping[str, Any]) -> str:
+    """``12.3 ± 0.4 ± 0.8``: the second deviation is that between draws, where there are several."""
+    if "draw_means" not in score:
+        return _mean_std(score)
+    shown = _mean_std(score)
+    return f"{shown if '±' in shown else f'{shown} ± –'} ± {score['std_between_draws']:.1f}"
 
 
 def _metric(name: str) -> str:

@@ -21,25 +21,34 @@ CONFIDENCE = 0.95
 
 
 def standing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Where a score stands beside another one; each has ``mean``, sample deviation ``std`` and ``runs``.
+    """Where a score stands beside another one; each is one that ``spread.spread`` gives.
 
     ``ABOVE`` or ``BELOW`` where the 95 % confidence interval of the difference of the two means leaves out 0, ``LEVEL``
     where it holds 0. The interval is Welch's (Biometrika 34, 1947): the combined standard error times a quantile of
-    Student's t, with the degrees of freedom of Welch and Satterthwaite. A score of a single run has no known spread;
-    then ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the figures alone.
+    Student's t, with the degrees of freedom of Welch and Satterthwaite. The deviation is that of the means of draws
+    where a set was drawn several times, because students of one draw have its luck in common; otherwise that of
+    students. A single figure has no known spread; then ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the figures alone.
     """
     difference = ours["mean"] - theirs["mean"]
-    if min(len(ours["runs"]), len(theirs["runs"])) < 2:
+    if min(_deviation(ours)[1], _deviation(theirs)[1]) < 2:
         return HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
     if abs(difference) <= _margin(ours, theirs):
         return LEVEL
     return ABOVE if difference > 0 else BELOW
 
 
+def _deviation(score: Mapping[str, Any]) -> tuple[float, int]:
+    """The sample deviation of the independent figures behind a mean, and their number."""
+    if "draw_means" in score:
+        return score["std_between_draws"], len(score["draw_means"])
+    return score["std"], len(score["runs"])
+
+
 def _margin(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     """Half the width of the confidence interval of the difference."""
-    freedoms = [len(score["runs"]) - 1 for score in (ours, theirs)]
-    variances = [score["std"] ** 2 / len(score["runs"]) for score in (ours, theirs)]  # of the two means
+    deviations = [_deviation(score) for score in (ours, theirs)]
+    freedoms = [count - 1 for _, count in deviations]
+    variances = [std**2 / count for std, count in deviations]  # of the two means
     combined = sum(variances)
     if combined == 0:
         return 0.0
