@@ -348,7 +348,8 @@ class Classifiers:
     cutmix: Annotated[float, Ge(0), Le(1)] = 0.5
     """Share of the batches that are mixed by CutMix."""
     precision: Precision = "auto"
-    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and float32 on CPUs."""
+    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and on CPUs with units for it, and
+    float32 on others."""
 
     @property
     def poolings(self) -> int | None:
@@ -395,7 +396,8 @@ class Students:
     temperature: Positive = 0.07
     """Temperature of InfoNCE."""
     precision: Precision = "auto"
-    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and float32 on CPUs."""
+    """Of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and on CPUs with units for it, and
+    float32 on others."""
 
 
 @dataclass(frozen=True, kw_only=True)

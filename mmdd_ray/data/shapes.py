@@ -6,7 +6,7 @@ object a scene, and its class is (colour, shape).
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,13 +209,20 @@ def pairs(
     start: int, stop: int, *, seed: int, image_px: int = 32, labelled: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Pairs `start` to `stop` as `{key, image (PNG bytes), captions, label}`; `label` is None unless labelled."""
-    for index in range(start, stop):
-        drawn = scene(index, seed=seed, labelled=labelled)
-        png = io.BytesIO()
-        drawn.render(image_px).save(png, "PNG")
+    scenes = (scene(index, seed=seed, labelled=labelled) for index in range(start, stop))
+    return as_pairs(scenes, start, seed=seed, image_px=image_px, labelled=labelled)
+
+
+def as_pairs(
+    scenes: Iterable[Any], start: int, *, seed: int, image_px: int, labelled: bool, **png: Any
+) -> Iterator[dict[str, Any]]:
+    """Scenes of any world from number `start` on as pairs; `png` are Pillow's options of the format."""
+    for index, drawn in enumerate(scenes, start):
+        file = io.BytesIO()
+        drawn.render(image_px).save(file, "PNG", **png)
         yield {
             "key": f"shapes-{seed}-{index:09d}",
-            "image": png.getvalue(),
+            "image": file.getvalue(),
             "captions": drawn.captions(),
             "label": drawn.label if labelled else None,
         }

@@ -8,7 +8,6 @@ captions that are wrong at one rate are wrong at every higher one, so that world
 
 # px: side of an image in pixels; lengths are shares of that side unless a name says otherwise
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -135,7 +134,7 @@ class WebScene:
 
     @property
     def label(self) -> int:
-        """Class of the main object, an index into `shapes.CLASS_NAMES`."""
+        """That of the named scene."""
         return self.named.label
 
     def render(self, image_px: int) -> Image.Image:
@@ -334,13 +333,6 @@ def pairs(
     start: int, stop: int, *, seed: int, image_px: int = 32, labelled: bool = False, world: World
 ) -> Iterator[dict[str, Any]]:
     """Pairs `start` to `stop` of `world`, as those of `shapes.pairs`."""
-    for index in range(start, stop):
-        drawn = scene(index, seed=seed, labelled=labelled, world=world)
-        png = io.BytesIO()
-        drawn.render(image_px).save(png, "PNG", compress_level=1)
-        yield {
-            "key": f"shapes-{seed}-{index:09d}",
-            "image": png.getvalue(),
-            "captions": drawn.captions(),
-            "label": drawn.label if labelled else None,
-        }
+    scenes = (scene(index, seed=seed, labelled=labelled, world=world) for index in range(start, stop))
+    # the lowest level: grain hardly shrinks, and half of the time would go into trying
+    return shapes.as_pairs(scenes, start, seed=seed, image_px=image_px, labelled=labelled, compress_level=1)

@@ -20,7 +20,7 @@ from mmdd_ray.evaluate.labelled import LabelledSet
 from mmdd_ray.evaluate.metrics import TOPS
 from mmdd_ray.evaluate.train import draw_shifts, shifted
 from mmdd_ray.models.classifiers import build_classifier
-from mmdd_ray.models.precision import autocast
+from mmdd_ray.models.precision import autocast, fastest
 
 DECAY, DECAYED_AT = 0.2, (2 / 3, 5 / 6)
 TEST_ROWS = 64
@@ -69,7 +69,7 @@ def train_classifier(
             if rng.random() < settings.cutmix:
                 image_BCHW, order, share = cutmix(image_BCHW, rng)
                 other_B = target_B[order]
-            with autocast(device, settings.precision):
+            with autocast(device, fastest(settings.precision)):
                 logits_BC = network(image_BCHW).float()
             loss = share * cross_entropy(logits_BC, target_B) + (1 - share) * cross_entropy(
                 logits_BC, other_B

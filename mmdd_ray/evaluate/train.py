@@ -17,7 +17,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.metrics import chance
 from mmdd_ray.evaluate.pairs import PairSet
 from mmdd_ray.evaluate.retrieval import retrieval_metrics
-from mmdd_ray.models.precision import autocast
+from mmdd_ray.models.precision import autocast, fastest
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
     DualEncoder,
@@ -101,7 +101,7 @@ def train_student(
         for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
             shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
             image_BHWC = shifted(torch.from_numpy(images_NHWC[image_B]).to(device), shift_2B)
-            with autocast(device, settings.precision):
+            with autocast(device, fastest(settings.precision)):
                 image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
             loss = info_nce(image_BD, text_BD, settings.temperature)
