@@ -9,7 +9,7 @@ same command goes on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import photo_models
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 import tyro
+import vlcp_arms
 
 from mmdd_ray import cli
 from mmdd_ray.cluster import connected
@@ -35,16 +35,9 @@ from mmdd_ray.config import (
     Vlcp,
     VlcpSynthesis,
 )
-from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.evaluate.sets import EVALUATION
-from mmdd_ray.features.precompute import feature_stage
-from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir
 from mmdd_ray.store import Store
-from mmdd_ray.vlcp import stages
-from mmdd_ray.vlcp.describe import Descriptions, describe_images, read_classes
-from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
-from mmdd_ray.vlcp.synthesize import Drawing, draw, drawings_of, prompted, read_drawn
 
 CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has them or a relative
     "golden retriever",
@@ -59,12 +52,6 @@ CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has th
     "seashore",
 )
 HELD_OUT = 50  # training images of each class, for learning rates
-ARMS: dict[str, dict[str, bool]] = {
-    "both": {},
-    "image-only": {"use_text": False},
-    "text-only": {"use_image": False},
-    "names-tuned": {"use_image": False, "use_text": False},
-}
 
 
 @dataclass
@@ -145,65 +132,15 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
     yield ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
     ten_classes(asked)
     settings = settings_of(asked)
-    seed, px = settings.run.seed, settings.finetune.image_px
     with (
         RunDir.open(settings.run.dir, "vlcp_tiny_imagenet", "benchmark", settings) as run,
         connected(settings.run, run.store),
     ):
-        features = FeatureStore(feature_stage(run, settings).store)
-        classes = read_classes(features, settings.data, settings.describe)
-        described = run.stage(
-            "describe", lambda stage: describe_images(stage, settings.data, settings.describe, classes)
-        )
-        texts = Descriptions(settings.describe, {one.label: one.name for one in classes}, described.store)
-        tuned = run.stage("finetune", lambda stage: stages.finetune(stage, features, texts, settings))
-        encoded = run.stage(
-            "latents",
-            lambda stage: encode_latents(stage, settings.data, settings.finetune, settings.prototypes, texts),
-        )
-        found = run.stage(
-            "prototypes",
-            lambda stage: find_prototypes(stage, encoded.store, classes, [], settings.prototypes, seed),
-        )
-        labels = tuple(one.label for one in classes)
-        own = [row["label"] for row in read_prototypes(found.store)]
-
-        def drawn(
-            name: str,
-            drawings: list[Drawing],
-            prototypes: Store | None,
-            generator: Store | str,
-            synthesis: VlcpSynthesis,
-        ) -> list[ray.ObjectRef]:
-            stage = run.stage(
-                f"draw-{name}", lambda stage: draw(stage, drawings, prototypes, generator, synthesis, px)
-            )
-            images = [row["image"] for row in read_drawn(stage.store)]
-            return [ray.put(labelled_images(images, own, labels, px))]
-
+        made = vlcp_arms.prepare(run, settings)
         evaluations = []
         for number in range(asked.draws):
-            again = f"-{number}" if number else ""
-            sets = {}
-            for name, changes in ARMS.items():
-                synthesis = replace(settings.synthesis, **changes)
-                drawings = drawings_of(read_prototypes(found.store), texts, synthesis, seed + number)
-                sets[name] = drawn(
-                    name + again, drawings, found.store, tuned.store.child("generator"), synthesis
-                )
-            names = prompted(classes, asked.images_per_class, texts, seed + number)
-            sets["names-as-is"] = drawn(
-                f"names-as-is{again}", names, None, settings.finetune.generator, settings.synthesis
-            )
-            # real images are judged beside the first draw alone
-            baselines = () if number else settings.evaluation.baselines
-            judged = replace(settings, evaluation=replace(settings.evaluation, baselines=baselines))
-            evaluated = run.stage(
-                f"evaluate{again}",
-                lambda stage, sets=sets, judged=judged: compare_classifiers(
-                    stage, sets, texts.templates(), features, [judged], run.store
-                ),
-            )
+            sets = vlcp_arms.draw_sets(run, made, settings, number)
+            evaluated = vlcp_arms.judge(run, made, sets, settings, number)
             evaluations.append(evaluated.store.read_json(EVALUATION))
         yield table(evaluations)
 

@@ -1,0 +1,96 @@
+"""What each prototype of VLCP contributes: sets drawn with both prototypes, with either alone, and with neither."""
+
+from dataclasses import dataclass, replace
+
+import ray
+
+from mmdd_ray.config import Vlcp
+from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
+from mmdd_ray.features.precompute import feature_stage
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.run import RunDir, Stage
+from mmdd_ray.vlcp import stages
+from mmdd_ray.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
+from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn
+
+ARMS: dict[str, dict[str, bool]] = {
+    "both": {},
+    "image-only": {"use_text": False},
+    "text-only": {"use_image": False},
+    "names-tuned": {"use_image": False, "use_text": False},
+}
+"""Changes of `synthesis` by the name of the set; all are drawn by the tuned generator."""
+AS_IS = "names-as-is"
+"""The set that the generator as it is draws from the names of the classes."""
+
+Sets = dict[str, list[ray.ObjectRef]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What all sets are drawn from."""
+
+    features: FeatureStore
+    classes: list[ImageClass]
+    texts: Descriptions
+    tuned: Stage
+    found: Stage
+
+
+def prepare(run: RunDir, settings: Vlcp) -> Prepared:
+    """The stages of a run up to its prototypes."""
+    features = FeatureStore(feature_stage(run, settings).store)
+    classes = read_classes(features, settings.data, settings.describe)
+    described = run.stage(
+        "describe", lambda stage: describe_images(stage, settings.data, settings.describe, classes)
+    )
+    texts = Descriptions(settings.describe, {one.label: one.name for one in classes}, described.store)
+    tuned = run.stage("finetune", lambda stage: stages.finetune(stage, features, texts, settings))
+    encoded = run.stage(
+        "latents",
+        lambda stage: encode_latents(stage, settings.data, settings.finetune, settings.prototypes, texts),
+    )
+    duplicates, seed = features.duplicates(), settings.run.seed
+    found = run.stage(
+        "prototypes",
+        lambda stage: find_prototypes(stage, encoded.store, classes, duplicates, settings.prototypes, seed),
+    )
+    return Prepared(features, classes, texts, tuned, found)
+
+
+def draw_sets(run: RunDir, made: Prepared, settings: Vlcp, number: int = 0) -> Sets:
+    """All sets by name, in the object store; those of another number are drawn from other noise."""
+    prototypes, px = made.found.store, settings.finetune.image_px
+    rows, seed = read_prototypes(prototypes), settings.run.seed + number
+    labels, classes = [row["label"] for row in rows], tuple(one.label for one in made.classes)
+    arms = {name: replace(settings.synthesis, **changes) for name, changes in ARMS.items()}
+    plans = {
+        name: (drawings_of(rows, made.texts, own, seed), prototypes, made.tuned.store.child("generator"), own)
+        for name, own in arms.items()
+    }
+    names = prompted(made.classes, settings.prototypes.images_per_class, made.texts, seed)
+    plans[AS_IS] = (names, None, settings.finetune.generator, settings.synthesis)
+    sets = {}
+    for name, plan in plans.items():
+        stage = run.stage(f"draw-{name}{_again(number)}", lambda stage, plan=plan: draw(stage, *plan, px))
+        images = [row["image"] for row in read_drawn(stage.store)]
+        sets[name] = [ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))]
+    return sets
+
+
+def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int = 0) -> Stage:
+    """Trains classifiers on the sets and, beside the first draw alone, on real images."""
+    judged = settings
+    if number:
+        judged = replace(settings, evaluation=replace(settings.evaluation, baselines=()))
+    return run.stage(
+        f"evaluate{_again(number)}",
+        lambda stage: compare_classifiers(
+            stage, sets, made.texts.templates(), made.features, [judged], run.store
+        ),
+    )
+
+
+def _again(number: int) -> str:
+    return f"-{number}" if number else ""

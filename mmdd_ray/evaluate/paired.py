@@ -1,0 +1,76 @@
+"""Differences of two methods over the same worlds, and whether they show a claim. Imports neither Ray nor torch."""
+
+# S worlds, each with a seed of its own
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+from mmdd_ray.evaluate.verdict import CONFIDENCE
+
+SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
+Bar = Literal["above", "not below"]
+"""What a claim asks of the interval of a difference: that it lies above 0, or not wholly below 0."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of paired differences and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    """-inf, and ``high`` inf, where one difference says nothing of the spread."""
+    high: float
+
+    @classmethod
+    def of(cls, ours_S: Sequence[float], theirs_S: Sequence[float]) -> "Paired":
+        """Of ours − theirs, world by world, by Student's t with S − 1 degrees of freedom.
+
+        Worlds differ in how hard they are, which moves both methods alike; pairing takes that out.
+
+        Raises:
+            ValueError: The numbers of worlds differ, or there is none.
+        """
+        if len(ours_S) != len(theirs_S) or not len(ours_S):
+            raise ValueError(
+                f"{len(ours_S)} and {len(theirs_S)} figures cannot be paired; each world needs one of both"
+            )
+        difference_S = np.array(ours_S, np.float64) - np.array(theirs_S, np.float64)
+        mean, count = float(difference_S.mean()), len(difference_S)
+        if count == 1:
+            return cls(mean, -inf, inf)
+        margin = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * difference_S.std(ddof=1) / sqrt(count))
+        return cls(mean, mean - margin, mean + margin)
+
+    def verdict(self, bar: Bar = "above") -> str:
+        """What the difference says of a claim that ours is ``bar`` theirs.
+
+        An interval wholly below 0 contradicts both kinds. One that holds 0 does not show that ours is above, but it
+        clears the bar of a claim that ours is not below; how wide it is says what that is worth.
+        """
+        if self.high < 0:
+            return CONTRADICTED
+        if self.low > 0 or (bar == "not below" and self.high < inf):
+            return SHOWN
+        return NOT_SHOWN
+
+
+def first_above(differences: Sequence[Paired]) -> tuple[int | None, int | None]:
+    """From which of several ordered conditions on, the last included, ours is above theirs.
+
+    Returns:
+        The place from which on all means are above 0, and that from which on all intervals are; None where the last
+        one is not.
+    """
+
+    def since(holds: Sequence[bool]) -> int | None:
+        place = len(holds)
+        while place and holds[place - 1]:
+            place -= 1
+        return place if place < len(holds) else None
+
+    return since([one.mean > 0 for one in differences]), since([one.low > 0 for one in differences])

@@ -1,0 +1,218 @@
+"""The claims' statistics against scipy, and what `benchmarks/claims.py` is about to measure."""
+
+import sys
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from mmdd_ray.config import Edge
+from mmdd_ray.data.readers import shapes_spec
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluate.paired import CONTRADICTED, NOT_SHOWN, SHOWN, Paired, first_above
+from mmdd_ray.presets import edge_local, vlcp_local
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import claims  # benchmarks are scripts, which lie beside each other
+import claims_tables
+
+
+@pytest.mark.parametrize("worlds", [2, 5, 12])
+def test_the_interval_is_that_of_the_paired_t_test(worlds: int) -> None:
+    rng = np.random.default_rng(worlds)
+    hardness = rng.normal(10, 5, worlds)
+    ours, theirs = hardness + rng.normal(1, 1, worlds), hardness + rng.normal(0, 1, worlds)
+    found = Paired.of(ours.tolist(), theirs.tolist())
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_pairing_takes_out_how_hard_worlds_are() -> None:
+    assert Paired.of([1, 11, 21], [0, 10, 20]) == Paired(1.0, 1.0, 1.0)
+
+
+def test_one_world_says_nothing_of_the_spread() -> None:
+    found = Paired.of([3.0], [1.0])
+    assert found == Paired(2.0, -inf, inf)
+    assert found.verdict() == found.verdict("not below") == NOT_SHOWN
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [1.0, 2.0])])
+def test_figures_without_partner_are_refused(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        Paired.of(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "not_below"),
+    [
+        (0.1, 2.0, SHOWN, SHOWN),
+        (0.0, 2.0, NOT_SHOWN, SHOWN),
+        (-1.0, 0.5, NOT_SHOWN, SHOWN),
+        (-1.0, 0.0, NOT_SHOWN, SHOWN),
+        (-2.0, -0.1, CONTRADICTED, CONTRADICTED),
+    ],
+)
+def test_verdicts(low: float, high: float, above: str, not_below: str) -> None:
+    found = Paired((low + high) / 2, low, high)
+    assert (found.verdict(), found.verdict("not below")) == (above, not_below)
+
+
+@pytest.mark.parametrize(
+    ("means", "lows", "expected"),
+    [
+        ([-1, 1, 2, 3], [-2, -1, 1, 1], (1, 2)),
+        ([1, -1, 2], [0.5, -2, -1], (2, None)),  # what was above before is not above from there on
+        ([1, 2, -1], [0.5, 1, -2], (None, None)),
+        ([1, 2], [0.5, 1], (0, 0)),
+    ],
+)
+def test_from_which_condition_on_ours_is_above(
+    means: list[float], lows: list[float], expected: tuple[int | None, int | None]
+) -> None:
+    found = [Paired(mean, low, mean + 1) for mean, low in zip(means, lows, strict=True)]
+    assert first_above(found) == expected
+
+
+def test_a_world_changes_seeds_and_flaws_and_nothing_else_of_the_preset() -> None:
+    edge = claims.edge_bench(claims.Claims(wrong=0.3, clutter=2.0), 104).edge
+    assert edge.data.uri == "shapes:2000?seed=104&wrong=0.3&vague=0.1&captions=1&clutter=2.0"
+    assert edge.evaluation.val == "shapes:300?seed=10104&wrong=0&vague=0&captions=5&clutter=2.0"
+    assert edge.evaluation.test == "shapes:500?seed=20104&wrong=0&vague=0&captions=5&clutter=2.0"
+    assert edge.run.seed == 104
+    preset = edge_local()
+    for section in ("features", "finetune", "captions", "students", "refine"):
+        assert getattr(edge, section) == getattr(preset, section)
+    assert edge.synthesis.guidance == preset.synthesis.guidance
+    vlcp = claims.vlcp_bench(claims.Claims(), 104).vlcp
+    assert (vlcp.classifiers, vlcp.prototypes) == (vlcp_local().classifiers, vlcp_local().prototypes)
+    assert "labelled=1" in vlcp.data.uri
+    assert len({vlcp.data.uri, vlcp.evaluation.val, vlcp.evaluation.test}) == 3
+
+
+def benches() -> list[Any]:
+    asked = claims.Claims()
+    edge = [claims.edge_bench(asked, seed) for seed in asked.seeds]
+    noisy = [claims.noise_bench(asked, noise, seed) for noise in claims.NOISE for seed in asked.seeds]
+    return [*edge, *(claims.vlcp_bench(asked, seed) for seed in asked.seeds), *noisy]
+
+
+def test_every_bench_has_a_folder_of_its_own_and_worlds_that_can_be_drawn() -> None:
+    settings = [bench.vlcp if isinstance(bench, claims.VlcpBench) else bench.edge for bench in benches()]
+    assert len({one.run.dir for one in settings}) == len(settings)
+    for one in settings:
+        for uri in (one.data.uri, one.evaluation.val, one.evaluation.test):
+            rows, draw = shapes_spec(uri)
+            assert len(next(draw(0, 1))["captions"]) in (1, 5)
+            assert rows >= 300
+
+
+def test_the_arms_of_edge_have_equal_pairs_and_differ_in_one_thing() -> None:
+    bench = claims.edge_bench(claims.Claims(), 101)
+    settings: dict[str, Edge] = {arm.name: arm.settings(bench.edge) for arm in bench.arms}
+    assert all(one.images * one.captions.per_image == claims.PAIRS for one in settings.values())
+    assert bench.covmatch.match.pairs == claims.PAIRS
+    base = settings.pop(claims_tables.BASE)
+    for name, one in settings.items():
+        changed = [
+            part
+            for part in ("finetune", "captions", "synthesis")
+            if getattr(one, part) != getattr(base, part)
+        ]
+        assert len(changed) == 1, name
+    assert settings["edge-100x1-untuned"].finetune.steps == 0
+    alone = settings["edge-100x1-contrastive"].finetune
+    assert (alone.contrastive_weight, alone.diversity_weight) == (base.finetune.contrastive_weight, 0)
+
+
+def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None:
+    plain, cluttered = claims_tables.Noise(0.3, False), claims_tables.Noise(0.3, True)
+    bench = claims.noise_bench(claims.Claims(), plain, 101)
+    assert [arm.name for arm in bench.arms] == [claims_tables.BASE]
+    assert bench.edge.evaluation.baselines == ("random", "clip-score")
+    assert not bench.further
+    assert "wrong=0.3" in bench.edge.data.uri
+    for uri in (bench.edge.data.uri, bench.edge.evaluation.test):
+        assert "clutter=0.0" in uri
+        assert "nuisance=0.0" in uri
+    assert "wrong=0&" in bench.edge.evaluation.test
+    assert "clutter" not in claims.noise_bench(claims.Claims(), cluttered, 101).edge.data.uri
+
+
+@pytest.mark.parametrize("seeds", [(), (101, 101), (claims.VAL_SEEDS,)])
+def test_worlds_that_are_not_worlds_of_their_own_are_refused(seeds: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="seeds="):
+        claims.check_claims(claims.Claims(seeds=seeds))
+
+
+def figures(edge: float) -> dict[str, Any]:
+    """A world in which EDGE scores so much, every other set 10, and sets are those that would be measured."""
+    arms = [arm.name for arm in claims.ARMS]
+    learnt = [name for name in claims.COVMATCH_STUDENTS if name not in arms]
+    real = [*claims_tables.REAL, "full", "chance"]
+    names = {
+        claims_tables.EDGE: [*arms, *learnt, *real],
+        claims_tables.COVMATCH: [*claims.COVMATCH_STUDENTS, *real],
+        claims_tables.HELD_OUT: ["tuned", "untuned"],
+        claims_tables.VLCP: [*claims.vlcp_arms.ARMS, claims.vlcp_arms.AS_IS, *real],
+    }
+    return {
+        table: {
+            name: dict.fromkeys(
+                claims_tables.TABLES[table].columns, edge if name == claims_tables.BASE else 10.0
+            )
+            for name in own
+        }
+        for table, own in names.items()
+    }
+
+
+def test_every_claim_is_decided_on_sets_that_are_measured() -> None:
+    worlds = [figures(12.0), figures(12.5), figures(13.0)]
+    found = {one["claim"]: one for one in claims_tables.decided_claims(worlds)}
+    assert found["EDGE is above herding"]["verdict"] == SHOWN
+    assert found["EDGE is above herding"]["in_favour"] == pytest.approx(2.5)
+    assert found["selection is above none"]["verdict"] == CONTRADICTED
+    assert found["fine-tuning raises alignment"]["verdict"] == NOT_SHOWN
+    named = {name for claim in claims_tables.CLAIMS for name in (claim.ours, claim.theirs)}
+    assert named <= claims_tables.LABELS.keys() | {"herding", "k-center"}
+
+
+def test_lower_similarity_is_in_favour_of_fine_tuning() -> None:
+    worlds = [figures(10.0) for _ in range(3)]
+    for number, world in enumerate(worlds):
+        world[claims_tables.HELD_OUT]["tuned"]["similarity"] = 9.0 - 0.1 * number
+    found = {one["claim"]: one for one in claims_tables.decided_claims(worlds)}
+    assert found["fine-tuning lowers similarity"]["verdict"] == SHOWN
+    assert found["fine-tuning lowers similarity"]["in_favour"] == pytest.approx(1.1)
+
+
+def test_the_markdown_has_the_tables_that_were_measured() -> None:
+    told = claims_tables.markdown({101: figures(12.0), 102: figures(13.0)})
+    assert "| EDGE, 100 × 1 | 12.5 ± 0.7 |" in told
+    assert "| EDGE is above herding | mean recall | edge | +2.5 | −3.9 to +8.9 | not shown |" in told
+    assert "No result" not in told
+    edge_alone = {claims_tables.EDGE: figures(12.0)[claims_tables.EDGE]}
+    told = claims_tables.markdown({5: edge_alone})
+    assert "VLCP" not in told
+    assert "| +2.0 | unknown | not shown |" in told
+    assert "tuned on the worlds 5" in told
+
+
+def test_the_noise_at_which_edge_passes_is_named() -> None:
+    def worlds(edge: float) -> dict[int, Any]:
+        return {seed: figures(edge + seed / 1000) for seed in (101, 102, 103)}
+
+    noisy = {
+        claims_tables.Noise(wrong, cluttered): worlds(10 + 20 * wrong - (3 if cluttered else 11))
+        for cluttered in (False, True)
+        for wrong in (0.0, 0.1, 0.2, 0.3)
+    }
+    told = claims_tables.noise_markdown(noisy)
+    assert "With clutter off, EDGE does not pass random up to 30 % wrong captions." in told
+    assert "With clutter on, EDGE passes clip-score at 20 % wrong captions (shown from 20 % on)." in told
+    assert told.count("\n| o") == 8
