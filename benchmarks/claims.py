@@ -199,15 +199,17 @@ def vlcp_bench(claims: Claims, seed: int) -> VlcpBench:
 
 def noise_bench(claims: Claims, noise: Noise, seed: int) -> EdgeBench:
     """EDGE, random and clip-score pairs alone."""
-    plain = {} if noise.cluttered else {"clutter": 0.0, "nuisance": 0.0}
+    plain: dict[str, Any] = {} if noise.cluttered else {"clutter": 0.0, "nuisance": 0.0}
     bench = edge_bench(replace(claims, wrong=noise.wrong, **plain), seed, f"noise/{noise.name}")
     evaluation = replace(bench.edge.evaluation, baselines=("random", "clip-score"))
     return replace(bench, edge=replace(bench.edge, evaluation=evaluation), arms=ARMS[:1], further=False)
 
 
 def check_claims(claims: Claims) -> None:
-    """Raises ``UserError`` where worlds would be counted twice, or share data with one another."""
+    """Raises ``UserError`` where worlds would be counted twice or share data with one another, or nothing is asked."""
     seeds = claims.seeds
+    if not claims.parts:
+        raise UserError("parts= leaves nothing to measure; give edge, vlcp or both")
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < VAL_SEEDS for seed in seeds):
         raise UserError(
             f"seeds={' '.join(map(str, seeds))} are no worlds of their own; give different ones below {VAL_SEEDS:,}, "
@@ -268,12 +270,8 @@ def drawn(
 def held_out(run: RunDir, generators: Mapping[str, Stage], settings: Edge) -> dict[str, dict[str, float]]:
     """How drawings for right captions of test scenes look to CLIP, by generator; all begin with the same noise."""
     rows = read_rows(settings.evaluation.sources(settings.data)["test"])[:PROMPTS]
-    drawings = [
-        Drawing(index, row.captions[0], seed, row.key)
-        for index, (row, seed) in enumerate(
-            zip(rows, sample_seeds(settings.run.seed, len(rows)), strict=True)
-        )
-    ]
+    seeds = sample_seeds(settings.run.seed, len(rows))
+    drawings = [Drawing(at, row.captions[0], seeds[at], row.key) for at, row in enumerate(rows)]
     px, clip = settings.finetune.image_px, settings.features.clip
 
     def body(stage: Stage, generator: Store) -> StageResult:
@@ -301,11 +299,10 @@ def learnt(
         refine=replace(edge.refine, iterations=edge.refine.iterations or covmatch.match.iterations),
     )
     half, whole = scored(run, edge), whole_moments(run, "refine-moments", edge)
-    found = {
-        "edge-refined": run.stage(
-            "refine", lambda stage: distill.refine(stage, FeatureStore(half), whole, samples, edge)
-        )
-    }
+    refined = run.stage(
+        "refine", lambda stage: distill.refine(stage, FeatureStore(half), whole, samples, edge)
+    )
+    found = {"edge-refined": refined}
     matched = FeatureStore(scored(run, covmatch)), whole_moments(run, "match-moments", covmatch)
     given = StartSet({"uri": BASE, "method": distill.METHOD}, single_captions(samples), None)
     for init, start in (("random", None), ("edge", given)):
@@ -392,6 +389,7 @@ def main() -> None:
                 worlds[seed] |= measured(vlcp_bench(claims, seed))
         name, told = "claims", markdown(worlds)
         held = {"figures": worlds, "claims": decided_claims(list(worlds.values()))}
+    claims.out.mkdir(parents=True, exist_ok=True)
     (claims.out / f"{name}.json").write_text(json.dumps(held, indent=2))
     (claims.out / f"{name}.md").write_text(f"{told}\n")
     print(f"\n{told}\n\n{claims.out / name}.json, {claims.out / name}.md")

@@ -88,23 +88,24 @@ class Claim:
         return Paired.of(theirs, ours) if self.lower else Paired.of(ours, theirs)
 
 
-def _above(subject: str, table: str, ours: str, rivals: Mapping[str, str]) -> list[Claim]:
-    return [Claim(f"{subject} is above {said}", table, ours, rival) for rival, said in rivals.items()]
+def _above(subject: str, table: str, ours: str, rivals: Mapping[str, str], verb: str = "is") -> list[Claim]:
+    return [Claim(f"{subject} {verb} above {said}", table, ours, rival) for rival, said in rivals.items()]
 
 
-_REAL_RIVALS = {"random": "random real ones", "herding": "herding", "k-center": "k-center"}
+_REAL_RIVALS = {"random": "random real pairs", "herding": "herding", "k-center": "k-center"}
 CLAIMS = (
     *_above("EDGE", EDGE, BASE, _REAL_RIVALS),
     Claim("EDGE is level with clip-score or better", EDGE, BASE, "clip-score", bar="not below"),
     Claim("fine-tuning raises alignment", HELD_OUT, "tuned", "untuned", metric="alignment"),
     Claim("fine-tuning lowers similarity", HELD_OUT, "tuned", "untuned", metric="similarity", lower=True),
     Claim("fine-tuning does not cost recall", EDGE, BASE, "edge-100x1-untuned", bar="not below"),
-    *_above("two captions an image", EDGE, "edge-50x2", {BASE: "one", "edge-20x5": "five"}),
+    *_above("two captions an image", EDGE, "edge-50x2", {BASE: "one", "edge-20x5": "five"}, "are"),
     *_above(
         "both losses",
         EDGE,
         BASE,
         {"edge-100x1-contrastive": "L_C alone", "edge-100x1-diversity": "L_D alone"},
+        "are",
     ),
     Claim("selection is above none", EDGE, "edge-100x1-selected", BASE),
     *_above("EDGE refined", EDGE, "edge-refined", {BASE: "EDGE", "clip-score": "clip-score"}),
@@ -114,7 +115,7 @@ CLAIMS = (
         for table in (EDGE, COVMATCH)
         for rival, said in (("covmatch-random", "CovMatch from random pairs"), (BASE, "EDGE"))
     ),
-    *_above("VLCP", VLCP, "both", {"random": "random real ones", "herding": "herding"}),
+    *_above("VLCP", VLCP, "both", {"random": "random real images", "herding": "herding"}),
     *_above(
         "both prototypes",
         VLCP,
@@ -125,6 +126,7 @@ CLAIMS = (
             "names-tuned": "class names, tuned",
             "names-as-is": "class names, generator as it is",
         },
+        "are",
     ),
 )
 
@@ -222,11 +224,7 @@ def _passes(cluttered: bool, rival: str, differences: Mapping[float, Paired]) ->
     where = f"With clutter {'on' if cluttered else 'off'}, EDGE"
     if ahead is None:
         return f"{where} does not pass {rival} up to {100 * rates[-1]:g} % wrong captions."
-    sure = (
-        "no interval of the last rate is above 0"
-        if shown is None
-        else f"shown from {100 * rates[shown]:g} % on"
-    )
+    sure = "not shown at the last rate" if shown is None else f"shown from {100 * rates[shown]:g} % on"
     return f"{where} passes {rival} at {100 * rates[ahead]:g} % wrong captions ({sure})."
 
 
@@ -259,7 +257,7 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    shown = f"{mean(values):.{digits}f}"
+    shown = f"{mean(values):.{digits}f}".replace("-", "−")
     return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 

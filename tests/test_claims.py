@@ -143,6 +143,11 @@ def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None
     assert "clutter" not in claims.noise_bench(claims.Claims(), cluttered, 101).edge.data.uri
 
 
+def test_measuring_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="parts="):
+        claims.check_claims(claims.Claims(parts=()))
+
+
 @pytest.mark.parametrize("seeds", [(), (101, 101), (claims.VAL_SEEDS,)])
 def test_worlds_that_are_not_worlds_of_their_own_are_refused(seeds: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="seeds="):
