@@ -420,8 +420,8 @@ def summary_table(report: Mapping[str, Any]) -> str:
         rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         what = "recall" if report["task"] == "retrieval" else "accuracy"
-        note = f"; of draws: between the means of {draws}" if draws > 1 else ""
-        blocks.append(f"{what} in percent, mean ± standard deviation over students{note}\n")
+        note = f"of draws: standard deviation between the means of {draws} draws\n" if draws > 1 else ""
+        blocks.append(f"{what} in percent, mean ± standard deviation over students\n{note}")
         for places in _fitting(widths):
             for row in rows:
                 cells = [f"{row[place]:>{widths[place]}}" for place in places]
