@@ -16,7 +16,7 @@ import pytest
 
 from mmdd_ray.data.distilled import read_distilled, read_learnt
 from mmdd_ray.data.shapes_shards import write_shards
-from mmdd_ray.evaluate.report import LABELS
+from mmdd_ray.evaluate.report_texts import LABELS
 from mmdd_ray.store import Store
 from mmdd_ray.verify import verify
 

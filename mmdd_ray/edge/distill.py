@@ -16,7 +16,8 @@ from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.evaluate.beside import beside_real
 from mmdd_ray.evaluate.distilled_set import set_name
-from mmdd_ray.evaluate.report import REFINED, build_report, write_report
+from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.evaluate.report_texts import REFINED
 from mmdd_ray.evaluate.sets import EVALUATION, check_kept
 from mmdd_ray.export import evaluate_stage, export_stage
 from mmdd_ray.features.store import FeatureStore

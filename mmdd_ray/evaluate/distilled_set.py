@@ -8,7 +8,8 @@ from typing import Any
 from mmdd_ray.config import Evaluate
 from mmdd_ray.data.distilled import MANIFEST
 from mmdd_ray.data.schema import safe_name
-from mmdd_ray.evaluate.report import BASELINES, CHANCE, build_report, write_report
+from mmdd_ray.evaluate.report import build_report, write_report
+from mmdd_ray.evaluate.report_texts import BASELINES, CHANCE
 from mmdd_ray.evaluate.sets import EVALUATION, chosen_coresets, compare_with_baselines, distilled_set
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.run import RunDir, Stage, StageResult
