@@ -1,12 +1,13 @@
 """The trainings of the tiny zoo: a few steps of each lower its loss and leave what the loaders load."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmdd_ray.config import Students
-from mmdd_ray.pretrain import captioner, clip, diffusion, students
+from mmdd_ray.pretrain import QUALITY, captioner, clip, diffusion, loop, students, train_zoo
 from mmdd_ray.pretrain.loop import Fit
 
 CPU = torch.device("cpu")
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 def test_a_fit_goes_downhill_with_clipped_gradients() -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    fit = Fit("bowl", [weight], lr=0.1, steps=60, weight_decay=0.0)
+    fit = Fit("bowl", [weight], lr=0.1, steps=60, seed=0, weight_decay=0.0)
     first = weight.square().sum().item()
     for _ in range(60):
         fit.step(100 * weight.square().sum(), seen=1.0)
@@ -22,6 +23,47 @@ def test_a_fit_goes_downhill_with_clipped_gradients() -> None:
     assert weight.grad is not None
     assert weight.grad.norm() <= 1.0 + 1e-6
     assert fit.mean["seen"] == pytest.approx(1.0)
+
+
+def test_a_killed_fit_ends_with_the_weights_of_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(work: Path | None, stop: int | None = None) -> torch.Tensor:
+        torch.manual_seed(3)
+        weight = torch.nn.Parameter(torch.randn(4))
+        fit = Fit("noisy", [weight], lr=0.1, steps=12, seed=5, work=work)
+        for rows in fit.batches(10, 3):
+            if fit.done == stop:
+                return weight.detach()
+            fit.step((weight - rows.sum() - torch.randn(4)).square().sum())
+        return weight.detach()
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    whole = trained(None)
+    trained(tmp_path, stop=7)
+    assert (tmp_path / "noisy.pt").exists()
+    torch.testing.assert_close(trained(tmp_path), whole, rtol=0, atol=0)
+    torch.testing.assert_close(trained(tmp_path), whole, rtol=0, atol=0)  # which has no step left
+
+
+def test_a_zoo_that_was_killed_trains_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def train(name: str, out: Path, **_: object) -> dict[str, float]:
+        if name in trained:
+            raise RuntimeError("killed")
+        trained.append(name)
+        return {"accuracy": 50.0, "seconds": 1.0}
+
+    monkeypatch.setattr(students, "train_text_encoder", lambda out, **_: train("tiny-bert", out))
+    monkeypatch.setattr(students, "train_image_encoder", lambda out, **_: train("tiny-nf", out))
+    monkeypatch.setattr(captioner, "train", lambda out, **_: train("tiny-bert", out))
+    with pytest.raises(RuntimeError, match="killed"):
+        train_zoo(("tiny-bert", "tiny-captioner"), tmp_path, seed=1, threads=1)
+    train_zoo(("tiny-bert", "tiny-nf"), tmp_path, seed=1, threads=1)  # tiny-bert was done
+    quality = json.loads((tmp_path / QUALITY).read_text())
+    assert quality["tiny-bert"]["accuracy"] == quality["tiny-nf"]["accuracy"] == 50
+    assert [path.name for path in tmp_path.iterdir()] == [QUALITY]
 
 
 @pytest.mark.timeout(600)
@@ -53,7 +95,7 @@ def test_captioner_and_students(tmp_path: Path) -> None:
     from mmdd_ray.models.captioner import Captioner
     from mmdd_ray.models.students import load_student
 
-    captioner.train(tmp_path / "captioner", scenes=48, cycles=(2, 1), seed=0, device=CPU)
+    captioner.train(tmp_path / "captioner", scenes=48, steps=3, seed=0, device=CPU)
     written = Captioner(str(tmp_path / "captioner"), CPU).write(
         [Image.new("RGB", (32, 32))], 1, instructions=(), max_new_tokens=4, seed=0
     )
