@@ -53,6 +53,7 @@ SCENES = "--data.uri shapes:400?seed=1"
 METHODS = {
     "edge_cc3m": f"""{SCENES} {STUDENTS} --features.chunk_pairs 64
         --finetune.steps 12 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8 --synthesis.pairs 24
+        --captions.per_image 2
         --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 10""",
     "covmatch_flickr30k": f"""{SCENES} {STUDENTS} --features.chunk_pairs 64 --match.pairs 12 --match.iterations 12
         --match.real_batch 16 --match.restart_iterations 4 --match.checkpoint_iterations 2

@@ -27,6 +27,7 @@ STUDENTS = """
 SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8
     --synthesis.pairs 12 --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 4
+    --captions.per_image 2
 """.split()  # noqa: SIM905
 STAGES = ("features", "finetune", "synthesize", "choose", "recaption", "export", "coresets", "evaluate")
 SETS = {"edge", "random", "herding", "k-center", "clip-score", "full"}
@@ -286,7 +287,10 @@ def test_killed_while_it_refines_it_makes_the_same_set(
             ["--synthesis.candidates_per_image", "1", "--features.clip_score_fraction", "0.5"],
             "but no moments are matched; leave it at 1, or set synthesis.candidates_per_image above 1",
         ),
-        (["--synthesis.pairs", "13"], r"synthesis.pairs=13 is not a multiple of captions.per_image=2"),
+        (
+            ["--synthesis.pairs", "13", "--captions.per_image", "2"],
+            r"synthesis.pairs=13 is not a multiple of captions.per_image=2",
+        ),
         (["--data.uri", "no/such/*.tar"], "no/such/*.tar"),
         (["--captions.per_image", "0"], "captions.per_image=0: input should be greater than or equal to 1"),
         (

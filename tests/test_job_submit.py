@@ -178,6 +178,7 @@ def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_dri
     write_shards(Store("s3://job-bucket/shards"), 200, seed=1, layout="webdataset", rows_per_shard=50)
     small = """
         local --data.uri s3://job-bucket/shards/{00000..00003}.tar --finetune.steps 12 --finetune.checkpoint_steps 2
+        --captions.per_image 2
         --finetune.batch_pairs 8 --synthesis.pairs 24 --synthesis.candidates_per_image 2 --synthesis.batch_images 6
         --synthesis.inference_steps 10 --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4
     """.split()  # noqa: SIM905

@@ -63,8 +63,7 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
     assert units(edge_local()) == {
         "features": 2000,
         "finetune": 60 * 32,
-        "synthesize": 50 * 20 * 2,  # images, steps, with and without the prompt
-        "recaption": 50,
+        "synthesize": 100 * 20 * 2,  # images, steps, with and without the prompt
         "coresets": 2000
         * (100 * 2 + 1),  # a pass for each pick of herding and of k-center, one for clip-score
         "evaluate": 6 * (3 + 2) * 80 * 64,  # sets, seeds and rates
@@ -121,7 +120,7 @@ def drawn(settings: Any, draws: int) -> Any:
 
 def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
     edge, once = drawn(edge_local(), 3), units(edge_local())
-    again = {f"draws/*/{stage}": once[stage] for stage in ("finetune", "synthesize", "recaption")} | {
+    again = {f"draws/*/{stage}": once[stage] for stage in ("finetune", "synthesize")} | {
         "draws/*/coresets": 2000 * 101
     }  # k-center and clip-score
     evaluated = (6 + 2 * 4) * (3 + 2) * 80 * 64  # further draws of EDGE and of three baselines

@@ -149,7 +149,12 @@ def test_impossible_requests_are_errors():
 
 def edge_of(images: int, candidates: int) -> Edge:
     edge = edge_local()
-    return replace(edge, synthesis=replace(edge.synthesis, pairs=2 * images, candidates_per_image=candidates))
+    return replace(
+        edge,
+        synthesis=replace(
+            edge.synthesis, pairs=images * edge.captions.per_image, candidates_per_image=candidates
+        ),
+    )
 
 
 def test_the_candidates_nearest_to_the_real_moments_are_kept():
