@@ -191,10 +191,15 @@ def test_table_prints_the_best_small_set_in_bold_and_never_the_full_data(run: St
     assert ("td", "42.0 ± 2.8") in page.text
 
 
+def _after_verdict(report: dict[str, Any]) -> list[str]:
+    lines = summary_table(report).splitlines()
+    return lines[lines.index("") + 1 :]
+
+
 def test_a_table_of_all_baselines_fits_a_terminal_in_two_parts(run: Store) -> None:
     names = ("edge", "random", "herding", "k-center", "clip-score", "full")
     sets = {name: _set(100, 10.0 + place, 12.0 + place) for place, name in enumerate(names)}
-    lines = summary_table(build_report(run, EVALUATION | {"sets": sets})).splitlines()
+    lines = _after_verdict(build_report(run, EVALUATION | {"sets": sets}))
     table = lines[2 : lines.index("", lines.index("", 2) + 1)]
     assert max(map(len, table)) <= 80
     first, second = table[: len(table) // 2], table[len(table) // 2 + 1 :]
@@ -266,7 +271,7 @@ def test_several_draws_are_told_apart_from_students(tmp_path: Path) -> None:
     )
     assert ("td", "10.0 ± 1.4") in page.text
     assert any("between the means of its draws" in text for _, text in page.text)
-    lines = summary_table(report).splitlines()
+    lines = _after_verdict(report)
     assert lines[:2] == [
         "recall in percent, mean ± standard deviation over students",
         "of draws: standard deviation between the means of 2 draws",

@@ -90,10 +90,10 @@ def test_tiny_captioner_names_colour_and_shape_of_the_main_object(scenes: list[W
     captioner = Captioner("tiny-captioner", torch.device("cpu"))
     right = 0
     for start in (0, 50):
-        images = [scene.render(IMAGE_PX) for scene in scenes[start : start + 50]]
+        images = [drawn.render(IMAGE_PX) for drawn in scenes[start : start + 50]]
         written = captioner.write(images, 1, instructions=("",), max_new_tokens=46, seed=0)
-        for scene, (text,) in zip(scenes[start : start + 50], written, strict=True):
-            main = scene.named.objects[0]
+        for drawn, (text,) in zip(scenes[start : start + 50], written, strict=True):
+            main = drawn.named.objects[0]
             names = shapes.SYNONYMS.get(main.shape, (main.shape,))
             right += any(f"{main.colour} {name}" in text for name in names)
     assert right >= 80
