@@ -241,7 +241,15 @@ def train_unet(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
+    _forget_folder(out / "vae" / "config.json")
     return {"loss": fit.mean["loss"], "seconds": fit.seconds}
+
+
+def _forget_folder(file: Path) -> None:
+    """Removes where a model was loaded from, which diffusers keeps in its configuration."""
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()
