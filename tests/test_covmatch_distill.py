@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SETTINGS = replace(
     covmatch_local(),
     run=Run(seed=4),
-    data=Data(uri="shapes:24?seed=1", rows_per_shard=6),
+    data=Data(uri="shapes:24?seed=1&world=clean", rows_per_shard=6),
     match=Match(
         pairs=6,
         iterations=6,

@@ -256,7 +256,15 @@ def test_a_checkpoint_of_other_pairs_is_refused():
         begun().restore(other)
 
 
-TEN = replace(SETTINGS, pairs=6, iterations=10, optimizer="sgd", relative=True, restart_iterations=6)
+TEN = replace(
+    SETTINGS,
+    pairs=6,
+    iterations=10,
+    optimizer="sgd",
+    relative=True,
+    restart_iterations=6,
+    pixel_rate=0.1,  # with steps far above the rounding of a pixel
+)
 
 
 def one_rank(rank: int, folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
     assert (rank < 10).mean() >= 0.8
 
 
-def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
+def test_tiny_sd_draws_the_colour_that_the_name_of_a_class_says() -> None:
     from mmdd_ray.models.generator import draw_images, load_pipeline
     from mmdd_ray.models.zoo import resolve
     from mmdd_ray.pretrain.clip import normalise
@@ -81,7 +81,9 @@ def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
     judge = timm.create_model(f"local-dir:{resolve('tiny-nf')}", pretrained=True).eval()  # has seen real ones
     with torch.inference_mode():
         found = judge(normalise(torch.from_numpy(drawn).permute(0, 3, 1, 2))).argmax(dim=1)
-    assert (found == torch.arange(len(prompts))).float().mean() >= 0.5
+    colour = torch.div(torch.arange(len(prompts)), len(shapes.SHAPES), rounding_mode="floor")
+    right = torch.div(found, len(shapes.SHAPES), rounding_mode="floor") == colour
+    assert right.float().mean() >= 0.9  # an eighth by chance
 
 
 def test_tiny_captioner_sees_the_colour_of_the_main_object_and_often_its_shape(
