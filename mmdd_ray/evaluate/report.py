@@ -344,7 +344,8 @@ def summary_table(report: Mapping[str, Any]) -> str:
         ]
         if (draws := _most_draws(report)) > 1:
             between = [one.get("std_between_draws") for one in _main_scores(report).values()]
-            rows += [["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]]
+            of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
+            rows.insert(2 + METRICS[report["task"]].index(MAIN_METRIC[report["task"]]), of_draws)
         rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         what = "recall" if report["task"] == "retrieval" else "accuracy"
