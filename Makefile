@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | fuzz | chaos | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test | test-all | lint | fuzz | chaos | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint fuzz chaos scale claims flickr8k lock
+.PHONY: setup demo test test-all lint fuzz chaos scale claims flickr8k lock
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ demo: setup
 test: setup
 	@echo "== tests"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+# what takes too long for every change; docs/reliability.md has its last result
+test-all: test fuzz chaos
 
 lint: setup
 	@echo "== lint: ruff, mypy"
@@ -50,7 +53,7 @@ scale: setup
 	@echo "== 3.3 million pairs: how time and memory grow (an hour and more on two cores)"
 	$(BIN)/python benchmarks/scale.py --folder $(SCRATCH)
 
-# `make claims CLAIMS=--noise`: the table over noise; any option of benchmarks/claims.py
+# `make claims CLAIMS=noise`: the table over noise; any option of benchmarks/claims.py
 claims: setup
 	@echo "== the claims of EDGE, CovMatch and VLCP on five worlds that nothing was tuned on (hours on two cores)"
 	$(BIN)/python benchmarks/claims.py $(CLAIMS)

@@ -1,14 +1,15 @@
 """The claims of EDGE, CovMatch and VLCP, measured on procedural worlds that nothing was tuned on.
 
     python benchmarks/claims.py                          # all tables and claims, five worlds
-    python benchmarks/claims.py --noise                  # EDGE, random and clip-score pairs over noise
     python benchmarks/claims.py --parts edge --seeds 101
+    python benchmarks/claims.py noise                    # EDGE, random and clip-score pairs over noise
+    python benchmarks/claims.py demo                     # what `make demo` compares, in ten worlds
 
 A world is a seed s: its data, its validation data (seed s + 10,000), its test data (s + 20,000) and `run.seed` s.
 Everything else is what the local presets say, so what is measured is what they do. Each world and method has a run
 directory of its own. Killed at any point, the same command goes on, and what is finished is not done again.
 
-Writes `claims.json` and `claims.md` (or `noise.json` and `noise.md`) to the folder `out`.
+Writes `claims.json` and `claims.md` (or those of the other table) to the folder `out`.
 """
 
 import json
@@ -30,9 +31,11 @@ from claims_tables import (
     VLCP,
     Noise,
     decided_claims,
+    demo_markdown,
     markdown,
     noise_markdown,
 )
+from tyro.conf import Positional
 
 from mmdd_ray import cli
 from mmdd_ray.cluster import connected
@@ -79,12 +82,13 @@ S = TypeVar("S", Edge, Covmatch, Vlcp)
 class Claims:
     """Measures the claims of the papers on the procedural world."""
 
+    table: Positional[Literal["claims", "noise", "demo"]] = "claims"
+    """All claims; or EDGE, random and clip-score pairs over wrong captions and clutter; or what `make demo` compares,
+    world by world."""
     seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
     """Worlds. Nothing may have been tuned on them: those from 101 on are kept for results."""
     parts: tuple[Literal["edge", "vlcp"], ...] = ("edge", "vlcp")
-    """What to measure; "edge" has CovMatch's sets, too."""
-    noise: bool = False
-    """One table over wrong captions and clutter instead, of EDGE, random and clip-score pairs."""
+    """What to measure of all claims; "edge" has CovMatch's sets, too."""
     wrong: float = 0.2
     """Share of wrong captions in the data of EDGE and CovMatch."""
     vague: float = 0.1
@@ -203,6 +207,11 @@ def noise_bench(claims: Claims, noise: Noise, seed: int) -> EdgeBench:
     bench = edge_bench(replace(claims, wrong=noise.wrong, **plain), seed, f"noise/{noise.name}")
     evaluation = replace(bench.edge.evaluation, baselines=("random", "clip-score"))
     return replace(bench, edge=replace(bench.edge, evaluation=evaluation), arms=ARMS[:1], further=False)
+
+
+def demo_bench(claims: Claims, seed: int) -> EdgeBench:
+    """What `make demo` compares."""
+    return replace(edge_bench(claims, seed, "demo"), arms=ARMS[:1], further=False)
 
 
 def check_claims(claims: Claims) -> None:
@@ -373,13 +382,16 @@ def measure_vlcp(run: RunDir, bench: VlcpBench) -> Found:
 def main() -> None:
     claims = tyro.cli(Claims)
     check_claims(claims)
-    if claims.noise:
+    if claims.table == "noise":
         noisy = {
             noise: {seed: measured(noise_bench(claims, noise, seed)) for seed in claims.seeds}
             for noise in NOISE
         }
-        name, told = "noise", noise_markdown(noisy)
+        told = noise_markdown(noisy)
         held: dict[str, Any] = {noise.name: figures for noise, figures in noisy.items()}
+    elif claims.table == "demo":
+        held = {str(seed): measured(demo_bench(claims, seed)) for seed in claims.seeds}
+        told = demo_markdown({int(seed): figures for seed, figures in held.items()})
     else:
         worlds: dict[int, Found] = {seed: {} for seed in claims.seeds}
         for seed in claims.seeds:
@@ -387,12 +399,13 @@ def main() -> None:
                 worlds[seed] |= measured(edge_bench(claims, seed))
             if "vlcp" in claims.parts:
                 worlds[seed] |= measured(vlcp_bench(claims, seed))
-        name, told = "claims", markdown(worlds)
+        told = markdown(worlds)
         held = {"figures": worlds, "claims": decided_claims(list(worlds.values()))}
     claims.out.mkdir(parents=True, exist_ok=True)
-    (claims.out / f"{name}.json").write_text(json.dumps(held, indent=2))
-    (claims.out / f"{name}.md").write_text(f"{told}\n")
-    print(f"\n{told}\n\n{claims.out / name}.json, {claims.out / name}.md")
+    file = claims.out / claims.table
+    file.with_suffix(".json").write_text(json.dumps(held, indent=2))
+    file.with_suffix(".md").write_text(f"{told}\n")
+    print(f"\n{told}\n\n{file}.json, {file}.md")
 
 
 if __name__ == "__main__":

@@ -217,6 +217,25 @@ def noise_markdown(figures: Mapping[Noise, Mapping[int, Figures]]) -> str:
     return "\n\n".join([_about(seeds), _rows(rows), " ".join(told)])
 
 
+def demo_markdown(figures: Mapping[int, Figures]) -> str:
+    """Mean recalls world by world, and in how many of them EDGE is above each other set."""
+    scores = {seed: world[EDGE] for seed, world in figures.items()}
+    names = list(next(iter(scores.values())))
+    rows = [["world", *(LABELS.get(name, name) for name in names)]]
+    for seed, sets in scores.items():
+        rows.append([str(seed), *(f"{sets[name]['mean_recall']:.1f}" for name in names)])
+    means = {name: [sets[name]["mean_recall"] for sets in scores.values()] for name in names}
+    rows.append(["mean", *(_spread(means[name], 1) for name in names)])
+    above = [
+        ""
+        if name == BASE
+        else str(sum(ours > theirs for ours, theirs in zip(means[BASE], means[name], strict=True)))
+        for name in names
+    ]
+    rows.append([f"EDGE is above, worlds of {len(scores)}", *above])
+    return "\n\n".join([_about(list(scores)), _rows(rows)])
+
+
 def _passes(cluttered: bool, rival: str, differences: Mapping[float, Paired]) -> str:
     """A sentence that names the noise at which EDGE passes a rival."""
     rates = list(differences)

@@ -143,6 +143,31 @@ def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None
     assert "clutter" not in claims.noise_bench(claims.Claims(), cluttered, 101).edge.data.uri
 
 
+def test_the_demo_is_the_preset_in_other_worlds() -> None:
+    bench = claims.demo_bench(claims.Claims(table="demo"), 107)
+    preset = edge_local()
+    assert bench.edge.synthesis == preset.synthesis
+    assert set(preset.evaluation.baselines) == set(bench.edge.evaluation.baselines)
+    assert [arm.name for arm in bench.arms] == [claims_tables.BASE]
+    assert bench.edge.data.uri == preset.data.uri.replace("seed=1", "seed=107")
+
+
+def test_the_demo_counts_the_worlds_in_which_edge_is_ahead() -> None:
+    worlds = {101: figures(12.0), 102: figures(9.0), 103: figures(10.5)}
+    worlds[103][claims_tables.EDGE]["herding"]["mean_recall"] = 11.0
+    told = claims_tables.demo_markdown(
+        {seed: {claims_tables.EDGE: one[claims_tables.EDGE]} for seed, one in worlds.items()}
+    )
+    head, _, *rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in told.splitlines() if row[:1] == "|"
+    ]
+    found = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert found["102"]["EDGE, 100 × 1"] == "9.0"
+    assert found["mean"]["EDGE, 100 × 1"] == "10.5 ± 1.5"
+    assert found["EDGE is above, worlds of 3"]["random real"] == "2"
+    assert found["EDGE is above, worlds of 3"]["herding"] == "1"
+
+
 def test_measuring_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="parts="):
         claims.check_claims(claims.Claims(parts=()))
