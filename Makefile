@@ -30,8 +30,9 @@ test: setup
 	@echo "== tests"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# what takes too long for every change; docs/reliability.md has its last result
+# what takes too long for every change
 test-all: test fuzz chaos
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	@echo "== lint: ruff, mypy"

@@ -9,12 +9,12 @@ A world is a seed s: its data, its validation data (seed s + 10,000), its test d
 Everything else is what the local presets say, so what is measured is what they do. Each world and method has a run
 directory of its own. Killed at any point, the same command goes on, and what is finished is not done again.
 
-Writes `claims.json` and `claims.md` (or those of the other table) to the folder `out`.
+Writes a table as JSON and Markdown to the folder `out`, named by the options that are not the default.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
@@ -62,13 +62,14 @@ from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.moments import whole_stage
+from mmdd_ray.models import zoo
 from mmdd_ray.presets import covmatch_local, edge_local, vlcp_local
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.store import Store
 
 PAIRS = 100  # of every set of EDGE, CovMatch and real pairs
-BETTER_HALF = 0.5  # of the pairs, by CLIP; their moments are those that EDGE's pairs are refined to
-PROMPTS = 100  # held-out ones
+WORLDS = {"claims": range(101, 106), "noise": range(101, 106), "demo": range(101, 111)}
+CLASSIFIER_RATES = (0.02, 0.05, 0.1)
 VAL_SEEDS, TEST_SEEDS = 10_000, 20_000  # on top of the world's
 NOISE = tuple(Noise(wrong, cluttered) for cluttered in (False, True) for wrong in (0.0, 0.1, 0.2, 0.3))
 FIGURES = "figures.json"  # of a run directory that is finished
@@ -85,8 +86,9 @@ class Claims:
     table: Positional[Literal["claims", "noise", "demo"]] = "claims"
     """All claims; or EDGE, random and clip-score pairs over wrong captions and clutter; or what `make demo` compares,
     world by world."""
-    seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
-    """Worlds. Nothing may have been tuned on them: those from 101 on are kept for results."""
+    seeds: tuple[int, ...] | None = None
+    """Worlds. Nothing may have been tuned on them: those from 101 on are kept for results. Default: 101 to 105, and to
+    110 for the demo."""
     parts: tuple[Literal["edge", "vlcp"], ...] = ("edge", "vlcp")
     """What to measure of all claims; "edge" has CovMatch's sets, too."""
     wrong: float = 0.2
@@ -99,6 +101,11 @@ class Claims:
     """Strength of bars, light, texture and grain. Default: the world's own."""
     out: Path = Path("runs/claims")
     """Folder of the results and of the run directories."""
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """Those that were asked for, or the default ones."""
+        return tuple(WORLDS[self.table]) if self.seeds is None else self.seeds
 
 
 TUNINGS: dict[str, dict[str, Any]] = {
@@ -141,22 +148,33 @@ ARMS = (
 COVMATCH_STUDENTS = (BASE, "edge-refined", "covmatch-random", "covmatch-edge")  # that train on these
 
 
-@dataclass(frozen=True)
+def zoo_versions() -> dict[str, str | None]:
+    """The weights that the local presets' models have now; figures of other ones are not to be mixed with theirs."""
+    return {name: zoo.version(name) for name in zoo.NAMES}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EdgeBench:
     """Everything that one world's figures of EDGE and CovMatch depend on."""
 
     edge: Edge
     covmatch: Covmatch
+    models: Mapping[str, str | None] = field(default_factory=zoo_versions)
     arms: tuple[Arm, ...] = ARMS
+    tunings: Mapping[str, dict[str, Any]] = field(default_factory=lambda: TUNINGS)
     further: bool = True
     """Measures held-out prompts and the sets that CovMatch learns, too."""
+    held_out_prompts: int = 100
+    refined_to: float = 0.5
+    """Share of the pairs, the better ones by CLIP, to whose moments EDGE's pairs are refined."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VlcpBench:
     """Everything that one world's figures of VLCP depend on."""
 
     vlcp: Vlcp
+    models: Mapping[str, str | None] = field(default_factory=zoo_versions)
     arms: Mapping[str, dict[str, bool]] = field(default_factory=lambda: vlcp_arms.ARMS)
 
 
@@ -192,13 +210,16 @@ def edge_bench(claims: Claims, seed: int, folder: str = "edge") -> EdgeBench:
         placed(preset(), claims, seed, folder, **flaws) for preset in (edge_local, covmatch_local)
     )
     return EdgeBench(
-        replace(edge, synthesis=replace(edge.synthesis, pairs=PAIRS)),
-        replace(covmatch, match=replace(covmatch.match, pairs=PAIRS)),
+        edge=replace(edge, synthesis=replace(edge.synthesis, pairs=PAIRS)),
+        covmatch=replace(covmatch, match=replace(covmatch.match, pairs=PAIRS)),
     )
 
 
 def vlcp_bench(claims: Claims, seed: int) -> VlcpBench:
-    return VlcpBench(placed(vlcp_local(), claims, seed, "vlcp"))
+    vlcp = placed(vlcp_local(), claims, seed, "vlcp")
+    return VlcpBench(
+        vlcp=replace(vlcp, classifiers=replace(vlcp.classifiers, learning_rates=CLASSIFIER_RATES))
+    )
 
 
 def noise_bench(claims: Claims, noise: Noise, seed: int) -> EdgeBench:
@@ -215,10 +236,19 @@ def demo_bench(claims: Claims, seed: int) -> EdgeBench:
 
 
 def check_claims(claims: Claims) -> None:
-    """Raises ``UserError`` where worlds would be counted twice or share data with one another, or nothing is asked."""
-    seeds = claims.seeds
+    """Raises ``UserError`` where worlds would be counted twice or share data with one another, where nothing is asked,
+    or where an option says nothing to the table.
+    """
     if not claims.parts:
         raise UserError("parts= leaves nothing to measure; give edge, vlcp or both")
+    idle = {"claims": (), "noise": ("parts", "wrong", "clutter", "nuisance"), "demo": ("parts",)}[
+        claims.table
+    ]
+    plain = Claims()
+    for name in idle:
+        if getattr(claims, name) != getattr(plain, name):
+            raise UserError(f"the table {claims.table} does not depend on --{name}; leave it out")
+    seeds = claims.worlds
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < VAL_SEEDS for seed in seeds):
         raise UserError(
             f"seeds={' '.join(map(str, seeds))} are no worlds of their own; give different ones below {VAL_SEEDS:,}, "
@@ -246,7 +276,7 @@ def measure_edge(run: RunDir, bench: EdgeBench) -> Found:
     features = FeatureStore(scored(run, settings))
     generators = {}
     for tuning in dict.fromkeys(arm.tuning for arm in bench.arms):
-        own = Arm(BASE, tuning).settings(settings)
+        own = replace(settings, finetune=replace(settings.finetune, **bench.tunings[tuning]))
         generators[tuning] = run.stage(
             f"finetune-{tuning}", lambda stage, own=own: distill.finetune(stage, features, own)
         )
@@ -255,7 +285,8 @@ def measure_edge(run: RunDir, bench: EdgeBench) -> Found:
     }
     found: Found = {}
     if bench.further:
-        found[HELD_OUT] = held_out(run, {name: generators[name] for name in ("tuned", "untuned")}, settings)
+        both = {name: generators[name] for name in ("tuned", "untuned")}
+        found[HELD_OUT] = held_out(run, both, settings, bench.held_out_prompts)
         sets |= learnt(run, features, sets[BASE], bench)
         theirs = {name: sets[name] for name in COVMATCH_STUDENTS}
         found[COVMATCH] = evaluated(run, "evaluate-covmatch", theirs, features, bench.covmatch)
@@ -276,9 +307,11 @@ def drawn(
     return distill.samples(candidates, chosen, written, own)
 
 
-def held_out(run: RunDir, generators: Mapping[str, Stage], settings: Edge) -> dict[str, dict[str, float]]:
+def held_out(
+    run: RunDir, generators: Mapping[str, Stage], settings: Edge, prompts: int
+) -> dict[str, dict[str, float]]:
     """How drawings for right captions of test scenes look to CLIP, by generator; all begin with the same noise."""
-    rows = read_rows(settings.evaluation.sources(settings.data)["test"])[:PROMPTS]
+    rows = read_rows(settings.evaluation.sources(settings.data)["test"])[:prompts]
     seeds = sample_seeds(settings.run.seed, len(rows))
     drawings = [Drawing(at, row.captions[0], seeds[at], row.key) for at, row in enumerate(rows)]
     px, clip = settings.finetune.image_px, settings.features.clip
@@ -304,7 +337,7 @@ def learnt(
     edge, covmatch = bench.edge, bench.covmatch
     edge = replace(
         edge,
-        features=replace(edge.features, clip_score_fraction=BETTER_HALF),
+        features=replace(edge.features, clip_score_fraction=bench.refined_to),
         refine=replace(edge.refine, iterations=edge.refine.iterations or covmatch.match.iterations),
     )
     half, whole = scored(run, edge), whole_moments(run, "refine-moments", edge)
@@ -382,19 +415,19 @@ def measure_vlcp(run: RunDir, bench: VlcpBench) -> Found:
 def main() -> None:
     claims = tyro.cli(Claims)
     check_claims(claims)
+    seeds = claims.worlds
     if claims.table == "noise":
         noisy = {
-            noise: {seed: measured(noise_bench(claims, noise, seed)) for seed in claims.seeds}
-            for noise in NOISE
+            noise: {seed: measured(noise_bench(claims, noise, seed)) for seed in seeds} for noise in NOISE
         }
         told = noise_markdown(noisy)
         held: dict[str, Any] = {noise.name: figures for noise, figures in noisy.items()}
     elif claims.table == "demo":
-        held = {str(seed): measured(demo_bench(claims, seed)) for seed in claims.seeds}
+        held = {str(seed): measured(demo_bench(claims, seed)) for seed in seeds}
         told = demo_markdown({int(seed): figures for seed, figures in held.items()})
     else:
-        worlds: dict[int, Found] = {seed: {} for seed in claims.seeds}
-        for seed in claims.seeds:
+        worlds: dict[int, Found] = {seed: {} for seed in seeds}
+        for seed in seeds:
             if "edge" in claims.parts:
                 worlds[seed] |= measured(edge_bench(claims, seed))
             if "vlcp" in claims.parts:
@@ -402,9 +435,18 @@ def main() -> None:
         told = markdown(worlds)
         held = {"figures": worlds, "claims": decided_claims(list(worlds.values()))}
     claims.out.mkdir(parents=True, exist_ok=True)
-    file = claims.out / claims.table
-    file.with_suffix(".json").write_text(json.dumps(held, indent=2))
-    file.with_suffix(".md").write_text(f"{told}\n")
+    changed = {
+        part.name: getattr(claims, part.name)
+        for part in fields(claims)
+        if part.name not in ("table", "out") and getattr(claims, part.name) != part.default
+    }
+    named = [
+        f"{name}-{'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in changed.items()
+    ]
+    file = claims.out / "_".join([claims.table, *named])  # a part of the worlds must not replace all of them
+    Path(f"{file}.json").write_text(json.dumps(held, indent=2))
+    Path(f"{file}.md").write_text(f"{told}\n")
     print(f"\n{told}\n\n{file}.json, {file}.md")
 
 

@@ -1,6 +1,7 @@
 """The claims' statistics against scipy, and what `benchmarks/claims.py` is about to measure."""
 
 import sys
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mmdd_ray.data.readers import shapes_spec
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.paired import CONTRADICTED, NOT_SHOWN, SHOWN, Paired, first_above
 from mmdd_ray.presets import edge_local, vlcp_local
+from mmdd_ray.run import differences, resolved
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import claims  # benchmarks are scripts, which lie beside each other
@@ -32,12 +34,12 @@ def test_the_interval_is_that_of_the_paired_t_test(worlds: int) -> None:
 
 
 def test_pairing_takes_out_how_hard_worlds_are() -> None:
-    assert Paired.of([1, 11, 21], [0, 10, 20]) == Paired(1.0, 1.0, 1.0)
+    assert Paired.of([1, 11, 21], [0, 10, 20]) == Paired(1.0, 1.0, 1.0, 1.0)
 
 
 def test_one_world_says_nothing_of_the_spread() -> None:
     found = Paired.of([3.0], [1.0])
-    assert found == Paired(2.0, -inf, inf)
+    assert found == Paired(2.0, -inf, inf, pytest.approx(0.1))
     assert found.verdict() == found.verdict("not below") == NOT_SHOWN
 
 
@@ -52,13 +54,15 @@ def test_figures_without_partner_are_refused(ours: list[float], theirs: list[flo
     [
         (0.1, 2.0, SHOWN, SHOWN),
         (0.0, 2.0, NOT_SHOWN, SHOWN),
-        (-1.0, 0.5, NOT_SHOWN, SHOWN),
-        (-1.0, 0.0, NOT_SHOWN, SHOWN),
+        (-0.9, 0.5, NOT_SHOWN, SHOWN),
+        (-1.0, 0.5, NOT_SHOWN, NOT_SHOWN),  # which may be 1 below, the margin
+        (-7.0, 1.0, NOT_SHOWN, NOT_SHOWN),
+        (-0.9, 0.0, NOT_SHOWN, SHOWN),
         (-2.0, -0.1, CONTRADICTED, CONTRADICTED),
     ],
 )
 def test_verdicts(low: float, high: float, above: str, not_below: str) -> None:
-    found = Paired((low + high) / 2, low, high)
+    found = Paired((low + high) / 2, low, high, margin=1.0)
     assert (found.verdict(), found.verdict("not below")) == (above, not_below)
 
 
@@ -74,7 +78,7 @@ def test_verdicts(low: float, high: float, above: str, not_below: str) -> None:
 def test_from_which_condition_on_ours_is_above(
     means: list[float], lows: list[float], expected: tuple[int | None, int | None]
 ) -> None:
-    found = [Paired(mean, low, mean + 1) for mean, low in zip(means, lows, strict=True)]
+    found = [Paired(mean, low, mean + 1, 0.0) for mean, low in zip(means, lows, strict=True)]
     assert first_above(found) == expected
 
 
@@ -89,25 +93,29 @@ def test_a_world_changes_seeds_and_flaws_and_nothing_else_of_the_preset() -> Non
         assert getattr(edge, section) == getattr(preset, section)
     assert edge.synthesis.guidance == preset.synthesis.guidance
     vlcp = claims.vlcp_bench(claims.Claims(), 104).vlcp
-    assert (vlcp.classifiers, vlcp.prototypes) == (vlcp_local().classifiers, vlcp_local().prototypes)
+    rates = claims.CLASSIFIER_RATES
+    assert vlcp.classifiers == replace(vlcp_local().classifiers, learning_rates=rates)
+    assert len(rates) > 1  # so that each set gets its own
+    assert vlcp.prototypes == vlcp_local().prototypes
     assert "labelled=1" in vlcp.data.uri
     assert len({vlcp.data.uri, vlcp.evaluation.val, vlcp.evaluation.test}) == 3
 
 
 def benches() -> list[Any]:
     asked = claims.Claims()
-    edge = [claims.edge_bench(asked, seed) for seed in asked.seeds]
-    noisy = [claims.noise_bench(asked, noise, seed) for noise in claims.NOISE for seed in asked.seeds]
-    return [*edge, *(claims.vlcp_bench(asked, seed) for seed in asked.seeds), *noisy]
+    noisy = [claims.noise_bench(asked, noise, seed) for noise in claims.NOISE for seed in asked.worlds]
+    makers = (claims.edge_bench, claims.vlcp_bench, claims.demo_bench)
+    return [*(make(asked, seed) for make in makers for seed in asked.worlds), *noisy]
 
 
 def test_every_bench_has_a_folder_of_its_own_and_worlds_that_can_be_drawn() -> None:
     settings = [bench.vlcp if isinstance(bench, claims.VlcpBench) else bench.edge for bench in benches()]
     assert len({one.run.dir for one in settings}) == len(settings)
     for one in settings:
-        for uri in (one.data.uri, one.evaluation.val, one.evaluation.test):
+        labelled = "labelled=1" in one.data.uri
+        for uri, captions in ((one.data.uri, 1), (one.evaluation.val, 5), (one.evaluation.test, 5)):
             rows, draw = shapes_spec(uri)
-            assert len(next(draw(0, 1))["captions"]) in (1, 5)
+            assert len(next(draw(0, 1))["captions"]) == (1 if labelled else captions)
             assert rows >= 300
 
 
@@ -166,6 +174,33 @@ def test_the_demo_counts_the_worlds_in_which_edge_is_ahead() -> None:
     assert found["mean"]["EDGE, 100 × 1"] == "10.5 ± 1.5"
     assert found["EDGE is above, worlds of 3"]["random real"] == "2"
     assert found["EDGE is above, worlds of 3"]["herding"] == "1"
+
+
+def test_the_worlds_of_each_table() -> None:
+    assert claims.Claims().worlds == (101, 102, 103, 104, 105)
+    assert claims.Claims(table="demo").worlds == tuple(range(101, 111))
+    assert claims.Claims(table="demo", seeds=(7,)).worlds == (7,)
+
+
+def test_other_weights_of_the_models_are_another_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = claims.edge_bench(claims.Claims(), 101)
+    monkeypatch.setattr(claims.zoo, "version", lambda name: f"sha256:{name}")
+    other = claims.edge_bench(claims.Claims(), 101)
+    (changed, *_) = differences(resolved(bench), resolved(other), other)
+    assert changed.startswith("models.tiny-")
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (claims.Claims(table="noise", wrong=0.4), "--wrong"),
+        (claims.Claims(table="noise", clutter=1.0), "--clutter"),
+        (claims.Claims(table="demo", parts=("edge",)), "--parts"),
+    ],
+)
+def test_an_option_that_a_table_does_not_heed_is_refused(asked: claims.Claims, named: str) -> None:
+    with pytest.raises(UserError, match=f"does not depend on {named}"):
+        claims.check_claims(asked)
 
 
 def test_measuring_nothing_is_refused() -> None:

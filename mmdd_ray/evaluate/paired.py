@@ -14,7 +14,9 @@ from mmdd_ray.evaluate.verdict import CONFIDENCE
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 Bar = Literal["above", "not below"]
-"""What a claim asks of the interval of a difference: that it lies above 0, or not wholly below 0."""
+"""What a claim asks of the interval of a difference: that it lies above 0, or above minus a margin."""
+MARGIN = 0.1
+"""How far below the other set's mean, as a share of it, a set may be that is called not below."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Paired:
     low: float
     """-inf, and ``high`` inf, where one difference says nothing of the spread."""
     high: float
+    margin: float
+    """What counts as level: `MARGIN` of the mean of theirs."""
 
     @classmethod
     def of(cls, ours_S: Sequence[float], theirs_S: Sequence[float]) -> "Paired":
@@ -41,22 +45,22 @@ class Paired:
             )
         difference_S = np.array(ours_S, np.float64) - np.array(theirs_S, np.float64)
         mean, count = float(difference_S.mean()), len(difference_S)
+        level = MARGIN * abs(float(np.mean(theirs_S)))
         if count == 1:
-            return cls(mean, -inf, inf)
-        margin = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * difference_S.std(ddof=1) / sqrt(count))
-        return cls(mean, mean - margin, mean + margin)
+            return cls(mean, -inf, inf, level)
+        half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * difference_S.std(ddof=1) / sqrt(count))
+        return cls(mean, mean - half, mean + half, level)
 
     def verdict(self, bar: Bar = "above") -> str:
         """What the difference says of a claim that ours is ``bar`` theirs.
 
-        An interval wholly below 0 contradicts both kinds. One that holds 0 does not show that ours is above, but it
-        clears the bar of a claim that ours is not below; how wide it is says what that is worth.
+        An interval wholly below 0 contradicts both kinds. One that holds 0 does not show that ours is above; that ours
+        is not below, it shows only where all of it lies above minus the margin, so that too few or too noisy worlds
+        show nothing.
         """
         if self.high < 0:
             return CONTRADICTED
-        if self.low > 0 or (bar == "not below" and self.high < inf):
-            return SHOWN
-        return NOT_SHOWN
+        return SHOWN if self.low > (0 if bar == "above" else -self.margin) else NOT_SHOWN
 
 
 def first_above(differences: Sequence[Paired]) -> tuple[int | None, int | None]:
