@@ -121,11 +121,13 @@ def _check_fraction(settings: Settings) -> None:
         raise UserError(
             f"features.clip_score_fraction={fraction:g}, but nothing is matched here; leave it at 1"
         )
-    iterations = settings.matching.iterations
-    if isinstance(settings, Edge) and settings.synthesis.candidates_per_image == 1 and not iterations:
+    matching = settings.matching
+    selects = isinstance(settings, Edge) and settings.synthesis.candidates_per_image > 1
+    if not matching.iterations and not selects:
+        ways = "synthesis.candidates_per_image above 1 or " if isinstance(settings, Edge) else ""
         raise UserError(
             f"features.clip_score_fraction={fraction:g}, but no moments are matched; leave it at 1, or set "
-            "synthesis.candidates_per_image above 1 or refine.iterations above 0"
+            f"{ways}{matching.section}.iterations above 0"
         )
 
 

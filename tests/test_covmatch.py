@@ -19,10 +19,11 @@ from mmdd_ray.data import shapes
 from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt, write_distilled
 from mmdd_ray.data.images import decode_image
 from mmdd_ray.draws import draw_seed
+from mmdd_ray.edge.distill import check_size as check_edge_size
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import pair_numbers, score_table
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.presets import covmatch_local
+from mmdd_ray.presets import covmatch_local, edge_local
 from mmdd_ray.store import Store
 from mmdd_ray.verify import verify
 
@@ -227,6 +228,10 @@ def drawn_set(folder: Path, seed: int) -> str:
             ["--features.clip_score_fraction", "1.5"],
             "features.clip_score_fraction=1.5: input should be less than",
         ),
+        (
+            ["--match.iterations", "0", "--features.clip_score_fraction", "0.5"],
+            "but no moments are matched; leave it at 1, or set match.iterations above 0",
+        ),
         (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2"),
         (["--match.workers", "25"], "match.workers=25 is above match.pairs=12"),
         (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo"),
@@ -253,15 +258,20 @@ def test_fewer_real_pairs_than_are_needed_are_one_sentence(tmp_path, setting, ne
         check_size(features, few)
 
 
-def test_fewer_pairs_that_agree_than_in_a_batch_are_one_sentence(tmp_path):
-    store = Store(str(tmp_path))
+def agreeing_half(folder):
+    """The features of 120 pairs, of which the moments are those of 59."""
+    store = Store(str(folder))
     pairs = pair_numbers(np.arange(120), np.ones(120, np.int64))
     store.write_parquet("scores/shapes.parquet", score_table(pairs, np.arange(120, dtype=np.float32)))
     store.write_parquet("duplicates.parquet", pa.table({"shard": ["shapes"], "index": [119]}))
     store.write_json("agreement.json", {"threshold": 60.0})
     features = FeatureStore(store)
     features.addresses = [("shapes", row) for row in range(120)]
-    preset = covmatch_local()
+    return features
+
+
+def test_fewer_pairs_that_agree_than_in_a_batch_are_one_sentence(tmp_path):
+    features, preset = agreeing_half(tmp_path), covmatch_local()
     half = replace(
         preset,
         features=replace(preset.features, clip_score_fraction=0.5),
@@ -272,6 +282,22 @@ def test_fewer_pairs_that_agree_than_in_a_batch_are_one_sentence(tmp_path):
         few = replace(half, match=Match(real_batch=batch, pairs=100))
         with nullcontext() if batch == 59 else pytest.raises(UserError, match=message):
             check_size(features, few)
+
+
+def test_fewer_pairs_that_agree_than_are_drawn_are_one_sentence_where_drawings_are_selected(tmp_path):
+    features, preset = agreeing_half(tmp_path), edge_local()
+    message = (
+        r"^features.clip_score_fraction=0.5 leaves 59 images of shapes:2000.*say nothing of 60 drawn ones"
+    )
+    for pairs, candidates in ((59, 2), (60, 1), (60, 2)):
+        few = replace(
+            preset,
+            features=replace(preset.features, clip_score_fraction=0.5),
+            synthesis=replace(preset.synthesis, pairs=pairs, candidates_per_image=candidates),
+            evaluation=replace(preset.evaluation, baselines=("random",)),
+        )
+        with pytest.raises(UserError, match=message) if (pairs, candidates) == (60, 2) else nullcontext():
+            check_edge_size(features, few)
 
 
 def test_changed_settings_are_refused_with_the_difference(finished, job):

@@ -137,6 +137,7 @@ def test_a_uri_sets_what_the_world_has() -> None:
         ("shapes:5?captions=6", "captions=6 must be from 1 to 5"),
         ("shapes:5?wrong=nan", "wrong=nan must be from 0 to 1"),
         ("shapes:5?world=clean&wrong=0.1", "world=web also takes wrong, vague, captions, clutter"),
+        ("shapes:5?seed=1&seed=2", "each option once"),
         ("shapes:5?world=wild", r"world=web \(or world=clean\)"),
     ],
 )

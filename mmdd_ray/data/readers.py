@@ -102,6 +102,8 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
     flaw_names = World.setting_names()
     try:
         options = dict(parse_qsl(query, True, True))
+        if len(options) < len(parse_qsl(query, True, True)):
+            raise ValueError  # which of two seeds?
         world = options.pop("world", "web")
         seed, px, labelled = (
             int(options.pop(name, default)) for name, default in (("seed", 0), ("px", 32), ("labelled", 0))
@@ -126,8 +128,8 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
         raise UserError(f"data.uri={uri}: {error}") from error
     except ValueError:
         raise UserError(
-            f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0&world=web (or world=clean); "
-            f"world=web also takes {', '.join(flaw_names)}"
+            f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0&world=web (or world=clean), "
+            f"each option once; world=web also takes {', '.join(flaw_names)}"
         ) from None
 
 

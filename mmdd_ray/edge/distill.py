@@ -14,6 +14,7 @@ from mmdd_ray.draws import draws_of
 from mmdd_ray.edge.choose import choose_drawn
 from mmdd_ray.edge.prompts import choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.beside import beside_real
 from mmdd_ray.evaluate.distilled_set import set_name
 from mmdd_ray.evaluate.report import build_report, write_report
@@ -32,6 +33,7 @@ from mmdd_ray.matching.start import (
     require_batch,
     start_of_samples,
 )
+from mmdd_ray.redact import redact
 from mmdd_ray.run import RunDir, Stage, StageResult
 from mmdd_ray.start import started
 
@@ -50,7 +52,7 @@ def distill(settings: Edge, preset: str) -> dict[str, Any]:
     """
     with started(settings, JOB, preset) as (run, precomputed):
         features = FeatureStore(precomputed.store)
-        _check_size(features, settings)
+        check_size(features, settings)
         draws = draws_of(run, settings)
         made = [distill_once(one.run, precomputed, features, one.settings) for one in draws]
         name = set_name(REFINED if settings.refine.iterations else METHOD)
@@ -97,13 +99,22 @@ def distill_once(run: RunDir, precomputed: Stage, features: FeatureStore, settin
     return Made(tuned, drawn, chosen, refined)
 
 
-def _check_size(features: FeatureStore, settings: Edge) -> None:
+def check_size(features: FeatureStore, settings: Edge) -> None:
     """Finds before the fine-tuning that there are too few real pairs for what comes after it."""
     needs = {
         "synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0,
         "finetune.batch_pairs": settings.finetune.batch_pairs,
     }
     features.require(needs, settings.data.uri)
+    fraction, images = settings.features.clip_score_fraction, settings.images
+    if fraction < 1 and settings.synthesis.candidates_per_image > 1:
+        kept = features.agreeing().n_images
+        if kept < images:
+            raise UserError(
+                f"features.clip_score_fraction={fraction:g} leaves {kept:,} images of {redact(settings.data.uri)}, "
+                f"whose moments say nothing of {images:,} drawn ones; raise features.clip_score_fraction, or draw one "
+                "candidate (synthesis.candidates_per_image=1)"
+            )
     require_batch(features, settings)
     check_kept(features, settings, settings.synthesis.pairs)
 

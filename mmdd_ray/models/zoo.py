@@ -19,6 +19,7 @@ HUB_NAMED = (
     "describe.model",
     "students.text_model",
     "match.text_model",
+    "refine.text_model",
 )
 """Settings whose models are named as the hub names them."""
 HUB_TIMEOUT_S = 10
