@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mmdd_ray import pretrain
 from mmdd_ray.config import Students
-from mmdd_ray.pretrain import QUALITY, captioner, clip, diffusion, loop, students, train_zoo
+from mmdd_ray.data.web_scenes import scene
+from mmdd_ray.pretrain import QUALITY, captioner, clip, corpus, diffusion, loop, naming, students, train_zoo
 from mmdd_ray.pretrain.loop import Fit
 
 CPU = torch.device("cpu")
@@ -60,10 +63,32 @@ def test_a_zoo_that_was_killed_trains_what_is_left(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(captioner, "train", lambda out, **_: train("tiny-bert", out))
     with pytest.raises(RuntimeError, match="killed"):
         train_zoo(("tiny-bert", "tiny-captioner"), tmp_path, seed=1, threads=1)
+    with monkeypatch.context() as changed:
+        changed.setattr(pretrain, "recipe", lambda: "another")  # whose tiny-bert has to be trained, too
+        with pytest.raises(RuntimeError, match="killed"):
+            train_zoo(("tiny-bert",), tmp_path, seed=1, threads=1)
     train_zoo(("tiny-bert", "tiny-nf"), tmp_path, seed=1, threads=1)  # tiny-bert was done
     quality = json.loads((tmp_path / QUALITY).read_text())
     assert quality["tiny-bert"]["accuracy"] == quality["tiny-nf"]["accuracy"] == 50
     assert [path.name for path in tmp_path.iterdir()] == [QUALITY]
+
+
+def test_half_of_the_broad_corpus_shows_one_labelled_object() -> None:
+    drawn = corpus.draw_broad(60)
+    for row, index, labelled in ((0, 0, False), (29, 29, False), (30, 0, True), (59, 29, True)):
+        one = scene(index, seed=corpus.TRAIN_SEED, world=corpus.BROAD, labelled=labelled)
+        assert drawn.captions[row] == one.captions()
+        assert drawn.true_captions[row] == one.true_captions()
+        assert drawn.labels[row] == one.label
+        pixels = torch.from_numpy(np.array(one.render(corpus.IMAGE_PX))).permute(2, 0, 1)
+        torch.testing.assert_close(drawn.images[row], pixels, rtol=0, atol=0)
+    assert all(
+        len(scene(i, seed=corpus.TRAIN_SEED, world=corpus.BROAD, labelled=True).named.objects) == 1
+        for i in range(30)
+    )
+    second = drawn[30:]
+    assert len(second) == 30
+    assert second.captions == drawn.captions[30:]
 
 
 @pytest.mark.timeout(600)
@@ -72,8 +97,9 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pyte
     from mmdd_ray.models.generator import draw_images, load_pipeline
 
     monkeypatch.setattr(clip, "HELD_OUT", 60)
+    monkeypatch.setattr(naming, "HELD_OUT", 100)
     monkeypatch.setattr(diffusion, "VAE_BATCH", 4)
-    found = clip.train(tmp_path / "clip", scenes=300, steps=1, seed=0, device=CPU)
+    found = clip.train(tmp_path / "clip", scenes=600, naming_steps=1, steps=2, seed=0, device=CPU)
     assert 0 <= found["mean_recall"] <= 100
     folder = tmp_path / "sd"
     measured = diffusion.train_vae(
@@ -95,12 +121,12 @@ def test_captioner_and_students(tmp_path: Path) -> None:
     from mmdd_ray.models.captioner import Captioner
     from mmdd_ray.models.students import load_student
 
-    captioner.train(tmp_path / "captioner", scenes=48, steps=3, seed=0, device=CPU)
+    captioner.train(tmp_path / "captioner", scenes=192, naming_steps=1, steps=3, seed=0, device=CPU)
     written = Captioner(str(tmp_path / "captioner"), CPU).write(
         [Image.new("RGB", (32, 32))], 1, instructions=(), max_new_tokens=4, seed=0
     )
     assert isinstance(written[0][0], str)
-    students.train_image_encoder(tmp_path / "nf", scenes=16, steps=1, seed=0, device=CPU)
+    students.train_image_encoder(tmp_path / "nf", scenes=128, steps=1, seed=0, device=CPU)
     students.train_text_encoder(tmp_path / "bert", scenes=64, steps=1, seed=0, device=CPU)
     load_student(
         Students(image_model=str(tmp_path / "nf"), text_model=str(tmp_path / "bert")), seed=0, device="cpu"

@@ -19,7 +19,7 @@ from mmdd_ray.models import zoo
 from mmdd_ray.pretrain import QUALITY
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB
 
-MIB = 2**20
+MB = 10**6
 SCENES = 500
 
 
@@ -35,7 +35,7 @@ def captions(scenes: list[WebScene]) -> list[str]:
 
 def test_zoo_is_small_and_holds_no_pickle() -> None:
     files = [path for path in zoo.FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 15 * MIB
+    assert sum(path.stat().st_size for path in files) <= 15 * MB
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.name for path in zoo.FOLDER.iterdir() if path.is_dir()} == set(zoo.NAMES)
     assert json.loads((zoo.FOLDER / QUALITY).read_text()).keys() == set(zoo.NAMES)
@@ -49,7 +49,18 @@ def test_tiny_clip_finds_held_out_scenes(scenes: list[WebScene], captions: list[
     metrics = retrieval_metrics(
         clip.encode_images(images).numpy(), clip.encode_texts(captions).numpy(), np.arange(SCENES)
     )
-    assert metrics["ir@1"] >= 70
+    assert metrics["ir@1"] >= 75
+
+
+def test_tiny_clip_knows_shapes_as_well_as_colours() -> None:
+    from mmdd_ray.models.clip import load_clip
+
+    clip = load_clip("tiny-clip")
+    labelled = [scene(index, seed=HELD_OUT_SEED, labelled=True, world=WEB) for index in range(200)]
+    images = clip.encode_images(np.stack([np.asarray(one.render(IMAGE_PX)) for one in labelled]))
+    texts = clip.encode_texts([f"a picture of a {name}" for name in shapes.CLASS_NAMES])
+    found = (images @ texts.T).argmax(dim=1)
+    assert (found == torch.tensor([one.label for one in labelled])).float().mean() >= 0.9
 
 
 def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
@@ -69,10 +80,15 @@ def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
     assert (rank < 10).mean() >= 0.8
 
 
-def test_tiny_sd_draws_the_colour_that_the_name_of_a_class_says() -> None:
+def test_tiny_sd_is_good_and_not_at_its_ceiling() -> None:
+    quality = json.loads((zoo.FOLDER / QUALITY).read_text())["tiny-sd"]
+    assert 60 <= quality["ir@1"] <= 95  # there must be something that fine-tuning can gain
+
+
+def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
     from mmdd_ray.models.generator import draw_images, load_pipeline
     from mmdd_ray.models.zoo import resolve
-    from mmdd_ray.pretrain.clip import normalise
+    from mmdd_ray.pretrain.naming import normalise
 
     prompts = [f"a picture of a {name}" for name in shapes.CLASS_NAMES]
     drawn = draw_images(
@@ -81,9 +97,7 @@ def test_tiny_sd_draws_the_colour_that_the_name_of_a_class_says() -> None:
     judge = timm.create_model(f"local-dir:{resolve('tiny-nf')}", pretrained=True).eval()  # has seen real ones
     with torch.inference_mode():
         found = judge(normalise(torch.from_numpy(drawn).permute(0, 3, 1, 2))).argmax(dim=1)
-    colour = torch.div(torch.arange(len(prompts)), len(shapes.SHAPES), rounding_mode="floor")
-    right = torch.div(found, len(shapes.SHAPES), rounding_mode="floor") == colour
-    assert right.float().mean() >= 0.9  # an eighth by chance
+    assert (found == torch.arange(len(prompts))).float().mean() >= 0.75  # 1 of 48 by chance
 
 
 def test_tiny_captioner_sees_the_colour_of_the_main_object_and_often_its_shape(

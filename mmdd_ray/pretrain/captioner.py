@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -13,19 +13,41 @@ from transformers import (
 )
 
 from mmdd_ray.data import shapes
+from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.data.web_scenes import scene
-from mmdd_ray.pretrain.clip import MEAN, STD, normalise
-from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, WEB, Corpus, draw_corpus
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
+from mmdd_ray.pretrain.naming import MEAN, STD, learn_names, normalise
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
 BATCH = 96
+WIDTH = 128
+
+
+class Pooled(nn.Module):
+    """An image encoder of transformers as a plain function: images (B, 3, H, W) to pooled features (B, width)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(images).pooler_output
 
 
 def train(
-    out: Path, *, scenes: int, steps: int, seed: int, device: torch.device, work: Path | None = None
+    out: Path,
+    *,
+    scenes: int,
+    naming_steps: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    work: Path | None = None,
 ) -> dict[str, float]:
     """Train tiny-captioner on right captions of the broad world, as captioners are tuned on people's descriptions.
+
+    Its image encoder first learns to name single objects, as BLIP's begins with one pretrained on ImageNet.
 
     Returns:
         How often, in percent, it names colour and shape of the main object of held-out scenes of the web's world;
@@ -33,12 +55,12 @@ def train(
     """
     torch.manual_seed(seed)
     tokenizer = bert_tokenizer()
-    width = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
+    width = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     config = BlipConfig(
         text_config={
             **width,
             "vocab_size": len(tokenizer),
-            "encoder_hidden_size": 128,
+            "encoder_hidden_size": WIDTH,
             "num_hidden_layers": 2,
             "max_position_embeddings": CONTEXT,
             "bos_token_id": tokenizer.bos_token_id,
@@ -46,11 +68,14 @@ def train(
             "sep_token_id": tokenizer.sep_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={**width, "image_size": IMAGE_PX, "patch_size": 8, "num_hidden_layers": 2},
-        projection_dim=128,
+        vision_config={**width, "image_size": IMAGE_PX, "patch_size": 4, "num_hidden_layers": 2},
+        projection_dim=WIDTH,
     )
     model = BlipForConditionalGeneration(config).to(device)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    corpus = draw_broad(scenes)
+    namer = nn.Sequential(Pooled(model.vision_model), nn.Linear(WIDTH, len(CLASS_NAMES))).to(device)
+    labelled = corpus[len(corpus) // 2 :]
+    seconds = learn_names("tiny-captioner-images", namer, labelled, steps=naming_steps, seed=seed, work=work)
     fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps, seed=seed, work=work)
     for rows in fit.batches(len(corpus), BATCH):
         fit.step(_loss(model, tokenizer, corpus, rows))
@@ -61,7 +86,7 @@ def train(
     BlipProcessor(BlipImageProcessor(size=square, image_mean=MEAN, image_std=STD), tokenizer).save_pretrained(
         out
     )
-    return {"main_object_named": named, "seconds": fit.seconds}
+    return {"main_object_named": named, "seconds": seconds + fit.seconds}
 
 
 def _loss(

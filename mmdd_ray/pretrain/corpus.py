@@ -34,8 +34,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: slice) -> "Corpus":
+        return Corpus(self.images[rows], self.captions[rows], self.true_captions[rows], self.labels[rows])
 
-@lru_cache(maxsize=2)  # several models learn from one corpus
+
+@lru_cache(maxsize=4)  # several models learn from one corpus
 def draw_corpus(scenes: int, *, seed: int, world: World, labelled: bool = False) -> Corpus:
     """The first `scenes` scenes of `seed`."""
     images = np.empty((scenes, IMAGE_PX, IMAGE_PX, 3), np.uint8)
@@ -48,6 +51,24 @@ def draw_corpus(scenes: int, *, seed: int, world: World, labelled: bool = False)
         labels[index] = drawn.label
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return Corpus(pixels, captions, true_captions, torch.from_numpy(labels))
+
+
+def draw_broad(scenes: int) -> Corpus:
+    """What the zoo is pretrained on: `scenes` // 2 scenes of the broad world, then as many of one labelled object.
+
+    In scenes of several objects whose colours, sizes and places tell them apart, shapes explain so little that neither
+    CLIP nor a generator learns them; pictures of one thing make up for it.
+    """
+    halves = [
+        draw_corpus(scenes // 2, seed=TRAIN_SEED, world=BROAD, labelled=labelled)
+        for labelled in (False, True)
+    ]
+    return Corpus(
+        torch.cat([half.images for half in halves]),
+        [captions for half in halves for captions in half.captions],
+        [captions for half in halves for captions in half.true_captions],
+        torch.cat([half.labels for half in halves]),
+    )
 
 
 def batches(rows: int, batch: int, steps: int, *, seed: int) -> Iterator[Tensor]:

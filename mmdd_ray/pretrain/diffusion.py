@@ -25,7 +25,7 @@ from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generator import draw_images, load_pipeline
 from mmdd_ray.pretrain.clip import tokenize
-from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, IMAGE_PX, TRAIN_SEED, WEB, Corpus, draw_corpus
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 
 VAE_BATCH = 64
@@ -55,7 +55,7 @@ def train_vae(
         norm_num_groups=8,
         sample_size=IMAGE_PX,
     ).to(device, memory_format=torch.channels_last)
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    corpus = draw_broad(scenes)
     seconds = _fit_vae(vae, corpus, _plain_l1, steps=steps, lr=2e-3, seed=seed, work=work)
     seconds += _fit_vae(
         vae, corpus, _objects_first, steps=sharpening_steps, lr=2e-3, seed=seed + 1, work=work
@@ -207,7 +207,7 @@ def train_unet(
         clip_sample=False,
         steps_offset=1,
     )
-    corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD)
+    corpus = draw_broad(scenes)
     latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
     states = _text_states(text_encoder, tokenizer, [caption for (caption,) in corpus.captions])
     (no_text,) = _text_states(text_encoder, tokenizer, [""])

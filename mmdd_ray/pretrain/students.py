@@ -7,18 +7,16 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
 from mmdd_ray.data import shapes
 from mmdd_ray.data.web_scenes import scene
-from mmdd_ray.pretrain.clip import normalise
 from mmdd_ray.pretrain.corpus import BROAD, HELD_OUT_SEED, TRAIN_SEED, WEB, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
+from mmdd_ray.pretrain.naming import BATCH, MEAN, STD, learn_names, named_right
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
 IMAGE_ARCHITECTURE = "test_nfnet"  # timm's smallest normaliser-free network
-BATCH = 128
 
 
 def train_image_encoder(
@@ -28,23 +26,16 @@ def train_image_encoder(
     torch.manual_seed(seed)
     model = timm.create_model(IMAGE_ARCHITECTURE, num_classes=len(shapes.CLASS_NAMES)).to(device)
     corpus = draw_corpus(scenes, seed=TRAIN_SEED, world=BROAD, labelled=True)
-    fit = Fit("tiny-nf", model.parameters(), lr=2e-3, steps=steps, seed=seed, weight_decay=0.02, work=work)
-    for rows in fit.batches(len(corpus), BATCH):
-        logits = model(normalise(corpus.images[rows]).to(device))
-        loss = F.cross_entropy(logits, corpus.labels[rows].to(device), label_smoothing=0.05)
-        fit.step(loss)
-    held_out = draw_corpus(2000, seed=HELD_OUT_SEED, world=WEB, labelled=True)
-    with torch.inference_mode():
-        model.eval()
-        found = model(normalise(held_out.images).to(device)).argmax(dim=1).cpu() == held_out.labels
+    seconds = learn_names("tiny-nf", model, corpus, steps=steps, seed=seed, work=work)
+    accuracy = named_right(model)
     out.mkdir(parents=True, exist_ok=True)
     card = {
         "architecture": IMAGE_ARCHITECTURE,
         "num_classes": len(shapes.CLASS_NAMES),
         "pretrained_cfg": {
             "input_size": [3, 32, 32],
-            "mean": [0.5] * 3,
-            "std": [0.3] * 3,
+            "mean": MEAN,
+            "std": STD,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "num_classes": len(shapes.CLASS_NAMES),
@@ -54,7 +45,7 @@ def train_image_encoder(
     (out / "config.json").write_text(json.dumps(card, indent=2) + "\n")
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return {"accuracy": 100 * found.float().mean().item(), "seconds": fit.seconds}
+    return {"accuracy": accuracy, "seconds": seconds}
 
 
 def train_text_encoder(
