@@ -101,8 +101,9 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
     rows, _, query = uri.removeprefix("shapes:").partition("?")
     flaw_names = World.setting_names()
     try:
-        options = dict(parse_qsl(query, True, True))
-        if len(options) < len(parse_qsl(query, True, True)):
+        given = parse_qsl(query, True, True)
+        options = dict(given)
+        if len(options) < len(given):
             raise ValueError  # which of two seeds?
         world = options.pop("world", "web")
         seed, px, labelled = (

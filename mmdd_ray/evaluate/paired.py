@@ -14,7 +14,7 @@ from mmdd_ray.evaluate.verdict import CONFIDENCE
 
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 Bar = Literal["above", "not below"]
-"""What a claim asks of the interval of a difference: that it lies above 0, or above minus a margin."""
+"""A claim asks that the interval of a difference lies above 0, or above minus a margin."""
 MARGIN = 0.1
 """How far below the other set's mean, as a share of it, a set may be that is called not below."""
 
@@ -28,7 +28,7 @@ class Paired:
     """-inf, and ``high`` inf, where one difference says nothing of the spread."""
     high: float
     margin: float
-    """What counts as level: `MARGIN` of the mean of theirs."""
+    """A difference above minus this counts as level: `MARGIN` times the mean of theirs."""
 
     @classmethod
     def of(cls, ours_S: Sequence[float], theirs_S: Sequence[float]) -> "Paired":

@@ -50,7 +50,7 @@ def train_zoo(models: Sequence[str], out: Path, *, seed: int, threads: int) -> N
 
 
 def recipe() -> str:
-    """What tells the code of the trainings and of the scenes from other versions of it, 12 hex digits."""
+    """A hash of the code of the trainings and of the scenes, 12 hex digits."""
     here = Path(__file__).parent
     files = [*here.glob("*.py"), *(here.parent / "data" / name for name in ("shapes.py", "web_scenes.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]

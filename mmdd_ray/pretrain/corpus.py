@@ -54,7 +54,7 @@ def draw_corpus(scenes: int, *, seed: int, world: World, labelled: bool = False)
 
 
 def draw_broad(scenes: int) -> Corpus:
-    """What the zoo is pretrained on: `scenes` // 2 scenes of the broad world, then as many of one labelled object.
+    """The zoo is pretrained on these: `scenes` // 2 scenes of the broad world, then as many of one labelled object.
 
     In scenes of several objects whose colours, sizes and places tell them apart, shapes explain so little that neither
     CLIP nor a generator learns them; pictures of one thing make up for it.
