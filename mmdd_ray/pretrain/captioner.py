@@ -13,11 +13,10 @@ from transformers import (
 )
 
 from mmdd_ray.data import shapes
-from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.data.web_scenes import scene
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
-from mmdd_ray.pretrain.naming import MEAN, STD, learn_names, normalise
+from mmdd_ray.pretrain.naming import MEAN, STD, begin_with_names, normalise
 from mmdd_ray.pretrain.tokenizers import CONTEXT, bert_tokenizer
 
 BATCH = 96
@@ -73,9 +72,10 @@ def train(
     )
     model = BlipForConditionalGeneration(config).to(device)
     corpus = draw_broad(scenes)
-    namer = nn.Sequential(Pooled(model.vision_model), nn.Linear(WIDTH, len(CLASS_NAMES))).to(device)
-    labelled = corpus[len(corpus) // 2 :]
-    seconds = learn_names("tiny-captioner-images", namer, labelled, steps=naming_steps, seed=seed, work=work)
+    encoder = Pooled(model.vision_model)
+    seconds = begin_with_names(
+        "tiny-captioner-images", encoder, WIDTH, corpus, steps=naming_steps, seed=seed, work=work
+    )
     fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps, seed=seed, work=work)
     for rows in fit.batches(len(corpus), BATCH):
         fit.step(_loss(model, tokenizer, corpus, rows))

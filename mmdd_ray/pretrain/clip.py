@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
-from mmdd_ray.pretrain.naming import MEAN, STD, learn_names, named_right, normalise
+from mmdd_ray.pretrain.naming import MEAN, STD, begin_with_names, named_right, normalise
 from mmdd_ray.pretrain.tokenizers import CONTEXT, clip_tokenizer
 
 BATCH = 256
@@ -68,8 +68,15 @@ def train(
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg).to(device)
     corpus = draw_broad(scenes)
     half = len(corpus) // 2
-    namer = nn.Sequential(model.visual, nn.Linear(config["embed_dim"], len(CLASS_NAMES))).to(device)
-    seconds = learn_names("tiny-clip-images", namer, corpus[half:], steps=naming_steps, seed=seed, work=work)
+    seconds = begin_with_names(
+        "tiny-clip-images",
+        model.visual,
+        config["embed_dim"],
+        corpus,
+        steps=naming_steps,
+        seed=seed,
+        work=work,
+    )
     tokens_NL = tokenize(tokenizer, [caption for (caption,) in corpus.captions])
     fit = Fit(
         "tiny-clip", model.parameters(), lr=1e-3, steps=steps, seed=seed, weight_decay=0.1, work=work,

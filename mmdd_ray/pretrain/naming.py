@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, WEB, Corpus, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 
@@ -33,6 +34,19 @@ def learn_names(
         logits = model(normalise(corpus.images[rows]).to(device))
         fit.step(F.cross_entropy(logits, corpus.labels[rows].to(device), label_smoothing=0.05))
     return fit.seconds
+
+
+def begin_with_names(
+    name: str, encoder: nn.Module, width: int, broad: Corpus, *, steps: int, seed: int, work: Path | None
+) -> float:
+    """Train an image encoder, from images to features (B, width), to name the objects of `draw_broad`'s second half.
+
+    Returns:
+        The seconds it took.
+    """
+    device = next(encoder.parameters()).device
+    namer = nn.Sequential(encoder, nn.Linear(width, len(CLASS_NAMES))).to(device)
+    return learn_names(name, namer, broad[len(broad) // 2 :], steps=steps, seed=seed, work=work)
 
 
 @torch.inference_mode()
