@@ -108,33 +108,27 @@ class Claims:
         return tuple(WORLDS[self.table]) if self.seeds is None else self.seeds
 
 
-TUNINGS: dict[str, dict[str, Any]] = {
-    "tuned": {},
-    "untuned": {"steps": 0},
-    "contrastive": {"diversity_weight": 0.0},
-    "diversity": {"contrastive_weight": 0.0},
-}
-"""Changes of `finetune` by the name of the generator."""
-
-
 @dataclass(frozen=True)
 class Arm:
     """A set that EDGE draws."""
 
     name: str
     tuning: str = "tuned"
+    """Name of the generator; arms of one name share it."""
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of its fine-tuning."""
+    synthesis: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of drawing and choosing."""
     captions: int = 1
     """Captions of each image; there are `PAIRS // captions` images."""
-    candidates: int = 1
-    """Images drawn for each one kept."""
 
     def settings(self, edge: Edge) -> Edge:
         """What the arm changes in the preset."""
         return replace(
             edge,
-            finetune=replace(edge.finetune, **TUNINGS[self.tuning]),
+            finetune=replace(edge.finetune, **self.finetune),
             captions=replace(edge.captions, per_image=self.captions),
-            synthesis=replace(edge.synthesis, candidates_per_image=self.candidates),
+            synthesis=replace(edge.synthesis, **self.synthesis),
         )
 
 
@@ -142,10 +136,44 @@ ARMS = (
     Arm(BASE),
     Arm("edge-50x2", captions=2),
     Arm("edge-20x5", captions=5),
-    Arm("edge-100x1-selected", candidates=4),
-    *(Arm(f"edge-100x1-{tuning}", tuning) for tuning in ("untuned", "contrastive", "diversity")),
+    Arm("edge-100x1-unselected", synthesis={"candidates_per_image": 1, "clip_score_fraction": 1.0}),
+    Arm("edge-100x1-moments", synthesis={"clip_score_fraction": 1.0}),
+    Arm("edge-100x1-untuned", "untuned", {"steps": 0}),
+    Arm("edge-100x1-contrastive", "contrastive", {"diversity_weight": 0.0}),
+    Arm("edge-100x1-diversity", "diversity", {"contrastive_weight": 0.0}),
 )
-COVMATCH_STUDENTS = (BASE, "edge-refined", "covmatch-random", "covmatch-edge")  # that train on these
+
+
+@dataclass(frozen=True)
+class MatchArm:
+    """A set that CovMatch learns."""
+
+    name: str
+    match: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of matching."""
+    clip_score_fraction: float | None = None
+    """Share of the pairs that are matched. Default: the preset's."""
+
+    def settings(self, covmatch: Covmatch) -> Covmatch:
+        """What the arm changes in the preset."""
+        features = covmatch.features
+        if self.clip_score_fraction is not None:
+            features = replace(features, clip_score_fraction=self.clip_score_fraction)
+        return replace(covmatch, match=replace(covmatch.match, **self.match), features=features)
+
+
+FROM_EDGE = "covmatch-edge"
+MATCH_ARMS = (
+    MatchArm("covmatch"),
+    MatchArm("covmatch-random", {"init": "random"}),
+    MatchArm(FROM_EDGE, {"init": "edge"}),
+    MatchArm(
+        "covmatch-published",
+        {"init": "random", "real_moments": "batches", "encoder_updates": True},
+        clip_score_fraction=1.0,
+    ),
+)
+COVMATCH_STUDENTS = (BASE, "edge-refined", *(arm.name for arm in MATCH_ARMS))  # that train on these
 
 
 def zoo_versions() -> dict[str, str | None]:
@@ -161,12 +189,10 @@ class EdgeBench:
     covmatch: Covmatch
     models: Mapping[str, str | None] = field(default_factory=zoo_versions)
     arms: tuple[Arm, ...] = ARMS
-    tunings: Mapping[str, dict[str, Any]] = field(default_factory=lambda: TUNINGS)
+    match_arms: tuple[MatchArm, ...] = MATCH_ARMS
     further: bool = True
     """Measures held-out prompts and the sets that CovMatch learns, too."""
     held_out_prompts: int = 100
-    refined_to: float = 0.5
-    """Share of the pairs, the better ones by CLIP, to whose moments EDGE's pairs are refined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,12 +300,13 @@ def measure_edge(run: RunDir, bench: EdgeBench) -> Found:
     """The tables of EDGE's and CovMatch's sets."""
     settings = bench.edge
     features = FeatureStore(scored(run, settings))
-    generators = {}
-    for tuning in dict.fromkeys(arm.tuning for arm in bench.arms):
-        own = replace(settings, finetune=replace(settings.finetune, **bench.tunings[tuning]))
-        generators[tuning] = run.stage(
-            f"finetune-{tuning}", lambda stage, own=own: distill.finetune(stage, features, own)
+    generators = {
+        arm.tuning: run.stage(
+            f"finetune-{arm.tuning}",
+            lambda stage, arm=arm: distill.finetune(stage, features, arm.settings(settings)),
         )
+        for arm in {arm.tuning: arm for arm in bench.arms}.values()
+    }
     sets: dict[str, Sequence[Sample] | LearntPairs] = {
         arm.name: drawn(run, features, generators[arm.tuning], arm, settings) for arm in bench.arms
     }
@@ -287,7 +314,7 @@ def measure_edge(run: RunDir, bench: EdgeBench) -> Found:
     if bench.further:
         both = {name: generators[name] for name in ("tuned", "untuned")}
         found[HELD_OUT] = held_out(run, both, settings, bench.held_out_prompts)
-        sets |= learnt(run, features, sets[BASE], bench)
+        sets |= learnt(run, sets[BASE], bench)
         theirs = {name: sets[name] for name in COVMATCH_STUDENTS}
         found[COVMATCH] = evaluated(run, "evaluate-covmatch", theirs, features, bench.covmatch)
     found[EDGE] = evaluated(run, "evaluate-edge", sets, features, settings)
@@ -330,28 +357,27 @@ def held_out(
     return found
 
 
-def learnt(
-    run: RunDir, features: FeatureStore, samples: Sequence[Sample], bench: EdgeBench
-) -> dict[str, LearntPairs]:
-    """What CovMatch makes of EDGE's pairs and of random ones."""
+def learnt(run: RunDir, samples: Sequence[Sample], bench: EdgeBench) -> dict[str, LearntPairs]:
+    """What CovMatch makes of EDGE's pairs and of real ones."""
     edge, covmatch = bench.edge, bench.covmatch
-    edge = replace(
-        edge,
-        features=replace(edge.features, clip_score_fraction=bench.refined_to),
-        refine=replace(edge.refine, iterations=edge.refine.iterations or covmatch.match.iterations),
-    )
-    half, whole = scored(run, edge), whole_moments(run, "refine-moments", edge)
-    refined = run.stage(
-        "refine", lambda stage: distill.refine(stage, FeatureStore(half), whole, samples, edge)
-    )
+    iterations = edge.refine.iterations or covmatch.match.iterations
+    edge = replace(edge, refine=replace(edge.refine, iterations=iterations))
+    matched, whole = FeatureStore(scored(run, edge)), whole_moments(run, "refine-moments", edge)
+    refined = run.stage("refine", lambda stage: distill.refine(stage, matched, whole, samples, edge))
     found = {"edge-refined": refined}
-    matched = FeatureStore(scored(run, covmatch)), whole_moments(run, "match-moments", covmatch)
     given = StartSet({"uri": BASE, "method": distill.METHOD}, single_captions(samples), None)
-    for init, start in (("random", None), ("edge", given)):
-        own = replace(covmatch, match=replace(covmatch.match, init=init))
-        found[f"covmatch-{init}"] = run.stage(
-            f"match-{init}",
-            lambda stage, own=own, start=start: covmatch_stages.match(stage, *matched, own, start),
+    for arm in bench.match_arms:
+        own = arm.settings(covmatch)
+        moments = whole_moments(run, f"match-moments-{own.features.clip_score_fraction:g}", own)
+        found[arm.name] = run.stage(
+            arm.name,
+            lambda stage, own=own, moments=moments: covmatch_stages.match(
+                stage,
+                FeatureStore(scored(run, own)),
+                moments,
+                own,
+                given if own.match.init == "edge" else None,
+            ),
         )
     return {name: LearntPairs.from_bytes(stage.store.read_bytes(LEARNT)) for name, stage in found.items()}
 

@@ -20,6 +20,7 @@ SETTINGS = """
     --finetune.image_px 64 --finetune.parameters full --finetune.space latent --finetune.learning_rate 3e-4
     --finetune.noise_weight 1 --finetune.contrastive_weight 0.1 --finetune.diversity_weight 0.1
     --finetune.max_timestep_fraction 1 --finetune.checkpoint_steps 200 --finetune.ema_decay 0.995
+    --features.clip_score_fraction 1 --synthesis.candidates_per_image 1 --synthesis.clip_score_fraction 1
     --captions.per_image 2 --synthesis.guidance 3 --students.image_px 64 --students.embed_dim 384
 """
 

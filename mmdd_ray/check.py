@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from mmdd_ray.config import Covmatch, Edge, Evaluate, PairLearning, Pool, Precompute, Vlcp
+from mmdd_ray.coresets import kept_rows
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.shards import check_data, list_shards
 from mmdd_ray.errors import UserError
@@ -21,6 +22,7 @@ def check(settings: Settings) -> None:
     _check_pools(settings)
     if isinstance(settings, Edge):
         _check_shares(settings)
+        _check_candidates(settings)
         if settings.refine.iterations:
             _check_match(settings.refine, "synthesis.pairs", settings.synthesis.pairs)
     if isinstance(settings, Covmatch):
@@ -128,6 +130,18 @@ def _check_fraction(settings: Settings) -> None:
         raise UserError(
             f"features.clip_score_fraction={fraction:g}, but no moments are matched; leave it at 1, or set "
             f"{ways}{matching.section}.iterations above 0"
+        )
+
+
+def _check_candidates(settings: Edge) -> None:
+    """Refuses a share of the candidates that leaves fewer than are kept."""
+    synthesis, images = settings.synthesis, settings.images
+    drawn = images * synthesis.candidates_per_image
+    left = kept_rows(drawn, synthesis.clip_score_fraction)
+    if left < images:
+        raise UserError(
+            f"synthesis.clip_score_fraction={synthesis.clip_score_fraction:g} leaves {left:,} of {drawn:,} drawn "
+            f"images, but {images:,} are kept; raise it, or synthesis.candidates_per_image"
         )
 
 

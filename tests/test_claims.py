@@ -241,7 +241,7 @@ def test_every_claim_is_decided_on_sets_that_are_measured() -> None:
     found = {one["claim"]: one for one in claims_tables.decided_claims(worlds)}
     assert found["EDGE is above herding"]["verdict"] == SHOWN
     assert found["EDGE is above herding"]["in_favour"] == pytest.approx(2.5)
-    assert found["selection is above none"]["verdict"] == CONTRADICTED
+    assert found["CovMatch from EDGE is above EDGE"]["verdict"] == CONTRADICTED
     assert found["fine-tuning raises alignment"]["verdict"] == NOT_SHOWN
     named = {name for claim in claims_tables.CLAIMS for name in (claim.ours, claim.theirs)}
     assert named <= claims_tables.LABELS.keys() | {"herding", "k-center"}

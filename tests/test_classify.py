@@ -50,6 +50,26 @@ def test_resnet_ap_pools_where_resnet_has_strides():
     assert sides == [56, 28, 14, 7]
 
 
+@pytest.mark.parametrize("model", ["resnet-18", "resnet-ap-10"])
+def test_images_that_a_resnet_would_end_as_single_pixels_are_refused(model):
+    assert build_classifier(replace(SMALL, model=model, image_px=16), 7)(torch.rand(2, 3, 16, 16)).std() > 0
+    with pytest.raises(UserError, match=r"needs images of 16 px, but classifiers\.image_px=15"):
+        build_classifier(replace(SMALL, model=model, image_px=15), 7)
+
+
+def test_the_norm_is_group_norm_with_a_group_for_each_channel():
+    (norm,) = (
+        module
+        for module in build_classifier(replace(SMALL, model="convnet-3"), 7)[:3]
+        if list(module.parameters()) and not hasattr(module, "kernel_size")
+    )
+    torch.nn.init.normal_(norm.weight)
+    feature = torch.randn(4, 16, 8, 8)
+    expected = torch.nn.functional.group_norm(feature, 16, norm.weight, norm.bias)
+    for mode in (norm.train(), norm.eval()):
+        torch.testing.assert_close(mode(feature), expected)
+
+
 def test_images_too_small_for_the_poolings_are_refused():
     with pytest.raises(UserError, match=r"classifiers\.model=convnet-6 halves the side .* 6 times"):
         build_classifier(replace(SMALL, model="convnet-6"), 10)

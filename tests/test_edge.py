@@ -199,7 +199,14 @@ def test_any_image_of_the_set_can_be_made_again(finished: Finished) -> None:
 
 
 REFINEMENT = {
-    "refine": {"iterations": 3, "real_batch": 40, "restart_iterations": 2, "checkpoint_iterations": 1},
+    "refine": {
+        "iterations": 3,
+        "real_batch": 40,
+        "restart_iterations": 2,
+        "checkpoint_iterations": 1,
+        "real_moments": "batches",
+        "encoder_updates": True,
+    },
     "evaluation": {"baselines": ["random"]},
 }
 REFINE = [
@@ -284,8 +291,12 @@ def test_killed_while_it_refines_it_makes_the_same_set(
         ),
         (["--refine.iterations", "5", "--refine.text_model", "tiny-bart"], "no model 'tiny-bart' in the zoo"),
         (
-            ["--synthesis.candidates_per_image", "1", "--features.clip_score_fraction", "0.5"],
+            ["--synthesis.candidates_per_image", "1", "--synthesis.clip_score_fraction", "1"],
             "but no moments are matched; leave it at 1, or set synthesis.candidates_per_image above 1",
+        ),
+        (
+            ["--synthesis.candidates_per_image", "1", "--synthesis.clip_score_fraction", "0.5"],
+            "synthesis.clip_score_fraction=0.5 leaves 3 of 6 drawn images, but 6 are kept; raise it, or synthesis.can",
         ),
         (
             ["--synthesis.pairs", "13", "--captions.per_image", "2"],

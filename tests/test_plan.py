@@ -63,20 +63,26 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
     assert units(edge_local()) == {
         "features": 2000,
         "finetune": 60 * 32,
-        "synthesize": 100 * 20 * 2,  # images, steps, with and without the prompt
+        "synthesize": 400 * 20 * 2,  # candidates, steps, with and without the prompt
         "coresets": 2000
         * (100 * 2 + 1),  # a pass for each pick of herding and of k-center, one for clip-score
         "evaluate": 6 * (3 + 2) * 80 * 64,  # sets, seeds and rates
     }
-    assert units(covmatch_local()) == {
+    covmatch = covmatch_local()
+    counted = {
         "features": 2000,
-        "match": 60 * (100 + 128),
+        "moments": 2000,
+        "match": 60 * 100,  # real pairs are encoded once, for their moments
         "coresets": 2000 * (100 * 2 + 1),
         "evaluate": 6 * (3 + 2) * 40 * 64,
     }
+    assert units(covmatch) == counted
+    published = replace(covmatch.match, real_moments="batches", encoder_updates=True)
+    del counted["moments"]
+    assert units(replace(covmatch, match=published)) == counted | {"match": 60 * (100 + 128)}
     edge = edge_local()
-    refined = replace(edge, refine=replace(edge.refine, iterations=60, real_moments="whole"))
-    assert units(refined) == units(edge) | {"moments": 2000, "refine": 60 * (100 + 128)}
+    refined = replace(edge, refine=replace(edge.refine, iterations=60))
+    assert units(refined) == units(edge) | {"moments": 2000, "refine": 60 * 100}
     assert list(units(refined)).index("refine") < list(units(refined)).index("coresets")
     vlcp = vlcp_local()
     found = units(vlcp)
@@ -126,8 +132,8 @@ def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
     evaluated = (6 + 2 * 4) * (3 + 2) * 80 * 64  # further draws of EDGE and of three baselines
     assert units(edge) == once | again | {"evaluate": evaluated}
     assert {work.times for work in works(edge, look_at(edge.data)) if work.stage in again} == {2}
-    whole = replace(covmatch_local(), match=replace(covmatch_local().match, real_moments="whole"))
-    assert set(units(drawn(whole, 2))) - set(units(whole)) == {"draws/*/match", "draws/*/coresets"}
+    covmatch = covmatch_local()
+    assert set(units(drawn(covmatch, 2))) - set(units(covmatch)) == {"draws/*/match", "draws/*/coresets"}
     repeated = set(units(drawn(vlcp_local(), 2))) - set(units(vlcp_local()))
     assert repeated == {f"draws/*/{stage}" for stage in ("finetune", "prototypes", "synthesize", "prompts")}
 
@@ -215,7 +221,8 @@ def test_memory_is_that_of_an_earlier_run_with_the_same_batches(tmp_path: Path) 
 
 def test_batches_of_the_pairs_that_agree_read_the_source_more_often() -> None:
     """Streamed, an epoch holds fewer of them; and fewer fit where all would not."""
-    covmatch = covmatch_local()
+    local = covmatch_local()
+    covmatch = replace(local, match=replace(local.match, real_moments="batches", encoder_updates=True))
     source = look_at(covmatch.data)
     tight = 3 * 32**2 * 1000 // 2**20 + 1  # MiB for a thousand images
 

@@ -106,7 +106,9 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pyte
         folder / "vae", scenes=256, steps=2, sharpening_steps=1, seed=0, device=CPU
     )
     assert measured["psnr_db"] > 0
-    loss = diffusion.train_unet(folder, tmp_path / "clip", scenes=64, steps=1, seed=0, device=CPU)["loss"]
+    loss = diffusion.train_unet(
+        folder, tmp_path / "clip", scenes=128, steps=1, scene_steps=1, seed=0, device=CPU
+    )["loss"]
     assert loss > 0
     (image,) = draw_images(
         load_pipeline(str(folder)), ["a red disc"], [1], image_px=32, inference_steps=2, guidance=2.0

@@ -147,12 +147,15 @@ def test_impossible_requests_are_errors():
         select(target, image, text, 2, mean_weight=1.0)
 
 
-def edge_of(images: int, candidates: int) -> Edge:
+def edge_of(images: int, candidates: int, fraction: float = 1.0) -> Edge:
     edge = edge_local()
     return replace(
         edge,
         synthesis=replace(
-            edge.synthesis, pairs=images * edge.captions.per_image, candidates_per_image=candidates
+            edge.synthesis,
+            pairs=images * edge.captions.per_image,
+            candidates_per_image=candidates,
+            clip_score_fraction=fraction,
         ),
     )
 
@@ -171,6 +174,23 @@ def test_the_candidates_nearest_to_the_real_moments_are_kept():
     assert choice["quality"] == pair_quality(image_MD[rows], text_MD[rows])
     everything = choose_drawn(drawn.slice(0, 6), target, edge_of(images=6, candidates=1))
     assert everything["kept"] == list(range(100, 106))
+
+
+@pytest.mark.parametrize(("fraction", "left"), [(0.5, 12), (0.25, 6)])
+def test_only_candidates_that_agree_with_their_captions_are_chosen_from(fraction, left):
+    target, image_MD, text_MD = real_and_candidates(24, seed=3, d_l=5, d_v=5)
+    drawn = pa.table(
+        {"index": range(100, 124), "image_feature": list(image_MD), "text_feature": list(text_MD)}
+    )
+    norms_M = np.linalg.norm(image_MD, axis=1) * np.linalg.norm(text_MD, axis=1)
+    cosine_M = (image_MD * text_MD).sum(axis=1) / norms_M
+    best = np.sort(np.argsort(-cosine_M)[:left])
+    nearest = best[select(target, image_MD[best], text_MD[best], 6, mean_weight=1.0).indices]
+    choice = choose_drawn(drawn, target, edge_of(images=6, candidates=4, fraction=fraction))
+    assert choice["kept"] == sorted(int(row) + 100 for row in nearest)
+    without = choose_drawn(drawn, target, edge_of(images=6, candidates=4))
+    assert choice["quality"]["alignment"] > without["quality"]["alignment"]
+    assert choice["moment_distance"]["kept"] >= without["moment_distance"]["kept"]
 
 
 def test_pair_quality_of_a_hand_worked_example():

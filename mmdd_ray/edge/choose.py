@@ -1,4 +1,4 @@
-"""Keeping the drawn candidates whose CLIP features match the real data best."""
+"""Keeping drawn candidates: of those that agree with their captions, the ones with the moments of the real data."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.config import Edge
+from mmdd_ray.coresets import best_rows, kept_rows, pair_scores
 from mmdd_ray.edge.selection import moment_distance, select
 from mmdd_ray.features.moments import Moments
 
@@ -46,7 +47,10 @@ def choose_drawn(drawn: pa.Table, target: Moments, settings: Edge) -> dict[str, 
     first = np.arange(count)
     kept = first
     if len(drawn) > count:
-        kept = np.sort(select(target, image_MD, text_MD, count, mean_weight=weight).indices)
+        agreeing = kept_rows(len(drawn), settings.synthesis.clip_score_fraction)
+        best = best_rows(pair_scores(image_MD, text_MD), agreeing)
+        selection = select(target, image_MD[best], text_MD[best], count, mean_weight=weight)
+        kept = np.sort(best[selection.indices])
     return {
         "kept": drawn["index"].to_numpy()[kept].tolist(),
         "quality": pair_quality(image_MD[kept], text_MD[kept]),

@@ -31,8 +31,11 @@ def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
 
 
 def _instance_norm(channels: int) -> nn.Module:
-    """With scale and shift, and without running statistics."""
-    return nn.GroupNorm(channels, channels)
+    """With scale and shift, and without running statistics.
+
+    GroupNorm with a group for each channel is the same, but its gradient is fifteen times as slow on a CPU in bfloat16.
+    """
+    return nn.InstanceNorm2d(channels, affine=True)
 
 
 def _convnet(settings: Classifiers, depth: int, n_classes: int) -> nn.Module:

@@ -27,7 +27,11 @@ def train_zoo(models: Sequence[str], out: Path, *, seed: int, threads: int) -> N
     trainers: dict[str, Callable[..., dict[str, float]]] = {
         "tiny-clip": partial(clip.train, scenes=80_000, naming_steps=1500, steps=1000),
         "tiny-sd": partial(
-            diffusion.train, clip=out / "tiny-clip", scenes=80_000, vae_steps=(1300, 1300), unet_steps=14_000
+            diffusion.train,
+            clip=out / "tiny-clip",
+            scenes=80_000,
+            vae_steps=(1300, 1300),
+            unet_steps=(14_000, 18_000),
         ),
         "tiny-captioner": partial(captioner.train, scenes=80_000, naming_steps=2000, steps=3000),
         "tiny-nf": partial(students.train_image_encoder, scenes=40_000, steps=1500),

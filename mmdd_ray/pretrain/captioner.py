@@ -67,7 +67,13 @@ def train(
             "sep_token_id": tokenizer.sep_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={**width, "image_size": IMAGE_PX, "patch_size": 4, "num_hidden_layers": 2},
+        vision_config={
+            **width,
+            "image_size": IMAGE_PX,
+            "patch_size": 4,
+            "num_hidden_layers": 2,
+            "initializer_range": WIDTH**-0.5,  # transformers' default, 1e-10, hardly trains
+        },
         projection_dim=WIDTH,
     )
     model = BlipForConditionalGeneration(config).to(device)

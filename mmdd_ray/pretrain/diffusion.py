@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,15 @@ def train_unet(
     *,
     scenes: int,
     steps: int,
+    scene_steps: int,
     seed: int,
     device: torch.device,
     work: Path | None = None,
 ) -> dict[str, float]:
     """Train the UNet on cached latents and text states of noisy pairs, and save the whole pipeline beside its VAE.
+
+    It learns shapes from pictures of one object, which are half of all for `steps` steps, and then for `scene_steps`
+    steps how scenes look; otherwise objects are drawn too large and too near to the middle.
 
     Returns:
         The last running mean of the loss, and `seconds`.
@@ -211,25 +216,10 @@ def train_unet(
     latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
     states = _text_states(text_encoder, tokenizer, [caption for (caption,) in corpus.captions])
     (no_text,) = _text_states(text_encoder, tokenizer, [""])
-    average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    fit = Fit(
-        "tiny-sd-unet", unet.parameters(), lr=2e-3, steps=steps, seed=seed, work=work,
-        beside={"average": average},
-    )  # fmt: skip
-    for rows in fit.batches(len(corpus), UNET_BATCH):
-        clean, state = latents[rows.to(device)], states[rows].to(device, torch.float32)
-        # One in ten captions is dropped, which is what classifier-free guidance learns from.
-        state[torch.rand(len(rows)) < 0.1] = no_text.to(device, torch.float32)
-        noise = torch.randn(clean.shape).to(device)
-        t = torch.randint(1000, (len(rows),)).to(device)
-        predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
-        # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
-        alpha_bar = scheduler.alphas_cumprod.to(device)[t]
-        weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
-        loss = (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
-        fit.step(loss)
-        average.step(unet.parameters())
-    average.copy_to(unet.parameters())
+    fit = partial(_fit_unet, unet, scheduler, latents, states, no_text, work=work)
+    mixed = fit("tiny-sd-unet", len(corpus), lr=2e-3, steps=steps, seed=seed)
+    scenes_alone = len(corpus) // 2
+    last = fit("tiny-sd-unet-scenes", scenes_alone, lr=1e-3, steps=scene_steps, seed=seed + 1)
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=text_encoder.half(),
@@ -242,7 +232,42 @@ def train_unet(
     )
     pipeline.save_pretrained(out)
     _forget_folder(out / "vae" / "config.json")
-    return {"loss": fit.mean["loss"], "seconds": fit.seconds}
+    return {"loss": last.mean["loss"], "seconds": mixed.seconds + last.seconds}
+
+
+def _fit_unet(
+    unet: UNet2DConditionModel,
+    scheduler: DDPMScheduler,
+    latents: Tensor,
+    states: Tensor,
+    no_text: Tensor,
+    name: str,
+    rows: int,
+    *,
+    lr: float,
+    steps: int,
+    seed: int,
+    work: Path | None,
+) -> Fit:
+    """Train the UNet on the first `rows` latents and text states; leaves it with the average of its weights."""
+    device = latents.device
+    average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    fit = Fit(name, unet.parameters(), lr=lr, steps=steps, seed=seed, work=work, beside={"average": average})
+    for batch in fit.batches(rows, UNET_BATCH):
+        clean, state = latents[batch.to(device)], states[batch].to(device, torch.float32)
+        # One in ten captions is dropped, which is what classifier-free guidance learns from.
+        state[torch.rand(len(batch)) < 0.1] = no_text.to(device, torch.float32)
+        noise = torch.randn(clean.shape).to(device)
+        t = torch.randint(1000, (len(batch),)).to(device)
+        predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
+        # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
+        alpha_bar = scheduler.alphas_cumprod.to(device)[t]
+        weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+        loss = (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
+        fit.step(loss)
+        average.step(unet.parameters())
+    average.copy_to(unet.parameters())
+    return fit
 
 
 def _forget_folder(file: Path) -> None:
@@ -265,7 +290,7 @@ def train(
     *,
     scenes: int,
     vae_steps: tuple[int, int],
-    unet_steps: int,
+    unet_steps: tuple[int, int],
     seed: int,
     device: torch.device,
     work: Path | None = None,
@@ -278,7 +303,8 @@ def train(
     shared: dict[str, Any] = {"scenes": scenes, "seed": seed, "device": device, "work": work}
     plain, sharpening = vae_steps
     vae = train_vae(out / "vae", steps=plain, sharpening_steps=sharpening, **shared)
-    unet = train_unet(out, clip, steps=unet_steps, **shared)
+    mixed, scenes_alone = unet_steps
+    unet = train_unet(out, clip, steps=mixed, scene_steps=scenes_alone, **shared)
     return {**vae, **evaluate(out, clip, device), "seconds": vae["seconds"] + unet["seconds"]}
 
 
