@@ -35,7 +35,7 @@ STUDENTS = """
 """.split()  # noqa: SIM905
 SMALL = """
     --match.pairs 12 --match.iterations 6 --match.real_batch 50 --match.restart_iterations 4
-    --match.checkpoint_iterations 1 --match.real_moments whole --match.encoder_updates True --match.cache_mib 0
+    --match.checkpoint_iterations 1 --match.real_moments whole --match.encoder_updates --match.cache_mib 0
 """.split()  # noqa: SIM905  # real images are streamed, in three epochs of two batches
 STAGES = ("features", "moments", "match", "export", "evaluate")
 

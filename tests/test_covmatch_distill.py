@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 
-from mmdd_ray.config import Covmatch, Data, Match, Run
+from mmdd_ray.config import Covmatch, Data, Features, Match, Run
 from mmdd_ray.data import shapes
 from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.sources import training_pairs
@@ -30,6 +30,7 @@ SETTINGS = replace(
     covmatch_local(),
     run=Run(seed=4),
     data=Data(uri="shapes:24?seed=1&world=clean", rows_per_shard=6),
+    features=Features(),
     match=Match(
         pairs=6,
         iterations=6,

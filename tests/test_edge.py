@@ -209,11 +209,10 @@ REFINEMENT = {
     },
     "evaluation": {"baselines": ["random"]},
 }
-REFINE = [
-    f"--{section}.{name} {value[0] if isinstance(value, list) else value}"
-    for section, own in REFINEMENT.items()
-    for name, value in own.items()
-]
+REFINE = """
+    --refine.iterations 3 --refine.real_batch 40 --refine.restart_iterations 2 --refine.checkpoint_iterations 1
+    --refine.real_moments batches --refine.encoder_updates --evaluation.baselines random
+""".split()  # noqa: SIM905
 
 
 def to_refine(finished: Finished, run_dir: Path, tars: str) -> list[str]:
@@ -226,8 +225,7 @@ def to_refine(finished: Finished, run_dir: Path, tars: str) -> list[str]:
     for stage in STAGES[: STAGES.index("export")]:
         for file in done.files(stage):
             begun.write_bytes(file, done.read_bytes(file))
-    words = [word for argument in REFINE for word in argument.split()]
-    return command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS, *words)
+    return command("edge_cc3m", str(run_dir), tars, *SMALL, *STUDENTS, *REFINE)
 
 
 @pytest.fixture(scope="module")

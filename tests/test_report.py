@@ -210,6 +210,21 @@ def test_a_table_of_all_baselines_fits_a_terminal_in_two_parts(run: Store) -> No
     assert re.split(r"\s{2,}", second[-2]) == ["mean recall", "16.0 ± 1.4", "0.8"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (7.04, "7.0 s"),
+        (59.97, "1 min 0 s"),
+        (179.6, "3 min 0 s"),
+        (3599.7, "1 h 00 min"),
+        (7170.0, "1 h 59 min"),
+    ],
+)
+def test_no_time_has_sixty_seconds(run: Store, seconds: float, shown: str) -> None:
+    lines = summary_table(build_report(run, EVALUATION) | {"seconds": seconds}).splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("time")] == [shown]
+
+
 def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     report = build_report(run, EVALUATION)
     assert headline(report).replace("\u00a0", " ") == (
