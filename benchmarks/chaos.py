@@ -56,10 +56,10 @@ METHODS = {
         --captions.per_image 2
         --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 10
         --features.clip_score_fraction 0.5 --refine.iterations 12 --refine.real_batch 16
-        --refine.checkpoint_iterations 2""",
+        --refine.checkpoint_iterations 2 --refine.real_moments batches --refine.encoder_updates""",
     "covmatch_flickr30k": f"""{SCENES} {STUDENTS} --features.chunk_pairs 64 --match.pairs 12 --match.iterations 12
         --match.real_batch 16 --match.restart_iterations 4 --match.checkpoint_iterations 2
-        --match.real_moments whole""",
+        --match.real_moments whole --match.encoder_updates""",
     "vlcp_imagenette": """--data.uri shapes:400?seed=1&labelled=1 --features.chunk_pairs 64 --finetune.steps 6
         --finetune.checkpoint_steps 1 --prototypes.images_per_class 2 --prototypes.chunk_images 64
         --synthesis.inference_steps 10 --synthesis.batch_images 12 --classifiers.steps 6 --classifiers.width 16
