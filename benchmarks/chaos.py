@@ -54,7 +54,8 @@ METHODS = {
     "edge_cc3m": f"""{SCENES} {STUDENTS} --features.chunk_pairs 64
         --finetune.steps 12 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8 --synthesis.pairs 24
         --captions.per_image 2
-        --synthesis.candidates_per_image 2 --synthesis.batch_images 6 --synthesis.inference_steps 10
+        --synthesis.candidates_per_image 2 --synthesis.clip_score_fraction 0.75
+        --synthesis.batch_images 6 --synthesis.inference_steps 10
         --features.clip_score_fraction 0.5 --refine.iterations 12 --refine.real_batch 16
         --refine.checkpoint_iterations 2 --refine.real_moments batches --refine.encoder_updates""",
     "covmatch_flickr30k": f"""{SCENES} {STUDENTS} --features.chunk_pairs 64 --match.pairs 12 --match.iterations 12

@@ -139,8 +139,8 @@ ARMS = (
     Arm("edge-100x1-unselected", synthesis={"candidates_per_image": 1, "clip_score_fraction": 1.0}),
     Arm("edge-100x1-moments", synthesis={"clip_score_fraction": 1.0}),
     Arm("edge-100x1-untuned", "untuned", {"steps": 0}),
-    Arm("edge-100x1-contrastive", "contrastive", {"diversity_weight": 0.0}),
-    Arm("edge-100x1-diversity", "diversity", {"contrastive_weight": 0.0}),
+    Arm("edge-100x1-contrastive", "contrastive", {"diversity_weight": 0.0, "noise_weight": 0.0}),
+    Arm("edge-100x1-diversity", "diversity", {"contrastive_weight": 0.0, "noise_weight": 0.0}),
 )
 
 
@@ -162,13 +162,13 @@ class MatchArm:
         return replace(covmatch, match=replace(covmatch.match, **self.match), features=features)
 
 
-FROM_EDGE = "covmatch-edge"
+FROM_EDGE = "edge"  # a start that is made here
 MATCH_ARMS = (
     MatchArm("covmatch"),
     MatchArm("covmatch-random", {"init": "random"}),
-    MatchArm(FROM_EDGE, {"init": "edge"}),
+    MatchArm("covmatch-edge", {"init": FROM_EDGE}),
     MatchArm(
-        "covmatch-published",
+        "covmatch-batches",
         {"init": "random", "real_moments": "batches", "encoder_updates": True},
         clip_score_fraction=1.0,
     ),
@@ -368,17 +368,13 @@ def learnt(run: RunDir, samples: Sequence[Sample], bench: EdgeBench) -> dict[str
     given = StartSet({"uri": BASE, "method": distill.METHOD}, single_captions(samples), None)
     for arm in bench.match_arms:
         own = arm.settings(covmatch)
-        moments = whole_moments(run, f"match-moments-{own.features.clip_score_fraction:g}", own)
-        found[arm.name] = run.stage(
-            arm.name,
-            lambda stage, own=own, moments=moments: covmatch_stages.match(
-                stage,
-                FeatureStore(scored(run, own)),
-                moments,
-                own,
-                given if own.match.init == "edge" else None,
-            ),
+        fed = (
+            FeatureStore(scored(run, own)),
+            whole_moments(run, f"match-moments-{own.features.clip_score_fraction:g}", own),
+            own,
+            given if own.match.init == FROM_EDGE else None,
         )
+        found[arm.name] = run.stage(arm.name, lambda stage, fed=fed: covmatch_stages.match(stage, *fed))
     return {name: LearntPairs.from_bytes(stage.store.read_bytes(LEARNT)) for name, stage in found.items()}
 
 

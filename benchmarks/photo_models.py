@@ -275,7 +275,13 @@ def train_captioner(asked: PhotoModels, told: Photos, out: Path) -> dict[str, fl
         "sep_token_id": tokenizer.sep_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**width, "image_size": IMAGE_PX, "patch_size": 4, "num_hidden_layers": 3}
+    vision = {
+        **width,
+        "image_size": IMAGE_PX,
+        "patch_size": 4,
+        "num_hidden_layers": 3,
+        "initializer_range": 192**-0.5,  # transformers' default, 1e-10, hardly trains
+    }
     model = BlipForConditionalGeneration(
         BlipConfig(text_config=text, vision_config=vision, projection_dim=192)
     )

@@ -115,27 +115,19 @@ def _check_match(matching: PairLearning, pairs_setting: str, pairs: int) -> None
 
 
 def _check_fraction(settings: Settings) -> None:
-    """Refuses a share of the pairs to match where nothing is matched."""
+    """Refuses a share of the pairs to match where nothing ever is."""
     fraction = settings.features.clip_score_fraction
-    if fraction == 1 or isinstance(settings, Precompute):
-        return
-    if isinstance(settings, Vlcp | Evaluate):
+    if fraction < 1 and isinstance(settings, Vlcp | Evaluate):
         raise UserError(
             f"features.clip_score_fraction={fraction:g}, but nothing is matched here; leave it at 1"
-        )
-    matching = settings.matching
-    selects = isinstance(settings, Edge) and settings.synthesis.candidates_per_image > 1
-    if not matching.iterations and not selects:
-        ways = "synthesis.candidates_per_image above 1 or " if isinstance(settings, Edge) else ""
-        raise UserError(
-            f"features.clip_score_fraction={fraction:g}, but no moments are matched; leave it at 1, or set "
-            f"{ways}{matching.section}.iterations above 0"
         )
 
 
 def _check_candidates(settings: Edge) -> None:
-    """Refuses a share of the candidates that leaves fewer than are kept."""
+    """Refuses a share of the candidates that leaves fewer than are kept; one candidate an image is not chosen among."""
     synthesis, images = settings.synthesis, settings.images
+    if synthesis.candidates_per_image == 1:
+        return
     drawn = images * synthesis.candidates_per_image
     left = kept_rows(drawn, synthesis.clip_score_fraction)
     if left < images:

@@ -236,10 +236,12 @@ class EdgeSynthesis(Synthesis):
     prompts: Literal["random", "k-means"] = "k-means"
     """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
     candidates_per_image: Count = 1
-    """Images drawn for each one kept. Above 1, the subset whose moments match the real data best is kept."""
+    """Images drawn for each one kept, each from a caption of its own. Above 1, the subset is kept whose moments match
+    the real data best."""
     clip_score_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of these images, those that agree best with their captions by CLIP, from which that subset is chosen; the
-    others are failed drawings, and drawings of captions that say little."""
+    others are failed drawings, and drawings of captions that say little. At 1 / candidates_per_image the score alone
+    decides."""
     mean_weight: Weight = 1.0
     """Weight of the means against the cross-covariance in that selection."""
 
@@ -359,10 +361,11 @@ class Classifiers:
         """How often a ConvNet halves the side of an image, None for ResNets; raises ``UserError`` when it cannot."""
         depth = self.model.removeprefix("convnet-")
         if not depth.isdecimal():
-            if self.image_px < 16:
+            least = 16 if self.model == "resnet-ap-10" else 9
+            if self.image_px < least:
                 raise UserError(
-                    f"classifiers.model={self.model} needs images of 16 px, but classifiers.image_px={self.image_px}; "
-                    "smaller ones end as single pixels, of which instance norm leaves nothing"
+                    f"classifiers.model={self.model} needs images of {least} px, but classifiers.image_px="
+                    f"{self.image_px}; smaller ones end as single pixels, of which instance norm leaves nothing"
                 )
             return None
         if not self.image_px >> int(depth):

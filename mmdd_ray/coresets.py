@@ -46,7 +46,7 @@ def pair_scores(image_BD: np.ndarray, text_BD: np.ndarray) -> np.ndarray:
 
 
 def kept_rows(n_rows: int, fraction: float) -> int:
-    """How many of the rows ``clip_score`` draws from: the fraction of them, rounded, but at least one."""
+    """How many rows are the fraction of them with the best CLIP scores: rounded, but at least one."""
     return max(round(fraction * n_rows), 1)
 
 

@@ -146,7 +146,7 @@ def _short(value: float | int | str) -> str:
 
 def duration(seconds: float) -> str:
     """In words, for people."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -134,7 +134,28 @@ def test_the_arms_of_edge_have_equal_pairs_and_differ_in_one_thing() -> None:
         assert len(changed) == 1, name
     assert settings["edge-100x1-untuned"].finetune.steps == 0
     alone = settings["edge-100x1-contrastive"].finetune
-    assert (alone.contrastive_weight, alone.diversity_weight) == (base.finetune.contrastive_weight, 0)
+    assert alone.contrastive_weight == base.finetune.contrastive_weight
+    assert (alone.diversity_weight, alone.noise_weight) == (0, 0)
+    tunings = {(arm.tuning, str(arm.finetune)) for arm in bench.arms}
+    assert len({tuning for tuning, _ in tunings}) == len(tunings)  # arms of one generator want the same one
+
+
+def test_the_arms_of_covmatch_have_names_of_their_own_and_differ_in_what_they_say() -> None:
+    bench = claims.edge_bench(claims.Claims(), 101)
+    names = [arm.name for arm in (*bench.arms, *bench.match_arms)]
+    assert len(set(names)) == len(names)
+    settings = {arm.name: arm.settings(bench.covmatch) for arm in bench.match_arms}
+    assert settings["covmatch"] == bench.covmatch
+    starts = {name: one.match.init for name, one in settings.items()}
+    assert starts == {
+        "covmatch": "clip-score",
+        "covmatch-random": "random",
+        "covmatch-edge": "edge",
+        "covmatch-batches": "random",
+    }
+    batches = settings["covmatch-batches"]
+    assert (batches.match.real_moments, batches.match.encoder_updates) == ("batches", True)
+    assert [one.features.clip_score_fraction for one in settings.values()] == [0.5, 0.5, 0.5, 1]
 
 
 def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None:

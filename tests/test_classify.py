@@ -50,11 +50,14 @@ def test_resnet_ap_pools_where_resnet_has_strides():
     assert sides == [56, 28, 14, 7]
 
 
-@pytest.mark.parametrize("model", ["resnet-18", "resnet-ap-10"])
-def test_images_that_a_resnet_would_end_as_single_pixels_are_refused(model):
-    assert build_classifier(replace(SMALL, model=model, image_px=16), 7)(torch.rand(2, 3, 16, 16)).std() > 0
-    with pytest.raises(UserError, match=r"needs images of 16 px, but classifiers\.image_px=15"):
-        build_classifier(replace(SMALL, model=model, image_px=15), 7)
+@pytest.mark.parametrize(("model", "least"), [("resnet-18", 9), ("resnet-ap-10", 16)])
+def test_images_that_a_resnet_would_end_as_single_pixels_are_refused(model, least):
+    network = build_classifier(replace(SMALL, model=model, image_px=least), 7)
+    assert network(torch.rand(2, 3, least, least)).std() > 0
+    with pytest.raises(
+        UserError, match=rf"needs images of {least} px, but classifiers\.image_px={least - 1}"
+    ):
+        build_classifier(replace(SMALL, model=model, image_px=least - 1), 7)
 
 
 def test_the_norm_is_group_norm_with_a_group_for_each_channel():

@@ -228,10 +228,6 @@ def drawn_set(folder: Path, seed: int) -> str:
             ["--features.clip_score_fraction", "1.5"],
             "features.clip_score_fraction=1.5: input should be less than",
         ),
-        (
-            ["--match.iterations", "0", "--features.clip_score_fraction", "0.5"],
-            "but no moments are matched; leave it at 1, or set match.iterations above 0",
-        ),
         (["--match.real_batch", "17", "--match.workers", "2"], "cannot be shared by match.workers=2"),
         (["--match.workers", "25"], "match.workers=25 is above match.pairs=12"),
         (["--match.image_model", "tiny-nfx"], "no model 'tiny-nfx' in the zoo"),

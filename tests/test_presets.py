@@ -48,7 +48,9 @@ def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]
     assert len(sources) == 3 or len(settings.classifiers.learning_rates) == 1
 
 
-@pytest.mark.parametrize("preset", [presets.edge_local, presets.covmatch_local, presets.vlcp_local])
+@pytest.mark.parametrize(
+    "preset", [presets.edge_local, presets.covmatch_local, presets.vlcp_local, presets.precompute_local]
+)
 def test_a_local_preset_needs_no_network(preset: Callable[[], Any]) -> None:
     check(preset())
 

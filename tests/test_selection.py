@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,9 @@ from numpy.testing import assert_allclose
 
 from mmdd_ray.config import Edge
 from mmdd_ray.edge.choose import choose_drawn, pair_quality
+from mmdd_ray.edge.prompts import check_prompts
 from mmdd_ray.edge.selection import moment_distance, select
+from mmdd_ray.errors import UserError
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.presets import edge_local
 
@@ -191,6 +194,17 @@ def test_only_candidates_that_agree_with_their_captions_are_chosen_from(fraction
     without = choose_drawn(drawn, target, edge_of(images=6, candidates=4))
     assert choice["quality"]["alignment"] > without["quality"]["alignment"]
     assert choice["moment_distance"]["kept"] >= without["moment_distance"]["kept"]
+
+
+def test_fewer_captions_than_candidates_are_one_sentence_and_every_caption_of_an_image_counts():
+    features = SimpleNamespace(
+        addresses=[0, 1, 2], caption_features=lambda: [np.zeros((3, 2)), np.zeros((2, 2))]
+    )
+    check_prompts(features, edge_of(images=2, candidates=2))
+    with pytest.raises(
+        UserError, match=r"pairs=2 needs 6 prompts, but shapes:2000.* has 5 captions; lower syn"
+    ):
+        check_prompts(features, edge_of(images=2, candidates=3))
 
 
 def test_pair_quality_of_a_hand_worked_example():

@@ -12,7 +12,7 @@ from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.draws import draws_of
 from mmdd_ray.edge.choose import choose_drawn
-from mmdd_ray.edge.prompts import choose_prompts
+from mmdd_ray.edge.prompts import check_prompts, choose_prompts
 from mmdd_ray.edge.recaption import read_captions, recaption
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluate.beside import beside_real
@@ -106,6 +106,7 @@ def check_size(features: FeatureStore, settings: Edge) -> None:
         "finetune.batch_pairs": settings.finetune.batch_pairs,
     }
     features.require(needs, settings.data.uri)
+    check_prompts(features, settings)
     fraction, images = settings.features.clip_score_fraction, settings.images
     if fraction < 1 and settings.synthesis.candidates_per_image > 1:
         kept = features.agreeing().n_images

@@ -7,23 +7,34 @@ from mmdd_ray.coresets import k_means, random_subset
 from mmdd_ray.diffusion.synthesize import Drawing, sample_seeds
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.redact import redact
+
+
+def check_prompts(features: FeatureStore, settings: Edge) -> None:
+    """Raises ``UserError`` where there are fewer captions than candidates."""
+    synthesis = settings.synthesis
+    count = settings.images * synthesis.candidates_per_image
+    if count <= len(features.addresses):  # each of which has a caption
+        return
+    n_captions = sum(map(len, features.caption_features()))
+    if count > n_captions:
+        raise UserError(
+            f"synthesis.pairs={synthesis.pairs} needs {count:,} prompts, but {redact(settings.data.uri)} has "
+            f"{n_captions:,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
+        )
 
 
 def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
     """One real caption for each candidate image, with the candidate's seed.
 
     Raises:
-        ValueError: There are fewer captions than candidates.
+        UserError: There are fewer captions than candidates.
     """
+    check_prompts(features, settings)
     synthesis, seed = settings.synthesis, settings.run.seed
     count = settings.images * synthesis.candidates_per_image
     blocks = features.caption_features()
     n_captions = sum(map(len, blocks))
-    if count > n_captions:
-        raise UserError(
-            f"synthesis.pairs={synthesis.pairs} needs {count:,} prompts, but {settings.data.uri} has "
-            f"{n_captions:,} captions; lower synthesis.pairs or synthesis.candidates_per_image"
-        )
     spread = synthesis.prompts == "k-means"
     rows = k_means(blocks, count, seed) if spread else random_subset(n_captions, count, seed)
     # In the order of the dataset, so that neighbours in the set are no neighbours in meaning.

@@ -38,17 +38,18 @@ TEXTS = {
     },
     REFINED.lower(): {
         "losses": "Fine-tuning of the generator",
-        "refinement": "Refinement: matching, and InfoNCE of the encoders",
+        "refinement": "Refinement: matching, and InfoNCE of encoders that are trained",
         "quality": "Quality of the synthetic pairs, as they were drawn",
         "quality_note": QUALITY_NOTE,
         "examples_note": "The first caption is the one that the pair began as, a real one or one that was written for "
         "the image; the second line, the words that are nearest to the text that was learnt.",
     },
     "covmatch": {
-        "losses": "Matching, and InfoNCE of the encoders",
+        "losses": "Matching, and InfoNCE of encoders that are trained",
         "quality": "What batches miss of the whole data",
-        "quality_note": "Distance between the moments of a real batch and those of all real pairs under the initial "
-        "encoders, relative to the norm of the latter. The images of a batch are shifted by chance, too.",
+        "quality_note": "Distance between the moments of a real batch and those of all pairs that are matched, "
+        "under the initial encoders, relative to the norm of the latter. The images of a batch are shifted by chance, "
+        "too.",
         "examples_note": "The first caption is the one that the pair began as, the second line the words that are "
         "nearest to the text that was learnt.",
     },
