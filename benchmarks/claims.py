@@ -123,7 +123,7 @@ class Arm:
     """Captions of each image; there are `PAIRS // captions` images."""
 
     def settings(self, edge: Edge) -> Edge:
-        """What the arm changes in the preset."""
+        """The preset with the changes of this arm."""
         return replace(
             edge,
             finetune=replace(edge.finetune, **self.finetune),
@@ -151,15 +151,16 @@ class MatchArm:
     name: str
     match: Mapping[str, Any] = field(default_factory=dict)
     """Changes of matching."""
-    clip_score_fraction: float | None = None
-    """Share of the pairs that are matched. Default: the preset's."""
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of the features, whose moments are matched."""
 
     def settings(self, covmatch: Covmatch) -> Covmatch:
-        """What the arm changes in the preset."""
-        features = covmatch.features
-        if self.clip_score_fraction is not None:
-            features = replace(features, clip_score_fraction=self.clip_score_fraction)
-        return replace(covmatch, match=replace(covmatch.match, **self.match), features=features)
+        """The preset with the changes of this arm."""
+        return replace(
+            covmatch,
+            match=replace(covmatch.match, **self.match),
+            features=replace(covmatch.features, **self.features),
+        )
 
 
 FROM_EDGE = "edge"  # a start that is made here
@@ -170,7 +171,7 @@ MATCH_ARMS = (
     MatchArm(
         "covmatch-batches",
         {"init": "random", "real_moments": "batches", "encoder_updates": True},
-        clip_score_fraction=1.0,
+        {"clip_score_fraction": 1.0},
     ),
 )
 COVMATCH_STUDENTS = (BASE, "edge-refined", *(arm.name for arm in MATCH_ARMS))  # that train on these

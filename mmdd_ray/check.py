@@ -128,7 +128,7 @@ def _check_candidates(settings: Edge) -> None:
     synthesis, images = settings.synthesis, settings.images
     if synthesis.candidates_per_image == 1:
         return
-    drawn = images * synthesis.candidates_per_image
+    drawn = settings.candidates
     left = kept_rows(drawn, synthesis.clip_score_fraction)
     if left < images:
         raise UserError(

@@ -620,6 +620,11 @@ class Edge:
         """Images of the distilled set; each stands for ``captions.per_image`` pairs."""
         return self.synthesis.pairs // self.captions.per_image
 
+    @property
+    def candidates(self) -> int:
+        """Images that are drawn, of which ``images`` are kept."""
+        return self.images * self.synthesis.candidates_per_image
+
 
 @dataclass(frozen=True, kw_only=True)
 class Covmatch:

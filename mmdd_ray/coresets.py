@@ -66,15 +66,19 @@ def clip_score(score_N: np.ndarray, k: int, seed: int, kept: int) -> np.ndarray:
     Raises:
         ValueError: if k is below 1 or above the number of kept rows, or a score is not finite.
     """
-    strange = np.flatnonzero(~np.isfinite(score_N))
-    if len(strange):
-        raise ValueError(f"the CLIP score of row {strange[0]} is not finite; drop or re-encode that row")
     best = best_rows(score_N, kept)
     return best[random_subset(len(best), k, seed)]
 
 
 def best_rows(score_N: np.ndarray, kept: int) -> np.ndarray:
-    """The ``kept`` rows with the highest scores, (kept,) int64 in ascending order; ties go to the lowest indices."""
+    """The ``kept`` rows with the highest scores, (kept,) int64 in ascending order; ties go to the lowest indices.
+
+    Raises:
+        ValueError: if a score is not finite.
+    """
+    strange = np.flatnonzero(~np.isfinite(score_N))
+    if len(strange):
+        raise ValueError(f"the CLIP score of row {strange[0]} is not finite; drop or re-encode that row")
     return np.sort(np.argsort(-score_N, kind="stable")[:kept])
 
 

@@ -97,9 +97,8 @@ def _draw_works(settings: Edge | Covmatch | Vlcp, source: Source, number: int) -
 
 def _edge_works(settings: Edge, source: Source) -> Iterator[Work]:
     yield _finetune_work(settings, source)
-    synthesis, captions = settings.synthesis, settings.captions
-    drawn = settings.images * synthesis.candidates_per_image
-    yield _draw_work(settings, "synthesize", drawn)
+    captions = settings.captions
+    yield _draw_work(settings, "synthesize", settings.candidates)
     if captions.per_image > 1:
         yield Work(
             "recaption",

@@ -196,6 +196,14 @@ def test_only_candidates_that_agree_with_their_captions_are_chosen_from(fraction
     assert choice["moment_distance"]["kept"] >= without["moment_distance"]["kept"]
 
 
+def test_drawn_features_that_are_not_finite_are_an_error_whatever_their_place():
+    target, image_MD, text_MD = real_and_candidates(8, seed=3, d_l=5, d_v=5)
+    image_MD[2, 0] = np.nan
+    drawn = pa.table({"index": range(8), "image_feature": list(image_MD), "text_feature": list(text_MD)})
+    with pytest.raises(ValueError, match="row 2 is not finite"):
+        choose_drawn(drawn, target, edge_of(images=2, candidates=4, fraction=0.5))
+
+
 def test_fewer_captions_than_candidates_are_one_sentence_and_every_caption_of_an_image_counts():
     features = SimpleNamespace(
         addresses=[0, 1, 2], caption_features=lambda: [np.zeros((3, 2)), np.zeros((2, 2))]

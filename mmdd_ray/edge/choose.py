@@ -47,8 +47,6 @@ def choose_drawn(drawn: pa.Table, target: Moments, settings: Edge) -> dict[str, 
     first = np.arange(count)
     kept = first
     if len(drawn) > count:
-        if not (np.isfinite(image_MD).all() and np.isfinite(text_MD).all()):
-            raise ValueError("features of drawn images are not finite; is the generator's precision too low?")
         agreeing = kept_rows(len(drawn), settings.synthesis.clip_score_fraction)
         best = best_rows(pair_scores(image_MD, text_MD), agreeing)
         selection = select(target, image_MD[best], text_MD[best], count, mean_weight=weight)

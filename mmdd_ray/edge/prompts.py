@@ -13,7 +13,7 @@ from mmdd_ray.redact import redact
 def check_prompts(features: FeatureStore, settings: Edge) -> None:
     """Raises ``UserError`` where there are fewer captions than candidates."""
     synthesis = settings.synthesis
-    count = settings.images * synthesis.candidates_per_image
+    count = settings.candidates
     if count <= len(features.addresses):  # each of which has a caption
         return
     n_captions = sum(map(len, features.caption_features()))
@@ -32,7 +32,7 @@ def choose_prompts(features: FeatureStore, settings: Edge) -> list[Drawing]:
     """
     check_prompts(features, settings)
     synthesis, seed = settings.synthesis, settings.run.seed
-    count = settings.images * synthesis.candidates_per_image
+    count = settings.candidates
     blocks = features.caption_features()
     n_captions = sum(map(len, blocks))
     spread = synthesis.prompts == "k-means"
