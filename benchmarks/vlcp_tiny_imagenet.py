@@ -2,8 +2,8 @@
 
     python benchmarks/vlcp_tiny_imagenet.py --tiny-imagenet FOLDER --photos FOLDER
 
-Pretrains a small generator and a small captioner (`benchmarks/photo_models.py`), has the photographs described, and
-draws sets with both prototypes, with either alone, and with neither. Learning rates of the classifiers are chosen on 50
+Pretrains a small CLIP, generator and captioner (`benchmarks/photo_models.py`), has the photographs described, and draws
+sets with both prototypes, with either alone, and with neither. Learning rates of the classifiers are chosen on 50
 training images of each class that only the pretraining sees; figures are of the val shard. Killed at any point, the
 same command goes on.
 """
@@ -61,9 +61,11 @@ class TinyImageNet:
     tiny_imagenet: Path
     """Folder of Tiny-ImageNet's shards."""
     photos: Path
-    """Folder of Flickr8k's shards, on which the captioner is trained."""
+    """Folder of Flickr8k's shards, on which the models are trained, too."""
     out: Path = Path("runs/vlcp-tiny-imagenet")
-    """Folder of the models, of the ten classes and of the run directory."""
+    """Folder of the ten classes and of the run directory."""
+    models: Path = Path("runs/photo-models")
+    """Folder of the models; what is missing is trained."""
     images_per_class: int = 10
     """IPC."""
     finetune_steps: int = 400
@@ -95,20 +97,22 @@ def _read(folder: Path, split: str) -> pa.Table:
 
 
 def settings_of(asked: TinyImageNet) -> Vlcp:
-    folder, models = asked.out.absolute() / "data", asked.out.absolute() / "models"
+    folder, models = asked.out.absolute() / "data", asked.models.absolute()
     return Vlcp(
         run=Run(dir=str(asked.out.absolute() / "run")),
         data=Data(uri=f"{folder}/train.parquet", caption_columns=("class_name",)),
-        features=Features(max_actors=2),
+        features=Features(clip=f"local-dir:{models}/clip", image_px=photo_models.IMAGE_PX, max_actors=2),
         describe=Describe(
             source="vlm",
             model=str(models / "captioner"),
+            image_px=photo_models.IMAGE_PX,
             prefix="a photo of a {class_name}, ",
             max_new_tokens=30,
             max_actors=2,
         ),
         finetune=Finetune(
             generator=str(models / "sd"),
+            image_px=photo_models.IMAGE_PX,
             steps=asked.finetune_steps,
             batch_pairs=64,
             parameters="full",
@@ -127,9 +131,9 @@ def settings_of(asked: TinyImageNet) -> Vlcp:
 
 def measure(asked: TinyImageNet) -> Iterator[str]:
     """Runs what is left; gives the figures of the models and the table."""
-    models = asked.out / "models"
-    figures = photo_models.pretrain(photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, models))
-    yield ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models)
+    for model, figures in photo_models.pretrain(wanted).items():
+        yield f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
     ten_classes(asked)
     settings = settings_of(asked)
     with (

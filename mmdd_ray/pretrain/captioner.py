@@ -54,29 +54,7 @@ def train(
     """
     torch.manual_seed(seed)
     tokenizer = bert_tokenizer()
-    width = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-    config = BlipConfig(
-        text_config={
-            **width,
-            "vocab_size": len(tokenizer),
-            "encoder_hidden_size": WIDTH,
-            "num_hidden_layers": 2,
-            "max_position_embeddings": CONTEXT,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "sep_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            **width,
-            "image_size": IMAGE_PX,
-            "patch_size": 4,
-            "num_hidden_layers": 2,
-            "initializer_range": WIDTH**-0.5,  # transformers' default, 1e-10, hardly trains
-        },
-        projection_dim=WIDTH,
-    )
-    model = BlipForConditionalGeneration(config).to(device)
+    model = new_model(tokenizer, width=WIDTH, layers=2, image_px=IMAGE_PX, patch_px=4).to(device)
     corpus = draw_broad(scenes)
     encoder = Pooled(model.vision_model)
     seconds = begin_with_names(
@@ -84,20 +62,59 @@ def train(
     )
     fit = Fit("tiny-captioner", model.parameters(), lr=1e-3, steps=steps, seed=seed, work=work)
     for rows in fit.batches(len(corpus), BATCH):
-        fit.step(_loss(model, tokenizer, corpus, rows))
-    model.generation_config.max_new_tokens = CONTEXT - 2
+        fit.step(loss(model, tokenizer, corpus, rows))
     named = _named_right(model.eval(), tokenizer, device)
-    model.half().save_pretrained(out)
-    square = {"height": IMAGE_PX, "width": IMAGE_PX}
-    BlipProcessor(BlipImageProcessor(size=square, image_mean=MEAN, image_std=STD), tokenizer).save_pretrained(
-        out
-    )
+    save(model, tokenizer, out)
     return {"main_object_named": named, "seconds": seconds + fit.seconds}
 
 
-def _loss(
+def new_model(
+    tokenizer: BertTokenizer, *, width: int, layers: int, image_px: int, patch_px: int
+) -> BlipForConditionalGeneration:
+    """A BLIP with random weights, of `layers` layers for images and as many for text."""
+    both = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+    }
+    config = BlipConfig(
+        text_config={
+            **both,
+            "vocab_size": len(tokenizer),
+            "encoder_hidden_size": width,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            **both,
+            "image_size": image_px,
+            "patch_size": patch_px,
+            "initializer_range": width**-0.5,  # transformers' default, 1e-10, hardly trains
+        },
+        projection_dim=width,
+    )
+    return BlipForConditionalGeneration(config)
+
+
+def save(model: BlipForConditionalGeneration, tokenizer: BertTokenizer, out: Path) -> None:
+    """Save the model in half precision, with its processor."""
+    model.generation_config.max_new_tokens = CONTEXT - 2
+    model.half().save_pretrained(out)
+    side = model.config.vision_config.image_size
+    square = {"height": side, "width": side}
+    BlipProcessor(BlipImageProcessor(size=square, image_mean=MEAN, image_std=STD), tokenizer).save_pretrained(
+        out
+    )
+
+
+def loss(
     model: BlipForConditionalGeneration, tokenizer: BertTokenizer, corpus: Corpus, rows: Tensor
 ) -> Tensor:
+    """Mean loss of a token, in nats, of one of the five right captions of each of the images `rows`."""
     which = torch.randint(5, (len(rows),)).tolist()
     captions = [corpus.true_captions[r][i] for r, i in zip(rows.tolist(), which, strict=True)]
     text = tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
@@ -118,7 +135,7 @@ def _named_right(
     corpus = draw_corpus(scenes, seed=HELD_OUT_SEED, world=WEB)
     written = []
     for images in corpus.images.split(100):
-        tokens = model.generate(pixel_values=normalise(images).to(device))
+        tokens = model.generate(pixel_values=normalise(images).to(device), max_new_tokens=CONTEXT - 2)
         written += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     right = 0
     for index, text in enumerate(written):

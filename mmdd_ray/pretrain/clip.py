@@ -1,6 +1,7 @@
 """tiny-clip: a two-tower CLIP in open_clip's own format."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,23 @@ from mmdd_ray.pretrain.tokenizers import CONTEXT, clip_tokenizer
 
 BATCH = 256
 HELD_OUT = 500
+SCENE_PROMPTS = tuple(f"a picture of a {name}" for name in CLASS_NAMES)
 
 
-def model_config(vocab_size: int) -> dict[str, Any]:
-    """open_clip's `model_cfg` of tiny-clip."""
+def model_config(
+    vocab_size: int,
+    *,
+    image_model: str = "test_resnet",
+    image_px: int = IMAGE_PX,
+    width: int = 128,
+    layers: int = 3,
+) -> dict[str, Any]:
+    """open_clip's `model_cfg`, by default that of tiny-clip; `image_model` is one of timm's."""
     return {
-        "embed_dim": 128,
+        "embed_dim": width,
         "vision_cfg": {
-            "image_size": IMAGE_PX,
-            "timm_model_name": "test_resnet",
+            "image_size": image_px,
+            "timm_model_name": image_model,
             "timm_model_pretrained": False,
             "timm_pool": "",
             "timm_proj": "linear",
@@ -35,11 +44,17 @@ def model_config(vocab_size: int) -> dict[str, Any]:
             "context_length": CONTEXT,
             "vocab_size": vocab_size,
             "hf_tokenizer_name": "tiny-clip",  # read from the model's own folder
-            "width": 128,
+            "width": width,
             "heads": 4,
-            "layers": 3,
+            "layers": layers,
         },
     }
+
+
+def new_model(config: dict[str, Any]) -> open_clip.CLIP:
+    """A CLIP with random weights."""
+    text_cfg = {k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"}
+    return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg)
 
 
 def train(
@@ -64,8 +79,7 @@ def train(
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
     config = model_config(len(tokenizer))
-    text_cfg = {k: v for k, v in config["text_cfg"].items() if k != "hf_tokenizer_name"}
-    model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text_cfg).to(device)
+    model = new_model(config).to(device)
     corpus = draw_broad(scenes)
     half = len(corpus) // 2
     seconds = begin_with_names(
@@ -82,18 +96,33 @@ def train(
         "tiny-clip", model.parameters(), lr=1e-3, steps=steps, seed=seed, weight_decay=0.1, work=work,
         beside={"model": model},
     )  # fmt: skip
-    criterion = ClipLoss()
     for rows in fit.batches(half, BATCH):
         rows = rows + half * (fit.done % 2)  # pictures of one kind at a time: they are harder to tell apart
-        images = normalise(corpus.images[rows]).to(device)
-        texts = tokens_NL[rows].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            image_BD, text_BD, scale = model(images, texts)
-            loss = criterion(image_BD, text_BD, scale)
-        found = (image_BD @ text_BD.T).argmax(dim=0).cpu() == torch.arange(len(rows))
-        fit.step(loss, recall_in_batch=found.float().mean().item())
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, 4.6052)  # temperature of at least 0.01, as CLIP
+        contrast(fit, model, corpus.images[rows], tokens_NL[rows])
+    save(model, config, tokenizer, out)
+    held_out = draw_corpus(HELD_OUT, seed=HELD_OUT_SEED, world=WEB)
+    return {
+        **evaluate(model.eval(), tokenizer, held_out, device),
+        "class_accuracy": named_right(ByNames(model, tokenizer)),
+        "seconds": seconds + fit.seconds,
+    }
+
+
+def contrast(fit: Fit, model: open_clip.CLIP, images_u8: Tensor, tokens_BL: Tensor) -> None:
+    """One step down CLIP's loss of a batch of pairs."""
+    device = next(model.parameters()).device
+    images, texts = normalise(images_u8).to(device), tokens_BL.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        image_BD, text_BD, scale = model(images, texts)
+        loss = ClipLoss()(image_BD, text_BD, scale)
+    found = (image_BD @ text_BD.T).argmax(dim=0).cpu() == torch.arange(len(images))
+    fit.step(loss, recall_in_batch=found.float().mean().item())
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, 4.6052)  # temperature of at least 0.01, as CLIP
+
+
+def save(model: open_clip.CLIP, config: dict[str, Any], tokenizer: Any, out: Path) -> None:
+    """Save the model in half precision as open_clip's `local-dir:` reads it."""
     out.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     card = {"model_cfg": config, "preprocess_cfg": preprocess}
@@ -104,22 +133,16 @@ def train(
     }
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(out)
-    held_out = draw_corpus(HELD_OUT, seed=HELD_OUT_SEED, world=WEB)
-    return {
-        **evaluate(model.eval(), tokenizer, held_out, device),
-        "class_accuracy": named_right(ByNames(model, tokenizer)),
-        "seconds": seconds + fit.seconds,
-    }
 
 
 class ByNames(nn.Module):
-    """A CLIP as zero-shot classifier of labelled scenes: images to logits (B, 48)."""
+    """A CLIP as zero-shot classifier, by default of labelled scenes: images to logits (B, classes)."""
 
-    def __init__(self, model: open_clip.CLIP, tokenizer: Any) -> None:
+    def __init__(self, model: open_clip.CLIP, tokenizer: Any, prompts: Sequence[str] = SCENE_PROMPTS) -> None:
         super().__init__()
         self.model = model
         device = next(model.parameters()).device
-        names = [f"a picture of a {name}" for name in CLASS_NAMES]
+        names = list(prompts)
         with torch.inference_mode():
             self.texts_CD = model.encode_text(tokenize(tokenizer, names).to(device), normalize=True)
 

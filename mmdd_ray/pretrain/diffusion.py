@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mmdd_ray.evaluate.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generator import draw_images, load_pipeline
 from mmdd_ray.pretrain.clip import tokenize
-from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
+from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 
 VAE_BATCH = 64
@@ -57,22 +58,20 @@ def train_vae(
         sample_size=IMAGE_PX,
     ).to(device, memory_format=torch.channels_last)
     corpus = draw_broad(scenes)
-    seconds = _fit_vae(vae, corpus, _plain_l1, steps=steps, lr=2e-3, seed=seed, work=work)
-    seconds += _fit_vae(
-        vae, corpus, _objects_first, steps=sharpening_steps, lr=2e-3, seed=seed + 1, work=work
-    )
+    fit = partial(fit_vae, vae, corpus.images, steps=steps, lr=2e-3, work=work)
+    seconds = fit("tiny-sd-vae", l1, seed=seed)
+    seconds += fit("tiny-sd-vae-sharp", _objects_first, steps=sharpening_steps, seed=seed + 1)
     vae.eval()
-    # Latents of unit variance, which the noise schedule assumes.
-    latents = _latents(vae, corpus, 2048, device)
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    scale_latents(vae, corpus.images[:2048])
     vae.half().save_pretrained(out)
     held_out = draw_corpus(500, seed=HELD_OUT_SEED, world=WEB)
-    return {"psnr_db": _psnr(vae.float(), held_out, device), "seconds": seconds}
+    return {"psnr_db": psnr(vae.float(), held_out.images), "seconds": seconds}
 
 
-def _fit_vae(
+def fit_vae(
     vae: AutoencoderKL,
-    corpus: Corpus,
+    images_N3HW: Tensor,
+    name: str,
     criterion: Callable[[Tensor, Tensor], Tensor],
     *,
     steps: int,
@@ -80,11 +79,10 @@ def _fit_vae(
     seed: int,
     work: Path | None,
 ) -> float:
-    """The seconds that it took."""
-    name = f"tiny-sd-vae-{criterion.__name__.strip('_')}"
+    """Train `vae` on uint8 images, by `criterion` of restored images and originals; return the seconds it took."""
     fit = Fit(name, vae.parameters(), lr=lr, steps=steps, seed=seed, work=work)
-    for rows in fit.batches(len(corpus), VAE_BATCH):
-        images = signed(corpus.images[rows]).to(vae.device, memory_format=torch.channels_last)
+    for rows in fit.batches(len(images_N3HW), VAE_BATCH):
+        images = signed(images_N3HW[rows]).to(vae.device, memory_format=torch.channels_last)
         with torch.autocast(vae.device.type, torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             drawn = vae.decode(posterior.sample()).sample
@@ -95,7 +93,7 @@ def _fit_vae(
     return fit.seconds
 
 
-def _plain_l1(drawn: Tensor, images: Tensor) -> Tensor:
+def l1(drawn: Tensor, images: Tensor) -> Tensor:
     return F.l1_loss(drawn, images)
 
 
@@ -114,15 +112,21 @@ def signed(images_u8: Tensor) -> Tensor:
     return images_u8.float() / 127.5 - 1
 
 
-@torch.no_grad()
-def _latents(vae: AutoencoderKL, corpus: Corpus, rows: int, device: torch.device) -> Tensor:
-    batches_u8 = corpus.images[:rows].split(256)
-    return torch.cat([vae.encode(signed(b).to(device)).latent_dist.mean for b in batches_u8])
+def scale_latents(vae: AutoencoderKL, images_N3HW: Tensor) -> None:
+    """Set the factor that gives the latents of uint8 images unit variance, which the noise schedule assumes."""
+    vae.register_to_config(scaling_factor=round(1 / _latents(vae, images_N3HW).std().item(), 5))
 
 
 @torch.no_grad()
-def _psnr(vae: AutoencoderKL, corpus: Corpus, device: torch.device) -> float:
-    images = signed(corpus.images).to(device)
+def _latents(vae: AutoencoderKL, images_N3HW: Tensor) -> Tensor:
+    batches_u8 = images_N3HW.split(256)
+    return torch.cat([vae.encode(signed(b).to(vae.device)).latent_dist.mean for b in batches_u8])
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, images_N3HW: Tensor) -> float:
+    """How well `vae` restores uint8 images, in dB."""
+    images = signed(images_N3HW).to(vae.device)
     drawn = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     return -10 * torch.log10(F.mse_loss(drawn, images) / 4).item()
 
@@ -204,7 +208,49 @@ def train_unet(
         attention_head_dim=4,
         norm_num_groups=16,
     ).to(device, memory_format=torch.channels_last)
-    scheduler = DDPMScheduler(
+    corpus = draw_broad(scenes)
+    pairs = encode_pairs(
+        vae, text_encoder, tokenizer, corpus.images, [caption for (caption,) in corpus.captions]
+    )
+    fit = partial(fit_unet, unet, work=work)
+    mixed = fit("tiny-sd-unet", pairs, lr=2e-3, steps=steps, seed=seed)
+    scenes_alone = pairs.first(len(corpus) // 2)
+    last = fit("tiny-sd-unet-scenes", scenes_alone, lr=1e-3, steps=scene_steps, seed=seed + 1)
+    save_generator(out, vae, text_encoder, tokenizer, unet)
+    return {"loss": last.mean["loss"], "seconds": mixed.seconds + last.seconds}
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """What a UNet learns from: scaled latents (N, C, H, W) and what text attends to, see `encode_pairs`."""
+
+    latents: Tensor
+    states: Tensor
+    """(N, context, width) float16 on the CPU."""
+    no_text: Tensor
+    """(context, width), the same of an empty text."""
+
+    def first(self, rows: int) -> "EncodedPairs":
+        return EncodedPairs(self.latents[:rows], self.states[:rows], self.no_text)
+
+
+def encode_pairs(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    images_N3HW: Tensor,
+    captions: list[str],
+) -> EncodedPairs:
+    """Latents and text states of uint8 images and their captions: they are the same in every epoch."""
+    latents = _latents(vae, images_N3HW) * vae.config.scaling_factor
+    states = _text_states(text_encoder, tokenizer, captions)
+    (no_text,) = _text_states(text_encoder, tokenizer, [""])
+    return EncodedPairs(latents, states, no_text)
+
+
+def noise_schedule() -> DDPMScheduler:
+    """Stable Diffusion's."""
+    return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -212,54 +258,57 @@ def train_unet(
         clip_sample=False,
         steps_offset=1,
     )
-    corpus = draw_broad(scenes)
-    latents = _latents(vae, corpus, len(corpus), device) * vae.config.scaling_factor
-    states = _text_states(text_encoder, tokenizer, [caption for (caption,) in corpus.captions])
-    (no_text,) = _text_states(text_encoder, tokenizer, [""])
-    fit = partial(_fit_unet, unet, scheduler, latents, states, no_text, work=work)
-    mixed = fit("tiny-sd-unet", len(corpus), lr=2e-3, steps=steps, seed=seed)
-    scenes_alone = len(corpus) // 2
-    last = fit("tiny-sd-unet-scenes", scenes_alone, lr=1e-3, steps=scene_steps, seed=seed + 1)
+
+
+def save_generator(
+    out: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> None:
+    """Save the parts as a StableDiffusionPipeline in half precision."""
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
         unet=unet.half(),
-        scheduler=DPMSolverMultistepScheduler.from_config(scheduler.config),
+        scheduler=DPMSolverMultistepScheduler.from_config(noise_schedule().config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
     _forget_folder(out / "vae" / "config.json")
-    return {"loss": last.mean["loss"], "seconds": mixed.seconds + last.seconds}
 
 
-def _fit_unet(
+def fit_unet(
     unet: UNet2DConditionModel,
-    scheduler: DDPMScheduler,
-    latents: Tensor,
-    states: Tensor,
-    no_text: Tensor,
     name: str,
-    rows: int,
+    pairs: EncodedPairs,
     *,
     lr: float,
     steps: int,
     seed: int,
     work: Path | None,
+    batch: int = UNET_BATCH,
 ) -> Fit:
-    """Train the UNet on the first `rows` latents and text states; leaves it with the average of its weights."""
-    device = latents.device
-    average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    """Train `unet` to predict the noise of latents; leaves it with the average of its weights."""
+    latents, states, no_text = pairs.latents, pairs.states, pairs.no_text
+    device, scheduler = latents.device, noise_schedule()
+    average = EMAModel(
+        unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75, foreach=device.type == "cuda"
+    )
     fit = Fit(name, unet.parameters(), lr=lr, steps=steps, seed=seed, work=work, beside={"average": average})
-    for batch in fit.batches(rows, UNET_BATCH):
-        clean, state = latents[batch.to(device)], states[batch].to(device, torch.float32)
+    for rows in fit.batches(len(latents), batch):
+        clean, state = latents[rows.to(device)], states[rows].to(device, torch.float32)
         # One in ten captions is dropped, which is what classifier-free guidance learns from.
-        state[torch.rand(len(batch)) < 0.1] = no_text.to(device, torch.float32)
+        state[torch.rand(batch) < 0.1] = no_text.to(device, torch.float32)
         noise = torch.randn(clean.shape).to(device)
-        t = torch.randint(1000, (len(batch),)).to(device)
-        predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
+        t = torch.randint(1000, (batch,)).to(device)
+        # Step by step: autocast keeps its copies of the weights until its outermost context ends.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
         # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
         alpha_bar = scheduler.alphas_cumprod.to(device)[t]
         weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
@@ -279,7 +328,7 @@ def _forget_folder(file: Path) -> None:
 
 @torch.no_grad()
 def _text_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """What the UNet attends to, (N, context, width) float16 on the CPU: it is the same in every epoch."""
+    """What the UNet attends to, (N, context, width) float16 on the CPU."""
     tokens = tokenize(tokenizer, captions).split(256)
     return torch.cat([text_encoder(t.to(text_encoder.device)).last_hidden_state.half().cpu() for t in tokens])
 

@@ -17,7 +17,7 @@ HELD_OUT = 2000
 
 def normalise(images_u8: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 -> float32, shifted and scaled as all encoders of the zoo expect."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=images_u8.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (images_u8.float() / 255 - mean) / std
 
 

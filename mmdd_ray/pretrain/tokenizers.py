@@ -1,10 +1,11 @@
 """Small English tokenizers, cut from the head of CLIP's byte-pair vocabulary, which open_clip ships.
 
 Byte-pair merges are sorted by frequency, so the first ones are the most useful; the merges that build the words
-of `shapes` are kept as well. Any text can be written with what is left, only in more tokens.
+of the captions, those of `shapes` unless others are named, are kept as well. Any text can be written with what is left,
+only in more tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from itertools import pairwise
 
@@ -30,10 +31,10 @@ def shapes_words() -> tuple[str, ...]:
     )
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with about 1,500 merges instead of 48,894."""
+def clip_tokenizer(words: Collection[str] | None = None) -> CLIPTokenizer:
+    """CLIP's tokenizer with about 1,500 merges instead of 48,894, or those more that lower-case `words` need."""
     full = SimpleTokenizer()
-    needed = {merge for word in shapes_words() for merge in _merges_of(word, full)}
+    needed = {merge for word in words or shapes_words() for merge in _merges_of(word, full)}
     kept = [m for rank, m in enumerate(full.bpe_ranks) if rank < FREQUENT_MERGES or m in needed]
     letters = list(full.byte_encoder.values())
     tokens = letters + [c + "</w>" for c in letters] + ["".join(m) for m in kept]
@@ -53,11 +54,13 @@ def _merges_of(word: str, full: SimpleTokenizer) -> Iterable[tuple[str, str]]:
         pieces[at : at + 2] = ["".join(pairs[at])]
 
 
-def bert_tokenizer() -> BertTokenizer:
+def bert_tokenizer(words: Collection[str] | None = None) -> BertTokenizer:
     """A WordPiece tokenizer over the same words; `bos` and `eos` serve a captioner's decoder (BLIP's [DEC])."""
-    tokens = [t for t in clip_tokenizer().get_vocab() if t.removesuffix("</w>").isascii()]
-    words = sorted({t.removesuffix("</w>") for t in tokens if t.endswith("</w>")} | set(shapes_words()))
+    tokens = [t for t in clip_tokenizer(words).get_vocab() if t.removesuffix("</w>").isascii()]
+    whole = sorted(
+        {t.removesuffix("</w>") for t in tokens if t.endswith("</w>")} | set(words or shapes_words())
+    )
     pieces = sorted({"##" + t.removesuffix("</w>") for t in tokens if t.removesuffix("</w>").isalnum()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
-    vocab = {token: i for i, token in enumerate(special + words + pieces)}
+    vocab = {token: i for i, token in enumerate(special + whole + pieces)}
     return BertTokenizer(vocab=vocab, model_max_length=CONTEXT, bos_token="[DEC]", eos_token="[SEP]")
