@@ -3,8 +3,8 @@
     python jobs/train_zoo.py                                        # all of them, in order
     python jobs/train_zoo.py --models tiny-bert tiny-nf             # some of them
 
-The order matters: tiny-sd uses the text tower of tiny-clip. About two hours on two cores. A killed training goes on
-where it was; models that are done are not trained again.
+The order matters: tiny-sd uses the text tower of tiny-clip. About two and a half hours on two cores. A killed training
+goes on where it was; models that are done are not trained again.
 """
 
 from dataclasses import dataclass
