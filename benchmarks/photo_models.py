@@ -61,13 +61,13 @@ class PhotoModels:
     label_epochs: int = 12
     """Passes of both image encoders over Tiny-ImageNet's labels, 256 photographs a step."""
     clip_steps: int = 1500
-    """Of CLIP, 256 pairs each."""
+    """Steps of CLIP, 256 pairs each."""
     vae_steps: int = 4000
-    """Of the VAE, 64 photographs each."""
+    """Steps of the VAE, 64 photographs each."""
     unet_steps: int = 8000
-    """Of the U-Net, 512 pairs each."""
+    """Steps of the U-Net, 512 pairs each."""
     captioner_steps: int = 2500
-    """Of the captioner, 256 pairs each."""
+    """Steps of the captioner, 256 pairs each."""
     seed: int = 0
     """Seed of weights, order and noise."""
 
