@@ -282,8 +282,8 @@ class Describe(Pool):
     )
     """What a chat model is asked. Others ignore it; see prefix."""
     prefix: str = ""
-    """Text before every description that a model wrote; {class_name} is the name of the class. For captioners, which
-    cannot be asked about it."""
+    """Text before every caption of the data and every description that a model wrote; {class_name} is the name of the
+    class. For captions that do not name it, and captioners, which cannot be asked about it."""
     max_new_tokens: Count = 160
     """Length limit of a description, in tokens."""
     image_px: Count = 32

@@ -38,6 +38,7 @@ TEST_SCENES = "shapes:500?seed=3&wrong=0&vague=0&captions=5"
 # Labels are right, and so are the captions that stand for a model's descriptions of the images.
 LABELLED_SCENES = "shapes:2000?seed=1&labelled=1&wrong=0&vague=0&captions=1"
 LABELLED_TEST_SCENES = "shapes:1000?seed=3&labelled=1&wrong=0&vague=0&captions=1"
+NAMED = "a picture of a {class_name}"
 # The moments to match are those of the pairs that are right, as far as CLIP knows.
 BETTER_HALF = Features(clip_score_fraction=0.5)
 
@@ -213,8 +214,11 @@ def vlcp_local() -> Vlcp:
     """A laptop: labelled procedural scenes and the tiny zoo, minutes on two cores, no network."""
     return Vlcp(
         data=Data(uri=LABELLED_SCENES),
-        describe=Describe(template="a picture of a {class_name}"),  # a beginning that tiny-sd has read
-        finetune=Finetune(steps=80, parameters="full", optimizer="adamw", learning_rate=2e-4, ema_decay=0.95),
+        # tiny-sd has read captions that begin so; the scenes' own call a circle a disc, and tell more of its place
+        describe=Describe(template=NAMED, prefix=f"{NAMED}, "),
+        finetune=Finetune(
+            steps=240, parameters="full", optimizer="adamw", learning_rate=2e-4, ema_decay=0.95
+        ),
         prototypes=Prototypes(images_per_class=2),
         synthesis=VlcpSynthesis(negative_prompt=""),
         # CutMix weighs labels by area, which says nothing of an object that covers a few percent of its scene

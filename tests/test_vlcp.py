@@ -270,6 +270,9 @@ def test_a_model_describes_every_image_once_and_goes_on_by_shards(ray_cluster, t
 def test_captions_and_templates_need_no_model():
     row = {"shard": "s", "index": 0, "captions": ["one", "two"], "label": 3}
     assert Descriptions(Describe(), {3: "owl"}, None).of(row) == ["one", "two"]
+    prefixed = Descriptions(Describe(prefix="an {class_name}, "), {3: "owl"}, None)
+    assert prefixed.of(row) == ["an owl, one", "an owl, two"]
+    assert prefixed.first(row) == "an owl, one"
     assert Descriptions(Describe(source="template", template="an {class_name}"), {3: "owl"}, None).of(
         row
     ) == ["an owl"]

@@ -106,18 +106,21 @@ class Descriptions:
     def of(self, row: Mapping[str, Any]) -> list[str]:
         """All descriptions of a row with `shard`, `index`, `captions` and `label`; at least one, none of them blank."""
         if self.describe.source == "captions":
-            return list(row["captions"])
+            return [self._prefixed(caption, row["label"]) for caption in row["captions"]]
         return [self.first(row) or self.template(row["label"])]
 
     def first(self, row: Mapping[str, Any]) -> str:
         """The first description of a row; blank where the model had nothing to say."""
         if self.describe.source == "captions":
-            return row["captions"][0]
+            return self._prefixed(row["captions"][0], row["label"])
         if self.describe.source == "template":
             return self.template(row["label"])
         assert self.store is not None
         text = _written(self.store.uri, self.version, row["shard"]).get(row["index"], "")
-        return text and _named(self.describe.prefix, self.names, row["label"]) + text
+        return text and self._prefixed(text, row["label"])
+
+    def _prefixed(self, text: str, label: int) -> str:
+        return _named(self.describe.prefix, self.names, label) + text
 
     def template(self, label: int) -> str:
         """The template with the name of the class."""
