@@ -105,7 +105,8 @@ def test_a_run_leaves_everything_it_promises(finished):
         members = sample.extra["cluster"]
         assert {by_key[key]["label"] for key in members} == {sample.label}
         assert sample.source_key in members
-        assert sample.captions == (by_key[sample.source_key]["captions"][0],)
+        name, caption = sample.extra["class_name"], by_key[sample.source_key]["captions"][0]
+        assert sample.captions == (f"a picture of a {name}, {caption}",)
 
 
 @pytest.mark.timeout(1200)
