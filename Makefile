@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | fuzz | chaos | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint fuzz chaos scale claims flickr8k lock
+.PHONY: setup demo test-fast test test-all lint fuzz chaos scale claims flickr8k lock
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ demo: setup
 test: setup
 	@echo "== tests"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+# everything that starts no Ray and runs no whole job, under 2 minutes
+test-fast: setup
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile -m "not ray and not job and not chaos and not long"
 
 # what takes too long for every change
 test-all: test fuzz chaos

@@ -1,4 +1,4 @@
-"""What becomes of runs that lose workers, actors, machines and drivers, in every stage of every method.
+"""The fate of runs that lose workers, actors, machines and drivers, in every stage of every method.
 
     python benchmarks/chaos.py --out runs/chaos
 
@@ -32,8 +32,8 @@ import psutil
 import tyro
 from ray.cluster_utils import Cluster
 
-from mmdd_ray.cluster import set_environment
-from mmdd_ray.run import MANIFEST, STARTED
+from mmdd_ray.engine.cluster import set_environment
+from mmdd_ray.engine.run_dir import MANIFEST, STARTED
 
 ROOT = Path(__file__).parents[1]
 MACHINES, MACHINE = 2, {"num_cpus": 1, "object_store_memory": 200 * 2**20}
@@ -79,7 +79,7 @@ class Chaos:
     rounds: int = len(FAULTS)
     """Disturbed runs of each method; with four, every stage meets every fault."""
     seed: int = 0
-    """Of the moments at which faults strike."""
+    """Seed of the moments at which faults strike."""
 
 
 @dataclass
@@ -96,13 +96,13 @@ class Struck:
 
 @dataclass
 class Outcome:
-    """What became of a disturbed run."""
+    """The outcome of a disturbed run."""
 
     method: str
     round: int
     struck: list[Struck] = field(default_factory=list)
     restarts: int = 0
-    """Of the driver."""
+    """How often the driver was started again."""
     said: list[str] = field(default_factory=list)
     """Last lines of drivers that gave up by themselves."""
     seconds: float = 0.0

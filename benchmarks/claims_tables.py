@@ -6,10 +6,10 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
-from mmdd_ray.evaluate.paired import Bar, Paired, first_above
+from mmdd_ray.evaluation.paired import Bar, Paired, first_above
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""What one world says: by table, set and metric."""
+"""Figures of one world by table, set and metric."""
 
 EDGE, COVMATCH, VLCP, HELD_OUT = "edge", "covmatch", "vlcp", "held-out"
 BASE = "edge-100x1"  # what EDGE's other sets differ from in one thing
@@ -68,7 +68,7 @@ TABLES = {
     VLCP: Table("Classifiers of VLCP's preset", {"top-1": "top-1", "top-5": "top-5"}),
 }
 METRICS = {EDGE: "mean_recall", COVMATCH: "mean_recall", VLCP: "top-1"}
-"""What decides a claim on a table that says nothing else."""
+"""The metric that decides a claim on a table that names no other."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Noise:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"wrong{self.wrong:g}-{'cluttered' if self.cluttered else 'plain'}"
 
 

@@ -1,14 +1,14 @@
-"""Records what finished runs took, for the plans of others: mmdd_ray/figures/JOB.json.
+"""Records what finished runs took, for the plans of others: mmdd_ray/planning/reference_runs/JOB.json.
 
-python benchmarks/figures.py runs/edge_cc3m-local runs/covmatch_flickr30k-local runs/vlcp_imagenette-local
+python benchmarks/figures.py runs/*-local
 """
 
 from dataclasses import dataclass
 
 import tyro
 
-from mmdd_ray.plan import FIGURES, figures
-from mmdd_ray.store import Store
+from mmdd_ray.planning.reference import REFERENCE_RUNS, reference_run
+from mmdd_ray.storage.store import Store
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Record:
 
 def main() -> None:
     for run in tyro.cli(Record).runs:
-        found = figures(Store(run))
-        Store(str(FIGURES)).write_json(f"{found['job']}.json", found)
+        found = reference_run(Store(run))
+        Store(str(REFERENCE_RUNS)).write_json(f"{found['job']}.json", found)
         print(f"{found['job']}: {sum(stage['seconds'] for stage in found['stages'].values()):.0f} s")
 
 

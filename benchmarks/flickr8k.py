@@ -20,17 +20,18 @@ import tiny_imagenet
 import tyro
 
 from mmdd_ray import cli
-from mmdd_ray.cluster import connected
-from mmdd_ray.config import Covmatch, Data, Evaluation, Features, Match, Precision, Run, Students
-from mmdd_ray.covmatch import stages
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.evaluate.compare import compare
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.sets import COMPARED, EVALUATION, coreset, read_pair_set
+from mmdd_ray.config import Data, Evaluation, Features, Precision, Run, Students
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.cluster import connected
+from mmdd_ray.engine.precision import bfloat16_is_fast
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.evaluation.compare import compare
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.sets import COMPARED, EVALUATION, coreset, read_pair_set
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.moments import whole_stage
-from mmdd_ray.models.precision import bfloat16_is_fast
-from mmdd_ray.run import RunDir, Stage, StageResult
+from mmdd_ray.methods.covmatch import stages
+from mmdd_ray.methods.covmatch.settings import Covmatch, Match
 
 METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
 BATCHES: dict[str, Any] = {"real_moments": "batches", "encoder_updates": True}
@@ -60,7 +61,7 @@ class Flickr8k:
     seeds_at_smallest: int = 2
     """Distillations at the smallest size, of as many seeds."""
     iterations: int = 60
-    """Of each distillation."""
+    """Iterations of each distillation."""
     student_steps: int = 60
     """Steps of every student."""
     student_seeds: int = 3
@@ -171,7 +172,7 @@ def measure(asked: Flickr8k) -> Iterator[str]:
         encoded = run.stage("moments", lambda stage: whole_stage(stage, run.store, settings))
         features = FeatureStore(encoded.store)
 
-        def learn(arm: Arm) -> Stage:
+        def learn(arm: Arm) -> StageDir:
             chosen = arm.settings(settings)
             whole = encoded if chosen.match.real_moments == "whole" else None
             return run.stage(arm.name, lambda stage: stages.match(stage, features, whole, chosen))
@@ -202,7 +203,7 @@ def measure(asked: Flickr8k) -> Iterator[str]:
 
 
 def sets_of(
-    asked: Flickr8k, features: FeatureStore, matched: dict[Arm, Stage], settings: Covmatch
+    asked: Flickr8k, features: FeatureStore, matched: dict[Arm, StageDir], settings: Covmatch
 ) -> Iterator[tuple[str, PairSet | LearntPairs]]:
     """All sets by name, small ones first. Random pairs are drawn with every seed of the distillations."""
     px = settings.students.image_px
@@ -217,7 +218,7 @@ def sets_of(
     yield "full", read_pair_set(settings.data, px)[0]
 
 
-def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Covmatch) -> StageResult:
+def evaluate(stage: StageDir, sets: dict[str, PairSet | LearntPairs], settings: Covmatch) -> StageResult:
     px = settings.students.image_px
     val, test = (
         read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
@@ -227,7 +228,7 @@ def evaluate(stage: Stage, sets: dict[str, PairSet | LearntPairs], settings: Cov
     return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))
 
 
-def table(found: dict[str, Any], matched: dict[Arm, Stage]) -> str:
+def table(found: dict[str, Any], matched: dict[Arm, StageDir]) -> str:
     """A Markdown table: recalls in percent, mean ± standard deviation over the students of all seeds of a set."""
     minutes = {
         arm.name: sum(stage.store.read_parquet(stages.LOSSES)["seconds"].to_pylist()) / 60

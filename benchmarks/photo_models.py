@@ -28,9 +28,9 @@ from tiny_imagenet import augmented
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdd_ray.data.formats.tar import tar_samples
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.data.schema import tar_samples
-from mmdd_ray.models.precision import autocast
+from mmdd_ray.engine.precision import autocast
 from mmdd_ray.pretrain import captioner, clip, diffusion
 from mmdd_ray.pretrain.captioner import Pooled
 from mmdd_ray.pretrain.corpus import Corpus

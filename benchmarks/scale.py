@@ -27,10 +27,10 @@ import pyarrow as pa
 import tyro
 
 from mmdd_ray.config import Data, Features, Run
-from mmdd_ray.coresets import clip_score, herding, k_center, k_means, kept_rows
 from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.features.coresets import clip_score, herding, k_center, k_means, kept_rows
 from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table, table_moments
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 DIM = 512  # of ViT-B/32's image and text features
 CHUNK_ROWS, SHARD_ROWS = 512, 10_000
@@ -65,7 +65,7 @@ class Measured:
     memory_mib: float
     """Most that all its processes held at once, without pages of files."""
     read_mib: float
-    """Of stored files."""
+    """MiB read from stored files."""
 
 
 # ---- what is measured: each gives the bytes that it has read
@@ -116,9 +116,9 @@ def prompts(folder: Path, rows: int) -> int:
 
 def source(folder: Path, rows: int) -> int:
     """The feature stage over tars, with tiny-clip on this machine's cores; broken images are counted."""
-    from mmdd_ray.cluster import connected
+    from mmdd_ray.engine.cluster import connected
+    from mmdd_ray.engine.run_dir import RunDir
     from mmdd_ray.features.precompute import precompute
-    from mmdd_ray.run import RunDir
 
     data = Data(uri=f"{folder}/shards-{rows}/*.tar")
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:

@@ -24,8 +24,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.evaluate.train import draw_shifts, shifted
-from mmdd_ray.models.precision import autocast, bfloat16_is_fast
+from mmdd_ray.engine.precision import autocast, bfloat16_is_fast
+from mmdd_ray.evaluation.batches import draw_shifts, shifted
 
 ARCHITECTURE = "nf_resnet26"
 MODEL_ARGS = {"depths": [1, 1, 1, 1], "channels": [128, 256, 512, 1024]}

@@ -1,18 +1,20 @@
-"""What each prototype of VLCP contributes: sets drawn with both prototypes, with either alone, and with neither."""
+"""The contribution of each prototype of VLCP: sets drawn with both prototypes, with either alone, and with neither."""
 
 from dataclasses import dataclass, replace
 
 import ray
 
-from mmdd_ray.config import Vlcp
-from mmdd_ray.evaluate.labelled_sets import compare_classifiers, labelled_images
-from mmdd_ray.features.precompute import feature_stage
+from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.evaluation.labelled_sets import compare_classifiers, labelled_images
+from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.run import RunDir, Stage
-from mmdd_ray.vlcp import stages
-from mmdd_ray.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
-from mmdd_ray.vlcp.latents import encode_latents, find_prototypes, read_prototypes
-from mmdd_ray.vlcp.synthesize import draw, drawings_of, prompted, read_drawn
+from mmdd_ray.methods.vlcp import stages
+from mmdd_ray.methods.vlcp.describe import Descriptions, ImageClass, describe_images, read_classes
+from mmdd_ray.methods.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.methods.vlcp.settings import Vlcp, VlcpSynthesis
+from mmdd_ray.methods.vlcp.synthesize import guided, prompted, sample_requests
+from mmdd_ray.storage.store import Store
 
 ARMS: dict[str, dict[str, bool]] = {
     "both": {},
@@ -29,18 +31,36 @@ Sets = dict[str, list[ray.ObjectRef]]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What all sets are drawn from."""
+    """Everything that the sets are drawn from."""
 
     features: FeatureStore
     classes: list[ImageClass]
     texts: Descriptions
-    tuned: Stage
-    found: Stage
+    tuned: StageDir
+    found: StageDir
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The requests of one set, and how they are drawn."""
+
+    requests: list[SampleRequest]
+    generator: Store | str
+    synthesis: VlcpSynthesis
+    prototypes: Store | None
+
+    def draw(self, stage: StageDir, image_px: int) -> StageResult:
+        how = guided(self.synthesis, self.prototypes)
+        draw(stage, self.requests, self.generator, self.synthesis, image_px=image_px, guided=how)
+        return StageResult(rows_in=len(self.requests), rows_out=len(self.requests))
 
 
 def prepare(run: RunDir, settings: Vlcp) -> Prepared:
     """The stages of a run up to its prototypes."""
-    features = FeatureStore(feature_stage(run, settings).store)
+    encoded = run.stage(
+        "features", lambda stage: precompute(stage, run.store, settings.data, settings.features)
+    )
+    features = FeatureStore(encoded.store)
     classes = read_classes(features, settings.data, settings.describe)
     described = run.stage(
         "describe", lambda stage: describe_images(stage, settings.data, settings.describe, classes)
@@ -64,22 +84,22 @@ def draw_sets(run: RunDir, made: Prepared, settings: Vlcp, number: int = 0) -> S
     prototypes, px = made.found.store, settings.finetune.image_px
     rows, seed = read_prototypes(prototypes), settings.run.seed + number
     labels, classes = [row["label"] for row in rows], tuple(one.label for one in made.classes)
-    arms = {name: replace(settings.synthesis, **changes) for name, changes in ARMS.items()}
-    plans = {
-        name: (drawings_of(rows, made.texts, own, seed), prototypes, made.tuned.store.child("generator"), own)
-        for name, own in arms.items()
-    }
+    tuned, as_is = made.tuned.store.child("generator"), settings.finetune.generator
+    plans: dict[str, Plan] = {}
+    for name, changes in ARMS.items():
+        own = replace(settings.synthesis, **changes)
+        plans[name] = Plan(sample_requests(rows, made.texts, own, seed), tuned, own, prototypes)
     names = prompted(made.classes, settings.prototypes.images_per_class, made.texts, seed)
-    plans[AS_IS] = (names, None, settings.finetune.generator, settings.synthesis)
+    plans[AS_IS] = Plan(names, as_is, settings.synthesis, None)
     sets = {}
     for name, plan in plans.items():
-        stage = run.stage(f"draw-{name}{_again(number)}", lambda stage, plan=plan: draw(stage, *plan, px))
-        images = [row["image"] for row in read_drawn(stage.store)]
+        stage = run.stage(f"draw-{name}{_again(number)}", lambda stage, plan=plan: plan.draw(stage, px))
+        images = read_drawn(stage.store)["image"].to_pylist()
         sets[name] = [ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))]
     return sets
 
 
-def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int = 0) -> Stage:
+def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int = 0) -> StageDir:
     """Trains classifiers on the sets and, beside the first draw alone, on real images."""
     judged = settings
     if number:
@@ -87,7 +107,14 @@ def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int =
     return run.stage(
         f"evaluate{_again(number)}",
         lambda stage: compare_classifiers(
-            stage, sets, made.texts.templates(), made.features, [judged], run.store
+            stage,
+            sets,
+            made.texts.templates(),
+            made.features,
+            [judged],
+            run.store,
+            per_class=settings.prototypes.images_per_class,
+            captioned=settings.describe.source == "captions",
         ),
     )
 

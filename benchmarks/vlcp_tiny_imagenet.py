@@ -22,22 +22,12 @@ import tyro
 import vlcp_arms
 
 from mmdd_ray import cli
-from mmdd_ray.cluster import connected
-from mmdd_ray.config import (
-    Classifiers,
-    Data,
-    Describe,
-    Features,
-    Finetune,
-    LabelledEvaluation,
-    Prototypes,
-    Run,
-    Vlcp,
-    VlcpSynthesis,
-)
-from mmdd_ray.evaluate.sets import EVALUATION
-from mmdd_ray.run import RunDir
-from mmdd_ray.store import Store
+from mmdd_ray.config import Classifiers, Data, Features, Finetune, LabelledEvaluation, Run
+from mmdd_ray.engine.cluster import connected
+from mmdd_ray.engine.run_dir import RunDir
+from mmdd_ray.evaluation.sets import EVALUATION
+from mmdd_ray.methods.vlcp.settings import Describe, Prototypes, Vlcp, VlcpSynthesis
+from mmdd_ray.storage.store import Store
 
 CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has them or a relative
     "golden retriever",
@@ -69,7 +59,7 @@ class TinyImageNet:
     images_per_class: int = 10
     """IPC."""
     finetune_steps: int = 400
-    """Of the generator, on the ten classes and their descriptions."""
+    """Fine-tuning steps of the generator, on the ten classes and their descriptions."""
     classifier_steps: int = 300
     """Steps of every classifier."""
     seeds: int = 3

@@ -9,8 +9,8 @@ from time import perf_counter
 
 import tyro
 
-from mmdd_ray.data.contact_sheet import contact_sheet
-from mmdd_ray.data.readers import shapes_spec
+from mmdd_ray.data.formats.scenes import shapes_spec
+from mmdd_ray.distilled.contact_sheet import contact_sheet
 
 COLUMNS = 8
 

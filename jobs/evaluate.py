@@ -4,19 +4,10 @@ python jobs/evaluate.py local --set runs/edge_cc3m-local/distilled
 """
 
 from mmdd_ray import cli
-from mmdd_ray.config import Evaluate
-from mmdd_ray.presets import evaluate_cc3m, evaluate_local
-
-
-def run(settings: Evaluate, preset: str) -> str:
-    from mmdd_ray.evaluate.distilled_set import evaluate_set
-    from mmdd_ray.evaluate.report import summary_table
-
-    return summary_table(evaluate_set(settings, preset))
 
 
 def main() -> int:
-    return cli.start("evaluate", {"local": evaluate_local, "cc3m": evaluate_cc3m}, run)
+    return cli.start("evaluate")
 
 
 if __name__ == "__main__":

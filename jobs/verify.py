@@ -23,12 +23,12 @@ class Verify:
     """Greatest difference of a pixel, of 255, at which an image still counts as the same. Other devices and other
     versions of libraries round otherwise."""
     seed: int = 0
-    """Of the choice of the images."""
+    """Seed of the choice of the images."""
 
 
 def main() -> int:
     asked = tyro.cli(Verify, prog="jobs/verify.py")
-    from mmdd_ray.verify import verify
+    from mmdd_ray.methods.verify import verify
 
     found = verify(asked.set, asked.regenerate, asked.seed)
     print(f"{found.images:,} images, whole; checksum {found.checksum}")

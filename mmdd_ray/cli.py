@@ -6,6 +6,7 @@ Imports neither torch nor ray, so ``--help`` answers at once.
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +14,14 @@ from typing import TypeVar
 
 import tyro
 
-from mmdd_ray.check import check
-from mmdd_ray.cluster import set_environment
-from mmdd_ray.errors import ClusterError, TransportError, UserError
-from mmdd_ray.redact import redact
+from mmdd_ray.engine.cluster import set_environment
+from mmdd_ray.errors import ClusterError, StorageError, UserError
+from mmdd_ray.storage.redact import redact
 
 Settings = TypeVar("Settings")
 
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
-CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|TransportError): (.*)$", re.MULTILINE)
+CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|StorageError): (.*)$", re.MULTILINE)
 # of pyarrow, through which Ray Train writes
 STORAGE_ERROR = re.compile(r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE)
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
@@ -56,22 +56,23 @@ def parse(
     return preset, settings
 
 
-def start(
-    job: str, presets: Mapping[str, Callable[[], Settings]], run: Callable[[Settings, str], str]
-) -> int:
-    """What every job does: reads the command line, looks for mistakes, and plans or runs; gives the exit status.
+def start(job: str) -> int:
+    """Run a job: read the command line, look for mistakes, and plan or run; gives the exit status.
 
-    ``run`` takes the settings and the name of the preset, and gives what is shown in the end. Neither torch nor ray is
-    imported before it is called.
+    Neither torch nor ray is imported before the settings are checked.
     """
-    preset, settings = parse(job, presets)
-    check(settings)  # type: ignore[arg-type]  # of jobs, it knows all settings
-    if settings.plan.show:  # type: ignore[attr-defined]
-        from mmdd_ray.plan import show_plan
+    from mmdd_ray.methods import METHODS
+    from mmdd_ray.methods.execute import check, execute
 
-        print(show_plan(settings, job))  # type: ignore[arg-type]
+    method = METHODS[job]
+    preset, settings = parse(job, method.presets)
+    check(settings)
+    if settings.plan.show:
+        from mmdd_ray.planning.plan import show_plan
+
+        print(show_plan(settings, method, METHODS))
     else:
-        print(run(settings, preset))
+        print(method.summary(execute(settings, preset, shlex.join(["python", *sys.argv]))))
     return 0
 
 
@@ -106,12 +107,12 @@ def main(job: Callable[[], int | None]) -> int:
         return EXIT_FAILED
 
 
-def _known(error: BaseException | None) -> UserError | TransportError | ClusterError | None:
+def _known(error: BaseException | None) -> UserError | StorageError | ClusterError | None:
     """The error with a sentence of ours that ``error`` is, or that Ray wrapped in it, or that says what Ray lost."""
     if isinstance(error, OSError) and (storage := _storage(str(error))):
         return storage
     if error is None or not type(error).__module__.startswith("ray."):
-        return error if isinstance(error, UserError | TransportError | ClusterError) else None
+        return error if isinstance(error, UserError | StorageError | ClusterError) else None
     # a task's error holds its cause, Ray Data chains another, Ray Train keeps failures by worker and wraps them again
     holders = ("cause", "__cause__", "controller_failure", "health_check_failure", "_base_exc")
     wrapped = [getattr(error, name, None) for name in holders]
@@ -119,19 +120,19 @@ def _known(error: BaseException | None) -> UserError | TransportError | ClusterE
     return next((known for inner in wrapped if (known := _known(inner))), _lost(error))
 
 
-def _storage(text: str) -> TransportError | None:
-    """What a text says of storage that failed pyarrow, if it does."""
+def _storage(text: str) -> StorageError | None:
+    """The storage failure that a text of pyarrow reports, if it reports one."""
     found = STORAGE_ERROR.search(text)
-    return TransportError(f"storage failed: {found[1]}") if found else None
+    return StorageError(f"storage failed: {found[1]}") if found else None
 
 
-def _lost(error: BaseException) -> UserError | TransportError | ClusterError | None:
-    """What an error of Ray itself says; nothing where it hands on a bug of our code."""
+def _lost(error: BaseException) -> UserError | StorageError | ClusterError | None:
+    """The meaning of one of Ray's own errors; None where it hands on a bug of our code."""
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, as ray is not imported here
     text = str(error).strip()
     if getattr(error, "actor_init_failed", False):  # what the constructor raised is there as text only
         if found := CONSTRUCTOR_ERROR.search(text):
-            return (UserError if found[1] == "UserError" else TransportError)(found[2])
+            return (UserError if found[1] == "UserError" else StorageError)(found[2])
         return _storage(text)
     if "ExecutionTimeoutError" in kinds:
         return ClusterError("no progress for run.stall_minutes: a task hangs, or machines do not come")

@@ -9,7 +9,7 @@ class ClusterError(Exception):
     """Machines or processes were lost, or did not come, more often than Ray makes up for. The run can be resumed."""
 
 
-class TransportError(Exception):
+class StorageError(Exception):
     """Storage failed: worth another try, and never a sign of damaged data.
 
     Not an OSError, because pyarrow and Pillow raise those for damaged bytes.

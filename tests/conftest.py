@@ -71,7 +71,7 @@ def two_ranks() -> Callable[..., object]:
     import torch
 
     multiprocessing.set_forkserver_preload(
-        ["mmdd_ray.models.generator", "mmdd_ray.models.students", "ray.data"]
+        ["mmdd_ray.models.generators.stable_diffusion", "mmdd_ray.models.students", "ray.data"]
     )
     return partial(torch.multiprocessing.start_processes, nprocs=2, start_method="forkserver")
 

@@ -9,16 +9,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mmdd_ray.config import Data, Features
-from mmdd_ray.coresets import pair_scores
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.engine.run_dir import RunDir, StageDir
 from mmdd_ray.features.agreement import Agreeing, pair_numbers, score_table, threshold
+from mmdd_ray.features.coresets import pair_scores
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.precompute import precompute, summary
 from mmdd_ray.features.store import FeatureStore, image_features, text_features
-from mmdd_ray.run import RunDir, Stage
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 FEATURES = Features(chunk_pairs=16, clip_score_fraction=0.3)
 
@@ -54,7 +54,7 @@ def test_agreeing_pairs_are_found_by_row_and_caption() -> None:
 
 
 @pytest.fixture(scope="module")
-def scored(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Path, Stage]:
+def scored(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Path, StageDir]:
     """40 scenes of five captions in two shards, a third that repeats the first, and their features."""
     folder = tmp_path_factory.mktemp("agreement")
     write_shards(Store(str(folder / "data")), 40, seed=1, layout="webdataset", rows_per_shard=20)
@@ -63,7 +63,7 @@ def scored(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return data, folder, features_in(folder / "run", data, FEATURES)
 
 
-def features_in(run_dir: Path, data: Data, features: Features) -> Stage:
+def features_in(run_dir: Path, data: Data, features: Features) -> StageDir:
     with RunDir.open(str(run_dir), "features", "test", data) as run:
         return run.stage("features", lambda stage: precompute(stage, run.store, data, features))
 
@@ -78,7 +78,7 @@ def pairs_of(store: Store) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 @pytest.mark.ray
-def test_the_moments_are_those_of_the_pairs_that_agree_best(scored: tuple[Data, Path, Stage]) -> None:
+def test_the_moments_are_those_of_the_pairs_that_agree_best(scored: tuple[Data, Path, StageDir]) -> None:
     _, _, stage = scored
     image, text, _ = pairs_of(stage.store)
     assert len(image) == 200  # without the 20 repeated scenes
@@ -101,7 +101,7 @@ def test_the_moments_are_those_of_the_pairs_that_agree_best(scored: tuple[Data, 
 
 
 @pytest.mark.ray
-def test_features_are_the_same_whatever_share_is_matched(scored: tuple[Data, Path, Stage]) -> None:
+def test_features_are_the_same_whatever_share_is_matched(scored: tuple[Data, Path, StageDir]) -> None:
     data, folder, stage = scored
     whole = features_in(folder / "whole", data, replace(FEATURES, clip_score_fraction=1.0))
     assert {name for name in stage.store.files() if name not in whole.store.files()} == {
@@ -115,7 +115,7 @@ def test_features_are_the_same_whatever_share_is_matched(scored: tuple[Data, Pat
 
 
 @pytest.mark.ray
-def test_a_pass_that_was_killed_ends_with_the_same_moments(scored: tuple[Data, Path, Stage]) -> None:
+def test_a_pass_that_was_killed_ends_with_the_same_moments(scored: tuple[Data, Path, StageDir]) -> None:
     data, folder, stage = scored
     shutil.copytree(folder / "run", folder / "killed")
     killed = Store(str(folder / "killed" / "features"))
@@ -128,7 +128,7 @@ def test_a_pass_that_was_killed_ends_with_the_same_moments(scored: tuple[Data, P
 
 
 @pytest.mark.ray
-def test_real_batches_hold_the_pairs_that_agree_alone(scored: tuple[Data, Path, Stage]) -> None:
+def test_real_batches_hold_the_pairs_that_agree_alone(scored: tuple[Data, Path, StageDir]) -> None:
     data, _, stage = scored
     features = FeatureStore(stage.store)
     agreeing = features.agreeing()

@@ -21,11 +21,11 @@ DRIVER = """
 import json, sys, threading, time
 from pathlib import Path
 import ray, torch
-from mmdd_ray.cluster import connected
+from mmdd_ray.engine.cluster import connected
 from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.features.precompute import precompute
-from mmdd_ray.run import Stage
-from mmdd_ray.store import Store
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.storage.store import Store
 
 class Slow:  # until there are two GPUs; a pool grows only while chunks get done
     name = "slow"
@@ -48,7 +48,7 @@ store, grown, seen, done = Store(sys.argv[1]), Path(sys.argv[2]), [], threading.
 with connected(Run(max_cpus=4, max_gpus=2), store) as devices:
     threading.Thread(target=look).start()
     features = Features(chunk_pairs=10, max_actors=2)
-    rows = precompute(Stage("features", store), None, Data(uri="shapes:1500?seed=1"), features, Slow()).rows_out
+    rows = precompute(StageDir("features", store), None, Data(uri="shapes:1500?seed=1"), features, Slow()).rows_out
     deadline = time.monotonic() + 120
     while seen[-1] and time.monotonic() < deadline:
         time.sleep(1)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import encode_png
-from mmdd_ray.evaluate import beside
-from mmdd_ray.evaluate.agreement import Agreement
-from mmdd_ray.evaluate.beside import MAX_LETTERS, beside_real
+from mmdd_ray.evaluation.agreement import Agreement
+from mmdd_ray.evaluation.report import beside
+from mmdd_ray.evaluation.report.beside import MAX_LETTERS, beside_real
 from mmdd_ray.features.store import FeatureStore, feature_table
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 ROWS = 20
 
@@ -101,6 +101,7 @@ def drawings(sources: list[int], text_ND: np.ndarray, image_ND: np.ndarray) -> l
     ]
 
 
+@pytest.mark.ray
 def test_the_worst_real_pairs_come_first_each_with_its_own_images(
     ray_cluster: None, dataset: tuple[Data, FeatureStore, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_worst_real_pairs_come_first_each_with_its_own_images(
     assert [set(addresses) for addresses in read] == [asked]
 
 
+@pytest.mark.ray
 def test_data_that_have_changed_leave_a_gap_and_long_captions_are_cut(
     ray_cluster: None, dataset: tuple[Data, FeatureStore, np.ndarray], tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_data_that_have_changed_leave_a_gap_and_long_captions_are_cut(
     assert [one.real for one in after[1]] == [None] * 3
 
 
+@pytest.mark.ray
 def test_a_large_photograph_is_shown_whole_and_small(
     ray_cluster: None, dataset: tuple[Data, FeatureStore, np.ndarray], tmp_path: Path
 ) -> None:

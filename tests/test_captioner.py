@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdd_ray.models.captioner import Captioner
+from mmdd_ray.models.captioners.transformers_model import TransformersCaptioner
 
 WORDS = (
     "<pad>",
@@ -73,13 +73,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def captioner(folder: Path) -> Captioner:
-    return Captioner(str(folder), torch.device("cpu"))
+def captioner(folder: Path) -> TransformersCaptioner:
+    return TransformersCaptioner(str(folder), torch.device("cpu"), "captions.model")
 
 
 @pytest.fixture
 def generated(
-    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+    captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[dict[str, Any], torch.Tensor]]:
     """Inputs and output of each call of the model."""
     calls: list[tuple[dict[str, Any], torch.Tensor]] = []
@@ -99,13 +99,13 @@ def pictures(n: int) -> list[Image.Image]:
 
 
 def write(
-    captioner: Captioner, captions: int, seed: int | tuple[int, ...] = 0, n: int = 2
+    captioner: TransformersCaptioner, captions: int, seed: int | tuple[int, ...] = 0, n: int = 2
 ) -> list[list[str]]:
     return captioner.write(pictures(n), captions, instructions=QUESTIONS, max_new_tokens=6, seed=seed)
 
 
 def test_a_chat_model_is_asked_each_instruction_in_turn_and_only_its_answer_is_kept(
-    captioner: Captioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
+    captioner: TransformersCaptioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
 ) -> None:
     assert captioner.chats
     written = write(captioner, 3)
@@ -121,7 +121,7 @@ def test_a_chat_model_is_asked_each_instruction_in_turn_and_only_its_answer_is_k
 
 
 def test_each_image_may_have_a_question_of_its_own(
-    captioner: Captioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
+    captioner: TransformersCaptioner, generated: list[tuple[dict[str, Any], torch.Tensor]]
 ) -> None:
     texts = captioner.describe(pictures(2), QUESTIONS, max_new_tokens=4)
     ((inputs, _),) = generated
@@ -132,7 +132,7 @@ def test_each_image_may_have_a_question_of_its_own(
 
 
 def test_questions_are_padded_on_the_left_without_a_warning(
-    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[dict[str, Any]] = []
     processor = type(captioner.processor)
@@ -150,7 +150,7 @@ def test_questions_are_padded_on_the_left_without_a_warning(
 
 
 def test_drawn_captions_have_streams_of_their_own(
-    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+    captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams: list[int] = []
     manual_seed = torch.manual_seed

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from mmdd_ray.config import Edge
-from mmdd_ray.data.readers import shapes_spec
+from mmdd_ray.data.formats.scenes import shapes_spec
+from mmdd_ray.engine.run_dir import differences, resolved
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.paired import CONTRADICTED, NOT_SHOWN, SHOWN, Paired, first_above
-from mmdd_ray.presets import edge_local, vlcp_local
-from mmdd_ray.run import differences, resolved
+from mmdd_ray.evaluation.paired import CONTRADICTED, NOT_SHOWN, SHOWN, Paired, first_above
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.edge.settings import Edge
+from mmdd_ray.methods.vlcp.presets import local as vlcp_local
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import claims  # benchmarks are scripts, which lie beside each other
-import claims_tables
+import claims_tables  # benchmarks are scripts, which lie beside each other
+import claims_worlds
 
 
 @pytest.mark.parametrize("worlds", [2, 5, 12])
@@ -83,7 +84,7 @@ def test_from_which_condition_on_ours_is_above(
 
 
 def test_a_world_changes_seeds_and_flaws_and_nothing_else_of_the_preset() -> None:
-    edge = claims.edge_bench(claims.Claims(wrong=0.3, clutter=2.0), 104).edge
+    edge = claims_worlds.edge_bench(claims_worlds.Claims(wrong=0.3, clutter=2.0), 104).edge
     assert edge.data.uri == "shapes:2000?seed=104&wrong=0.3&vague=0.1&captions=1&clutter=2.0"
     assert edge.evaluation.val == "shapes:300?seed=10104&wrong=0&vague=0&captions=5&clutter=2.0"
     assert edge.evaluation.test == "shapes:500?seed=20104&wrong=0&vague=0&captions=5&clutter=2.0"
@@ -92,8 +93,8 @@ def test_a_world_changes_seeds_and_flaws_and_nothing_else_of_the_preset() -> Non
     for section in ("features", "finetune", "captions", "students", "refine"):
         assert getattr(edge, section) == getattr(preset, section)
     assert edge.synthesis.guidance == preset.synthesis.guidance
-    vlcp = claims.vlcp_bench(claims.Claims(), 104).vlcp
-    rates = claims.CLASSIFIER_RATES
+    vlcp = claims_worlds.vlcp_bench(claims_worlds.Claims(), 104).vlcp
+    rates = claims_worlds.CLASSIFIER_RATES
     assert vlcp.classifiers == replace(vlcp_local().classifiers, learning_rates=rates)
     assert len(rates) > 1  # so that each set gets its own
     assert vlcp.prototypes == vlcp_local().prototypes
@@ -102,14 +103,20 @@ def test_a_world_changes_seeds_and_flaws_and_nothing_else_of_the_preset() -> Non
 
 
 def benches() -> list[Any]:
-    asked = claims.Claims()
-    noisy = [claims.noise_bench(asked, noise, seed) for noise in claims.NOISE for seed in asked.worlds]
-    makers = (claims.edge_bench, claims.vlcp_bench, claims.demo_bench)
+    asked = claims_worlds.Claims()
+    noisy = [
+        claims_worlds.noise_bench(asked, noise, seed)
+        for noise in claims_worlds.NOISE
+        for seed in asked.worlds
+    ]
+    makers = (claims_worlds.edge_bench, claims_worlds.vlcp_bench, claims_worlds.demo_bench)
     return [*(make(asked, seed) for make in makers for seed in asked.worlds), *noisy]
 
 
 def test_every_bench_has_a_folder_of_its_own_and_worlds_that_can_be_drawn() -> None:
-    settings = [bench.vlcp if isinstance(bench, claims.VlcpBench) else bench.edge for bench in benches()]
+    settings = [
+        bench.vlcp if isinstance(bench, claims_worlds.VlcpBench) else bench.edge for bench in benches()
+    ]
     assert len({one.run.dir for one in settings}) == len(settings)
     for one in settings:
         labelled = "labelled=1" in one.data.uri
@@ -120,10 +127,10 @@ def test_every_bench_has_a_folder_of_its_own_and_worlds_that_can_be_drawn() -> N
 
 
 def test_the_arms_of_edge_have_equal_pairs_and_differ_in_one_thing() -> None:
-    bench = claims.edge_bench(claims.Claims(), 101)
+    bench = claims_worlds.edge_bench(claims_worlds.Claims(), 101)
     settings: dict[str, Edge] = {arm.name: arm.settings(bench.edge) for arm in bench.arms}
-    assert all(one.images * one.captions.per_image == claims.PAIRS for one in settings.values())
-    assert bench.covmatch.match.pairs == claims.PAIRS
+    assert all(one.images * one.captions.per_image == claims_worlds.PAIRS for one in settings.values())
+    assert bench.covmatch.match.pairs == claims_worlds.PAIRS
     base = settings.pop(claims_tables.BASE)
     for name, one in settings.items():
         changed = [
@@ -141,7 +148,7 @@ def test_the_arms_of_edge_have_equal_pairs_and_differ_in_one_thing() -> None:
 
 
 def test_the_arms_of_covmatch_have_names_of_their_own_and_differ_in_what_they_say() -> None:
-    bench = claims.edge_bench(claims.Claims(), 101)
+    bench = claims_worlds.edge_bench(claims_worlds.Claims(), 101)
     names = [arm.name for arm in (*bench.arms, *bench.match_arms)]
     assert len(set(names)) == len(names)
     settings = {arm.name: arm.settings(bench.covmatch) for arm in bench.match_arms}
@@ -160,7 +167,7 @@ def test_the_arms_of_covmatch_have_names_of_their_own_and_differ_in_what_they_sa
 
 def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None:
     plain, cluttered = claims_tables.Noise(0.3, False), claims_tables.Noise(0.3, True)
-    bench = claims.noise_bench(claims.Claims(), plain, 101)
+    bench = claims_worlds.noise_bench(claims_worlds.Claims(), plain, 101)
     assert [arm.name for arm in bench.arms] == [claims_tables.BASE]
     assert bench.edge.evaluation.baselines == ("random", "clip-score")
     assert not bench.further
@@ -169,11 +176,11 @@ def test_noise_is_measured_on_three_sets_whose_test_captions_are_right() -> None
         assert "clutter=0.0" in uri
         assert "nuisance=0.0" in uri
     assert "wrong=0&" in bench.edge.evaluation.test
-    assert "clutter" not in claims.noise_bench(claims.Claims(), cluttered, 101).edge.data.uri
+    assert "clutter" not in claims_worlds.noise_bench(claims_worlds.Claims(), cluttered, 101).edge.data.uri
 
 
 def test_the_demo_is_the_preset_in_other_worlds() -> None:
-    bench = claims.demo_bench(claims.Claims(table="demo"), 107)
+    bench = claims_worlds.demo_bench(claims_worlds.Claims(table="demo"), 107)
     preset = edge_local()
     assert bench.edge.synthesis == preset.synthesis
     assert set(preset.evaluation.baselines) == set(bench.edge.evaluation.baselines)
@@ -198,15 +205,15 @@ def test_the_demo_counts_the_worlds_in_which_edge_is_ahead() -> None:
 
 
 def test_the_worlds_of_each_table() -> None:
-    assert claims.Claims().worlds == (101, 102, 103, 104, 105)
-    assert claims.Claims(table="demo").worlds == tuple(range(101, 111))
-    assert claims.Claims(table="demo", seeds=(7,)).worlds == (7,)
+    assert claims_worlds.Claims().worlds == (101, 102, 103, 104, 105)
+    assert claims_worlds.Claims(table="demo").worlds == tuple(range(101, 111))
+    assert claims_worlds.Claims(table="demo", seeds=(7,)).worlds == (7,)
 
 
 def test_other_weights_of_the_models_are_another_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = claims.edge_bench(claims.Claims(), 101)
-    monkeypatch.setattr(claims.zoo, "version", lambda name: f"sha256:{name}")
-    other = claims.edge_bench(claims.Claims(), 101)
+    bench = claims_worlds.edge_bench(claims_worlds.Claims(), 101)
+    monkeypatch.setattr(claims_worlds.zoo, "version", lambda name: f"sha256:{name}")
+    other = claims_worlds.edge_bench(claims_worlds.Claims(), 101)
     (changed, *_) = differences(resolved(bench), resolved(other), other)
     assert changed.startswith("models.tiny-")
 
@@ -214,37 +221,37 @@ def test_other_weights_of_the_models_are_another_bench(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        (claims.Claims(table="noise", wrong=0.4), "--wrong"),
-        (claims.Claims(table="noise", clutter=1.0), "--clutter"),
-        (claims.Claims(table="demo", parts=("edge",)), "--parts"),
+        (claims_worlds.Claims(table="noise", wrong=0.4), "--wrong"),
+        (claims_worlds.Claims(table="noise", clutter=1.0), "--clutter"),
+        (claims_worlds.Claims(table="demo", parts=("edge",)), "--parts"),
     ],
 )
-def test_an_option_that_a_table_does_not_heed_is_refused(asked: claims.Claims, named: str) -> None:
+def test_an_option_that_a_table_does_not_heed_is_refused(asked: claims_worlds.Claims, named: str) -> None:
     with pytest.raises(UserError, match=f"does not depend on {named}"):
-        claims.check_claims(asked)
+        claims_worlds.check_claims(asked)
 
 
 def test_measuring_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="parts="):
-        claims.check_claims(claims.Claims(parts=()))
+        claims_worlds.check_claims(claims_worlds.Claims(parts=()))
 
 
-@pytest.mark.parametrize("seeds", [(), (101, 101), (claims.VAL_SEEDS,)])
+@pytest.mark.parametrize("seeds", [(), (101, 101), (claims_worlds.VAL_SEEDS,)])
 def test_worlds_that_are_not_worlds_of_their_own_are_refused(seeds: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="seeds="):
-        claims.check_claims(claims.Claims(seeds=seeds))
+        claims_worlds.check_claims(claims_worlds.Claims(seeds=seeds))
 
 
 def figures(edge: float) -> dict[str, Any]:
     """A world in which EDGE scores so much, every other set 10, and sets are those that would be measured."""
-    arms = [arm.name for arm in claims.ARMS]
-    learnt = [name for name in claims.COVMATCH_STUDENTS if name not in arms]
+    arms = [arm.name for arm in claims_worlds.ARMS]
+    learnt = [name for name in claims_worlds.COVMATCH_STUDENTS if name not in arms]
     real = [*claims_tables.REAL, "full", "chance"]
     names = {
         claims_tables.EDGE: [*arms, *learnt, *real],
-        claims_tables.COVMATCH: [*claims.COVMATCH_STUDENTS, *real],
+        claims_tables.COVMATCH: [*claims_worlds.COVMATCH_STUDENTS, *real],
         claims_tables.HELD_OUT: ["tuned", "untuned"],
-        claims_tables.VLCP: [*claims.vlcp_arms.ARMS, claims.vlcp_arms.AS_IS, *real],
+        claims_tables.VLCP: [*claims_worlds.vlcp_arms.ARMS, claims_worlds.vlcp_arms.AS_IS, *real],
     }
     return {
         table: {

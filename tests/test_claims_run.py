@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import claims  # benchmarks are scripts, which lie beside each other
+import claims_measure  # benchmarks are scripts, which lie beside each other
 import claims_tables
+import claims_worlds
 
 SEED = 7
 
@@ -30,7 +31,7 @@ def small(settings: Any, rows: int) -> Any:
     )
 
 
-def small_edge(bench: claims.EdgeBench) -> claims.EdgeBench:
+def small_edge(bench: claims_worlds.EdgeBench) -> claims_worlds.EdgeBench:
     edge, covmatch = small(bench.edge, 120), small(bench.covmatch, 120)
     few = {"real_batch": 16, "micro_batch": 16}
     return replace(
@@ -51,7 +52,7 @@ def small_edge(bench: claims.EdgeBench) -> claims.EdgeBench:
     )
 
 
-def small_vlcp(bench: claims.VlcpBench) -> claims.VlcpBench:
+def small_vlcp(bench: claims_worlds.VlcpBench) -> claims_worlds.VlcpBench:
     vlcp = small(bench.vlcp, 480)
     return replace(
         bench,
@@ -68,15 +69,19 @@ def small_vlcp(bench: claims.VlcpBench) -> claims.VlcpBench:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_claim_is_decided_on_what_a_world_measures(tmp_path: Path) -> None:
-    asked = claims.Claims(seeds=(SEED,), out=tmp_path)
-    edge = small_edge(claims.edge_bench(asked, SEED))
-    found = claims.measured(edge) | claims.measured(small_vlcp(claims.vlcp_bench(asked, SEED)))
+    asked = claims_worlds.Claims(seeds=(SEED,), out=tmp_path)
+    edge = small_edge(claims_worlds.edge_bench(asked, SEED))
+    found = claims_measure.measured(edge) | claims_measure.measured(
+        small_vlcp(claims_worlds.vlcp_bench(asked, SEED))
+    )
     decided = claims_tables.decided_claims([found])
     assert len(decided) == len(claims_tables.CLAIMS)
     for table, sets in found.items():
         for name, scores in sets.items():
             assert scores.keys() >= claims_tables.TABLES[table].columns.keys(), (table, name)
-    assert claims.measured(edge) == {name: found[name] for name in found if name != claims_tables.VLCP}
+    assert claims_measure.measured(edge) == {
+        name: found[name] for name in found if name != claims_tables.VLCP
+    }
     noise = claims_tables.Noise(0.3, cluttered=False)
-    noisy = claims.measured(small_edge(claims.noise_bench(asked, noise, SEED)))
+    noisy = claims_measure.measured(small_edge(claims_worlds.noise_bench(asked, noise, SEED)))
     assert "30 %" in claims_tables.noise_markdown({noise: {SEED: noisy}})

@@ -11,11 +11,11 @@ from torch import nn
 
 from mmdd_ray.config import Classifiers
 from mmdd_ray.data import shapes
-from mmdd_ray.data.schema import Row
+from mmdd_ray.data.pair import Row
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.classify import cutmix, evaluate_classifier, train_classifier
-from mmdd_ray.evaluate.labelled import LabelledSet
-from mmdd_ray.evaluate.metrics import accuracy_chance
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.metrics import accuracy_chance
+from mmdd_ray.evaluation.tasks.classifiers import cutmix, evaluate_classifier, train_classifier
 from mmdd_ray.models.classifiers import build_classifier
 
 SMALL = Classifiers(width=16, steps=30, batch_images=16, image_px=32, flip=False)

@@ -14,8 +14,8 @@ import pytest
 
 from mmdd_ray.cli import main, parse
 from mmdd_ray.config import Run
-from mmdd_ray.errors import TransportError, UserError
-from mmdd_ray.progress import progress
+from mmdd_ray.engine.progress import progress
+from mmdd_ray.errors import StorageError, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def test_storage_that_fails_ray_train_is_one_line(wrap, capsys):
 
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_storage_that_failed_is_one_line_and_no_mistake_of_the_user(wrap, capsys):
-    assert main(raising(wrap(TransportError("storage failed while reading s3://b/x")))) == 1
+    assert main(raising(wrap(StorageError("storage failed while reading s3://b/x")))) == 1
     shown = capsys.readouterr().err
     assert shown == "error: storage failed while reading s3://b/x; run the same command again to resume\n"
 
@@ -240,7 +240,7 @@ def test_a_bug_in_the_constructor_of_an_actor_keeps_its_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "status"), [(UserError, 2), (TransportError, 1)])
+@pytest.mark.parametrize(("kind", "status"), [(UserError, 2), (StorageError, 1)])
 def test_a_mistake_in_the_constructor_of_an_actor_is_one_line(kind, status, capsys):
     from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -258,7 +258,7 @@ def test_ctrl_c_says_how_to_go_on(capsys):
 
 
 def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("mmdd_ray.progress.LOG_EVERY_S", 0.2)
+    monkeypatch.setattr("mmdd_ray.engine.progress.LOG_EVERY_S", 0.2)
     with progress("features", total=2000) as bar:
         for _ in range(20):
             time.sleep(0.05)
@@ -280,7 +280,7 @@ def test_a_short_stage_leaves_a_log_file_alone(capsys):
 
 def test_what_an_earlier_attempt_did_has_no_part_in_the_rate(monkeypatch):
     clock = iter((0.0, 10.0))  # read at the first update, and when the line ends
-    monkeypatch.setattr("mmdd_ray.progress.monotonic", lambda: next(clock))
+    monkeypatch.setattr("mmdd_ray.engine.progress.monotonic", lambda: next(clock))
     progress.paces.clear()
     with progress("students", total=1000) as bar:
         bar.resume(500)
@@ -295,7 +295,7 @@ def test_progress_on_a_terminal_rewrites_one_line_and_takes_it_away(monkeypatch)
     termios.tcsetwinsize(theirs, (24, 100))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setattr("mmdd_ray.progress.REDRAW_EVERY_S", 0.01)
+        monkeypatch.setattr("mmdd_ray.engine.progress.REDRAW_EVERY_S", 0.01)
         with progress("features", total=40, unit="images") as bar:
             for _ in range(4):
                 time.sleep(0.02)

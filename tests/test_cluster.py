@@ -8,9 +8,10 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from mmdd_ray import cli, cluster
+from mmdd_ray import cli
 from mmdd_ray.config import Run
-from mmdd_ray.store import Store
+from mmdd_ray.engine import cluster
+from mmdd_ray.storage.store import Store
 
 pytestmark = pytest.mark.ray
 
@@ -102,8 +103,9 @@ def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):
 TWO_MACHINES = """
 import sys
 from ray.cluster_utils import Cluster
-from mmdd_ray import cluster, config
-from mmdd_ray.store import Store
+from mmdd_ray import config
+from mmdd_ray.engine import cluster
+from mmdd_ray.storage.store import Store
 
 machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 machines.add_node(num_cpus=1)
@@ -143,7 +145,10 @@ def test_runs_that_are_to_have_no_network_have_none(offline):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_answers_fails_at_once(address):
-    script = f"from mmdd_ray import cluster, config; cluster.connect(config.Run(ray_address={address!r}))"
+    script = (
+        "from mmdd_ray import config; from mmdd_ray.engine import cluster; "
+        f"cluster.connect(config.Run(ray_address={address!r}))"
+    )
     failed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )

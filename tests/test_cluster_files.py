@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from mmdd_ray.presets import AUTOSCALING
+from mmdd_ray.methods.preset_parts import AUTOSCALING
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = "1.33"
@@ -193,7 +193,7 @@ def test_rays_autoscaler_understands_the_groups(manifest: dict[str, Any]) -> Non
 
 def test_the_command_of_the_manifest_is_one_that_the_job_takes(manifest: dict[str, Any]) -> None:
     from mmdd_ray import cli
-    from mmdd_ray.presets import edge_cc3m
+    from mmdd_ray.methods.edge.presets import cc3m as edge_cc3m
 
     # KubeRay hands it to a shell
     shell = ["bash", "-c", f"printf '%s\\n' {manifest['spec']['entrypoint']}"]

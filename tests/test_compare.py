@@ -6,13 +6,14 @@ import pytest
 
 from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.data import shapes
-from mmdd_ray.data.schema import Row
+from mmdd_ray.data.pair import Row
+from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.compare import _Bench, _encode, _train_and_test, compare
-from mmdd_ray.evaluate.metrics import chance
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.run import Stage
-from mmdd_ray.store import Store
+from mmdd_ray.evaluation.compare import _Bench, _prepare, _train_and_test, compare
+from mmdd_ray.evaluation.metrics import chance
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.retrieval import Retrieval
+from mmdd_ray.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -28,8 +29,8 @@ def pair_set(start: int, stop: int) -> PairSet:
     return PairSet.from_rows(rows, image_px=32, max_pixels=10**6)[0]
 
 
-def stage_in(folder) -> Stage:
-    return Stage("evaluate", Store(str(folder)))
+def stage_in(folder) -> StageDir:
+    return StageDir("evaluate", Store(str(folder)), "evaluate")
 
 
 def without_seconds(report):
@@ -136,9 +137,11 @@ def test_an_error_of_a_worker_arrives_as_what_it_is(tmp_path, setting, message):
 
 @pytest.mark.parametrize("gpus", [0, 0.25])
 def test_only_workers_without_a_gpu_are_used_again(tmp_path, monkeypatch, gpus):
-    monkeypatch.setattr("mmdd_ray.cluster.actor_resources", lambda _: {"num_cpus": 0.5, "num_gpus": gpus})
-    bench = _Bench({}, {}, SHORT, gpus, 0, stage_in(tmp_path))
-    for task in (bench._train, bench._encode):
+    monkeypatch.setattr(
+        "mmdd_ray.engine.cluster.actor_resources", lambda _: {"num_cpus": 0.5, "num_gpus": gpus}
+    )
+    bench = _Bench({}, {}, Retrieval(SHORT), gpus, 0, stage_in(tmp_path))
+    for task in (bench._train, bench._prepare):
         assert task._default_options["num_gpus"] == gpus
         assert task._default_options.get("max_calls", 0) == (1 if gpus else 0)  # 0: without end
 
@@ -149,13 +152,13 @@ def test_a_full_gpu_names_the_setting_to_lower(monkeypatch):
     def full(*arguments, **settings):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("mmdd_ray.evaluate.train.train_student", full)
-    monkeypatch.setattr("mmdd_ray.evaluate.train.frozen_text_features", full)
+    monkeypatch.setattr("mmdd_ray.evaluation.tasks.students.train_student", full)
+    monkeypatch.setattr("mmdd_ray.evaluation.tasks.students.frozen_text_features", full)
     pairs = pair_set(0, 2)
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
-        _train_and_test(pairs, None, pairs, None, SHORT, 0.01, 0, "cpu")
+        _train_and_test(pairs, None, pairs, None, Retrieval(SHORT), 0.01, 0, "cpu")
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
-        _encode(pairs, SHORT, "cpu")
+        _prepare(Retrieval(SHORT), pairs, "cpu")
 
 
 def test_settings_that_leave_no_student_are_refused(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mmdd_ray.coresets import (
+from mmdd_ray.features.coresets import (
     clip_score,
     herding,
     joint_features,

@@ -13,19 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.config import Match
-from mmdd_ray.covmatch.stages import check_size
 from mmdd_ray.data import shapes
-from mmdd_ray.data.distilled import Sample, read_distilled, read_learnt, write_distilled
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.draws import draw_seed
-from mmdd_ray.edge.distill import check_size as check_edge_size
+from mmdd_ray.distilled.read import read_distilled, read_learnt
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.engine.draws import draw_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import pair_numbers, score_table
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.presets import covmatch_local, edge_local
-from mmdd_ray.store import Store
-from mmdd_ray.verify import verify
+from mmdd_ray.methods.covmatch.presets import local as covmatch_local
+from mmdd_ray.methods.covmatch.settings import Match
+from mmdd_ray.methods.covmatch.stages import check_size
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.edge.stages import check_size as check_edge_size
+from mmdd_ray.methods.verify import verify
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--data.uri", "shapes:120?seed=1&world=clean", "--run.num_cpus", "2")
@@ -64,6 +67,7 @@ def finished(
     return run_dir, result
 
 
+@pytest.mark.job
 @pytest.mark.timeout(1200)
 def test_a_run_leaves_everything_it_promises(finished):
     run_dir, result = finished
@@ -90,6 +94,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert list(verify(str(run_dir / "distilled"), regenerate=3).differences.values()) == [0, 0, 0]
 
 
+@pytest.mark.job
 @pytest.mark.timeout(900)
 def test_more_draws_add_to_a_finished_run(finished, tmp_path):
     """One further draw, and then nothing: what was made once stays as it is."""
@@ -153,6 +158,7 @@ def test_killed_and_started_again_it_makes_the_same_set(finished, kill_at, tmp_p
     assert report_of(run_dir)["scores"] == report_of(finished[0])["scores"]
 
 
+@pytest.mark.job
 @pytest.mark.timeout(900)
 def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
     protocol = ("--students.protocol", "both-encoders", "--students.learning_rates", "0.1")
@@ -161,6 +167,7 @@ def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
     assert report_of(tmp_path / "run")["scores"]["covmatch"] == report_of(finished[0])["scores"]["covmatch"]
 
 
+@pytest.mark.job
 @pytest.mark.timeout(1800)
 def test_a_set_of_another_method_is_learnt_on_and_another_in_its_place_from_the_start(tmp_path):
     """Of six images with two captions, while batches and moments are those of the pairs that agree best by CLIP."""
@@ -296,6 +303,7 @@ def test_fewer_pairs_that_agree_than_are_drawn_are_one_sentence_where_drawings_a
             check_edge_size(features, few)
 
 
+@pytest.mark.job
 def test_changed_settings_are_refused_with_the_difference(finished, job):
     where = ("--run.dir", str(finished[0]), *DATA)
     status, shown = job("covmatch_flickr30k", "local", *where, *STUDENTS, *SMALL, "--match.rho", "3")

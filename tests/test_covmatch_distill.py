@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import ray
 
-from mmdd_ray.config import Covmatch, Data, Features, Match, Run
+from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.data import shapes
-from mmdd_ray.data.learnt import LearntPairs
 from mmdd_ray.data.sources import training_pairs
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.ray_train import Placement, Worker, train
+from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.presets import covmatch_local
-from mmdd_ray.run import Stage, StageResult
-from mmdd_ray.store import Store
-from mmdd_ray.workers import Placement, Worker, train
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.methods.covmatch.presets import local as covmatch_local
+from mmdd_ray.methods.covmatch.settings import Covmatch, Match
+from mmdd_ray.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -47,8 +48,8 @@ SETTINGS = replace(
 def half_a_cpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for two workers beside the readers on two CPUs."""
     half = {"num_cpus": 0.5, "num_gpus": 0}
-    monkeypatch.setattr("mmdd_ray.workers.pool_size", lambda actors, gpus: 2)
-    monkeypatch.setattr("mmdd_ray.workers.actor_resources", lambda gpus: half)
+    monkeypatch.setattr("mmdd_ray.engine.ray_train.pool_size", lambda actors, gpus: 2)
+    monkeypatch.setattr("mmdd_ray.engine.ray_train.actor_resources", lambda gpus: half)
 
 
 def learnt_in(folder: Path, settings: Covmatch = SETTINGS) -> StageResult:
@@ -58,7 +59,7 @@ def learnt_in(folder: Path, settings: Covmatch = SETTINGS) -> StageResult:
     drawn = [shapes.scene(index, seed=9) for index in range(6)]
     images = np.stack([np.asarray(scene.render(32)) for scene in drawn])
     start = PairSet(images, [scene.captions()[:1] for scene in drawn])
-    stage = Stage("match", Store(str(folder)))
+    stage = StageDir("match", Store(str(folder)), "match")
     stage.store.write_json("start.json", {})
     return learn(stage, features, start, None, settings)
 
@@ -132,7 +133,7 @@ def test_cached_pairs_are_those_of_the_data_in_their_order(ray_cluster):
 @pytest.mark.chaos
 def test_a_mistake_that_one_worker_sees_ends_all_with_one_sentence(ray_cluster, half_a_cpu_each, tmp_path):
     def work(worker: Worker, job: str) -> dict[str, Any]:
-        with worker.agree():
+        with worker.raise_on_all():
             if worker.rank == 1:
                 raise UserError(f"{job} is too long")
         raise AssertionError("the other one went on")

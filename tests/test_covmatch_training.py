@@ -11,17 +11,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mmdd_ray.config import Match, Students
+from mmdd_ray.config import Students
 from mmdd_ray.data import shapes
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.epochs import Batch
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.data_position import Batch
+from mmdd_ray.engine.ray_train import Worker
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.train import train_student
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.students import train_student
+from mmdd_ray.matching.initial_pairs import start_from
 from mmdd_ray.matching.objective import PairMoments
-from mmdd_ray.matching.training import Distillation, start_from
+from mmdd_ray.matching.training import PairOptimizer
+from mmdd_ray.methods.covmatch.settings import Match
 from mmdd_ray.models.students import DualEncoder, info_nce, load_student
-from mmdd_ray.workers import Worker
 
 SETTINGS = Match(
     pairs=6,
@@ -62,12 +64,12 @@ def encoders(settings: Match = SETTINGS) -> DualEncoder:
     return load_student(settings, 0, "cpu")
 
 
-def begun(settings: Match = SETTINGS, **arguments: Any) -> Distillation:
+def begun(settings: Match = SETTINGS, **arguments: Any) -> PairOptimizer:
     own = encoders(settings)
-    return Distillation(own, start_from(own, *START, settings), settings, seed=3, **arguments)
+    return PairOptimizer(own, start_from(own, *START, settings), settings, seed=3, **arguments)
 
 
-def run(settings: Match = SETTINGS, **arguments: Any) -> Distillation:
+def run(settings: Match = SETTINGS, **arguments: Any) -> PairOptimizer:
     distillation = begun(settings, **arguments)
     for _ in distillation.run(epoch_of(settings)):
         pass
@@ -147,7 +149,7 @@ def test_the_encoder_step_is_that_of_plain_info_nce():
     torch.testing.assert_close(flat(found), flat(plain), rtol=1e-4, atol=1e-6)
 
 
-def _heads(distillation: Distillation) -> dict[str, torch.Tensor]:
+def _heads(distillation: PairOptimizer) -> dict[str, torch.Tensor]:
     """The heads that a distillation begins with."""
     distillation._restart(0)
     return {name: v for name, v in distillation.encoders.state_dict().items() if "head" in name}
@@ -197,7 +199,7 @@ def test_memory_does_not_grow_with_the_set_or_the_real_batch(graph_bytes):
         settings = replace(SETTINGS, iterations=1, **{"micro_batch": 2, **changes})
         own = encoders(settings)
         start = start_from(own, REAL[0][:pairs], REAL[1][:pairs], settings)
-        distillation = Distillation(own, start, settings, seed=3)
+        distillation = PairOptimizer(own, start, settings, seed=3)
         with graph_bytes() as graph:
             next(distillation.run(epoch_of(settings)))
         return graph.peak
@@ -305,7 +307,7 @@ def test_two_ranks_learn_what_one_does(tmp_path, two_ranks):
 def agreeing_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     try:
-        with Worker.agree(SimpleNamespace(workers=2)):  # type: ignore[arg-type]
+        with Worker.raise_on_all(SimpleNamespace(workers=2)):  # type: ignore[arg-type]
             if rank == 1:
                 raise UserError("a caption is too long")
         found = "went on"

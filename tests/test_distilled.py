@@ -20,22 +20,16 @@ from PIL import Image
 
 from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
-from mmdd_ray.data.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
-from mmdd_ray.data.distilled import (
-    Sample,
-    _by_class,
-    _with_class,
-    check_images,
-    dataset_card,
-    escape_markdown,
-    read_distilled,
-    write_distilled,
-)
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.distilled.card import dataset_card, escape_markdown
+from mmdd_ray.distilled.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
+from mmdd_ray.distilled.read import check_images, read_distilled
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import _by_class, _with_class, write_distilled
 from mmdd_ray.errors import UserError
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 HOSTILE = "a <script>alert(1)</script> | [link](http://x) *star* & 'quote'\n# title 猫"
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdd_ray.check import check
 from mmdd_ray.config import Evaluation, Run, extending
 from mmdd_ray.diffusion.synthesize import sample_seeds
-from mmdd_ray.draws import count_sets, draw_seed, draws_of
+from mmdd_ray.engine.draws import count_sets, draw_seed, draws_of
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult, resolved
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.spread import spread
-from mmdd_ray.presets import edge_local, evaluate_local
-from mmdd_ray.run import RunDir, Stage, StageResult, resolved
+from mmdd_ray.evaluation.spread import spread
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.evaluate.presets import local as evaluate_local
+from mmdd_ray.methods.execute import check
 
 # ---- scores
 
@@ -56,20 +57,18 @@ def test_every_draw_has_a_seed_that_nothing_else_has() -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_later_draws_repeat_the_baselines_that_depend_on_the_seed(tmp_path: Path) -> None:
+def test_later_draws_repeat_the_baselines_that_depend_on_the_seed() -> None:
     evaluation = replace(
         edge_local().evaluation, draws=3, baselines=("random", "herding", "k-center", "full")
     )
     settings = replace(edge_local(), run=Run(seed=5), evaluation=evaluation)
     assert count_sets(evaluation) == 5 + 3 + 3
     assert count_sets(evaluation, without=["full"]) == 4 + 3 + 3
-    with RunDir.open(str(tmp_path / "run"), "edge_cc3m", "local", settings) as run:
-        first, second, third = draws_of(run, settings)
-    assert first.run is run
+    first, second, third = draws_of(settings)
     assert first.compared == first.settings == replace(settings, evaluation=replace(evaluation, draws=1))
     assert second.compared.evaluation.baselines == ("random", "k-center")
     assert second.settings.evaluation.baselines == evaluation.baselines
-    assert second.run.store.uri == f"{run.store.uri}/draws/1"
+    assert (first.within, second.within) == ("", "draws/1/")
     assert len({one.settings.run.seed for one in (first, second, third)}) == 3
     # what is exported says nothing of other draws: the set of draw 0 is that of a run without them
     assert resolved(first.settings) == resolved(replace(settings, evaluation=replace(evaluation, draws=1)))
@@ -115,14 +114,14 @@ def test_more_draws_extend_a_run_and_its_settings_say_so(tmp_path: Path) -> None
 
 
 class Ledger:
-    """Runs a small method whose bodies say what they were called for."""
+    """Runs the stages of a small method whose bodies say what they were called for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.calls: list[str] = []
 
     def body(self, label: str, content: bytes = b"same"):
-        def write(stage: Stage) -> StageResult:
+        def write(stage: StageDir) -> StageResult:
             self.calls.append(f"{label}: {','.join(stage.store.files())}")
             stage.store.write_bytes("out", content)
             return StageResult(rows_in=1, rows_out=1)
@@ -133,13 +132,15 @@ class Ledger:
         self.calls = []
         settings = Settings(evaluation=Section(draws=draws))
         with RunDir.open(str(self.folder), "edge", "local", settings) as run:
-            run.stage("features", self.body("features"))
-            parts = [run.draw(number) for number in range(draws)]
-            for number, part in enumerate(parts):
-                part.stage("tune", self.body(f"tune {number}", tuned_again if number else tuned))
-                part.shared("latents", self.body("latents"))
-                part.stage("make", self.body(f"make {number}"))
-            run.stage("evaluate", self.body("evaluate"), parts)
+            features = run.stage("features", self.body("features"))
+            latents = run.stage("latents", self.body("latents"), [features])
+            made = []
+            for number in range(draws):
+                within = f"draws/{number}/" if number else ""
+                body = self.body(f"tune {number}", tuned_again if number else tuned)
+                tune = run.stage("tune", body, [features], within)
+                made.append(run.stage("make", self.body(f"make {number}"), [latents, tune], within))
+            run.stage("evaluate", self.body("evaluate"), [features, *made])
         return self.calls
 
 
@@ -148,8 +149,8 @@ def test_draws_share_stages_and_an_evaluation_goes_on_with_what_it_has(tmp_path:
     fresh = "started.json"
     assert ledger.go(1) == [
         f"features: {fresh}",
-        f"tune 0: {fresh}",
         f"latents: {fresh}",
+        f"tune 0: {fresh}",
         f"make 0: {fresh}",
         f"evaluate: {fresh}",
     ]
@@ -158,9 +159,9 @@ def test_draws_share_stages_and_an_evaluation_goes_on_with_what_it_has(tmp_path:
     assert ledger.go(2) == []
     manifest = json.loads((tmp_path / "run/draws/1/make/manifest.json").read_text())
     assert manifest["stage"] == "draws/1/make"
-    assert set(manifest["inputs"]) == {"features", "draws/1/tune", "latents"}
+    assert set(manifest["inputs"]) == {"draws/1/tune", "latents"}
     evaluated = json.loads((tmp_path / "run/evaluate/manifest.json").read_text())
-    assert (evaluated["draws"], "draws/1/make" in evaluated["inputs"]) == (2, True)
+    assert set(evaluated["inputs"]) == {"features", "make", "draws/1/make"}
     assert ledger.go(1) == [f"evaluate: out,{fresh}"]
 
 
@@ -169,26 +170,25 @@ def test_a_draw_starts_afresh_when_its_own_inputs_change_and_not_for_those_of_an
     ledger.go(2)
     (tmp_path / "run/tune/manifest.json").unlink()
     calls = ledger.go(2, tuned=b"other")
-    assert [call.partition(":")[0] for call in calls] == ["tune 0", "latents", "make 0", "evaluate"]
+    assert [call.partition(":")[0] for call in calls] == ["tune 0", "make 0"]  # which comes out the same
     (tmp_path / "run/draws/1/tune/manifest.json").unlink()
     calls = ledger.go(2, tuned=b"other", tuned_again=b"another")
-    assert [call.partition(":")[0] for call in calls] == ["tune 1", "make 1", "evaluate"]
+    assert [call.partition(":")[0] for call in calls] == ["tune 1", "make 1"]
 
 
 def test_lines_of_a_stage_name_its_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mmdd_ray.progress import progress
+    from mmdd_ray.engine.progress import progress
 
     shown = []
 
-    def body(stage: Stage) -> StageResult:
+    def body(stage: StageDir) -> StageResult:
         with progress(stage.name, total=1) as bar:
             shown.append(str(bar).split()[0])
         return StageResult(rows_in=1, rows_out=1)
 
     with RunDir.open(str(tmp_path / "run"), "edge", "local", Settings()) as run:
-        part = run.draw(1)
-        part.stage("tune", body)
-        part.shared("latents", body)
+        run.stage("tune", body, within="draws/1/")
+        run.stage("latents", body)
         run.stage("evaluate", body)
     assert shown == ["draws/1/tune", "latents", "evaluate"]
     assert "draws/1/tune starts\n" in capsys.readouterr().out

@@ -14,11 +14,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmdd_ray.data.distilled import read_distilled, read_learnt
 from mmdd_ray.data.shapes_shards import write_shards
-from mmdd_ray.evaluate.report_texts import LABELS
-from mmdd_ray.store import Store
-from mmdd_ray.verify import verify
+from mmdd_ray.distilled.read import read_distilled, read_learnt
+from mmdd_ray.methods.verify import verify
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 STUDENTS = """
@@ -77,6 +76,7 @@ def finished(s3_server: str, tars: str) -> Finished:
     return "s3://edge-bucket/run", result
 
 
+@pytest.mark.job
 @pytest.mark.timeout(1200)
 def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
     store = Store(finished[0])
@@ -108,6 +108,7 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
     assert all(model["version"].startswith("sha256:") for model in manifest["models"].values())
 
 
+@pytest.mark.job
 def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
     _, result = finished
     assert "mean recall" in result.stdout
@@ -190,6 +191,7 @@ def test_any_distilled_set_can_be_evaluated(finished: Finished, tars: str, tmp_p
     assert report["scores"]["edge"] == made["scores"]["edge"]
 
 
+@pytest.mark.job
 @pytest.mark.timeout(600)
 def test_any_image_of_the_set_can_be_made_again(finished: Finished) -> None:
     verify = [sys.executable, "jobs/verify.py", f"{finished[0]}/distilled", "--regenerate", "2"]
@@ -239,6 +241,7 @@ def refined(finished: Finished, tars: str, tmp_path_factory: pytest.TempPathFact
     return Store(str(run_dir))
 
 
+@pytest.mark.job
 @pytest.mark.timeout(900)
 def test_drawn_pairs_can_be_refined_and_keep_where_they_are_from(finished: Finished, refined: Store) -> None:
     report = refined.read_json("report.json")
@@ -251,7 +254,7 @@ def test_drawn_pairs_can_be_refined_and_keep_where_they_are_from(finished: Finis
         "report.html"
     )
     ours = next(iter(report["scores"]))
-    assert LABELS[ours] == report["method"]
+    assert report["labels"][ours] == report["method"]
 
     drawn, made = read_distilled(f"{finished[0]}/distilled"), read_distilled(f"{refined.uri}/distilled")
     kept = [(one.source_key, one.seed, (text,)) for one in drawn for text in one.captions]
@@ -322,6 +325,7 @@ def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.job
 def test_changed_settings_are_refused_with_the_difference(finished: Finished, tars: str, job: Job) -> None:
     where = ("--run.dir", finished[0], "--data.uri", tars)
     status, shown = job("edge_cc3m", "local", *where, *SMALL, *STUDENTS, "--finetune.steps", "7")

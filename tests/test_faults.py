@@ -14,13 +14,13 @@ import pytest
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from mmdd_ray import cluster
-from mmdd_ray.batches import BatchActor, Rows, read_batches, work_off
 from mmdd_ray.cli import main
-from mmdd_ray.cluster import ActorPool
 from mmdd_ray.config import Features, Finetune
-from mmdd_ray.errors import TransportError, UserError
-from mmdd_ray.store import Store
+from mmdd_ray.engine import cluster
+from mmdd_ray.engine.actor_pool import BatchActor, Rows, read_batches, run_batches
+from mmdd_ray.engine.cluster import ActorPool
+from mmdd_ray.errors import StorageError, UserError
+from mmdd_ray.storage.store import Store
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -43,7 +43,7 @@ class Doubler(BatchActor):
         self._obey("start")
         for order in self._orders.glob("load-*"):
             order.unlink()
-            raise TransportError("storage failed while reading s3://bucket/model")
+            raise StorageError("storage failed while reading s3://bucket/model")
 
     def work(self, number: int, rows: Rows) -> pa.Table:
         self._obey("work")
@@ -63,7 +63,7 @@ def double(tmp_path: Path, *orders: str, num_gpus: float = 0) -> list[int]:
     folder.mkdir(exist_ok=True)
     for name in orders:
         (folder / name).touch()
-    work_off(
+    run_batches(
         "double",
         ROWS,
         Doubler,
@@ -124,7 +124,7 @@ def test_a_stage_that_waits_for_machines_says_for_which(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 20.0)
-    monkeypatch.setattr("mmdd_ray.progress.SILENT_S", 3.0)
+    monkeypatch.setattr("mmdd_ray.engine.progress.SILENT_S", 3.0)
     assert (
         "double       waits for machines: no room for 1 x 0.5 CPU and 1 GPU on this cluster, which has 2 CPUs and "
         "0 GPUs now, in use or not" in stopped(capsys, tmp_path, num_gpus=1)
@@ -156,9 +156,9 @@ share = (memory.total - memory.available + 3 * 2**30) / memory.total
 os.environ.update(RAY_memory_usage_threshold=str(share), RAY_memory_monitor_refresh_ms="100")
 
 from mmdd_ray import cli
-from mmdd_ray.cluster import connected
+from mmdd_ray.engine.cluster import connected
 from mmdd_ray.config import Run
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 def hold():
     held = []
@@ -195,8 +195,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mmdd_ray.config import Training
-from mmdd_ray.store import Store
-from mmdd_ray.workers import Placement, train
+from mmdd_ray.storage.store import Store
+from mmdd_ray.engine.ray_train import Placement, train
 
 folder, ray_cli, notice = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "notice"
 size = {"object_store_memory": 100 * 2**20}
@@ -223,7 +223,7 @@ def work(worker, job):
         for state["step"] in range(began + 1, 41):
             time.sleep(0.5)
             yield {"step": state["step"], "total": 0.0}
-    worker.follow(steps(), lambda: {"state.pt": dict(state)})
+    worker.run_steps(steps(), lambda: {"state.pt": dict(state)})
     return {"began": began}
 
 threading.Thread(target=reclaim, daemon=True).start()

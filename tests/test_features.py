@@ -17,19 +17,19 @@ import torch
 from numpy.testing import assert_array_equal
 
 from mmdd_ray.config import Data, Features
-from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.data import shapes
 from mmdd_ray.data.inventory import about_source
-from mmdd_ray.data.readers import Shard
+from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
+from mmdd_ray.features.coresets import joint_features, pair_scores
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.features.rejects import ROWS_TO_JUDGE, RejectList, Tally
+from mmdd_ray.features.rejects import ROWS_TO_JUDGE, RejectBudget, RejectList
 from mmdd_ray.features.store import FeatureStore, feature_table, image_features, table_moments, text_features
-from mmdd_ray.models.memory import out_of_memory
-from mmdd_ray.run import RunDir
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 FEATURES = Features(chunk_pairs=16)
@@ -258,7 +258,7 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
 
     # A run that was killed before its last shard was committed reads only that one again.
     before = {name: store.read_bytes(name) for name in store.files("features")}
-    monkeypatch.setattr("mmdd_ray.features.streaming.MAX_COMMITS", 1)  # each waits for the one before
+    monkeypatch.setattr("mmdd_ray.features.shard_pool.MAX_COMMITS", 1)  # each waits for the one before
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     killed = Store(str(tmp_path / "other/features"))
     for name in ("manifest.json", "moments.safetensors", "duplicates.parquet", "shards/00002.json"):
@@ -316,9 +316,9 @@ def test_an_object_store_smaller_than_the_data_changes_nothing(ray_cluster: None
 # ---- how many rows may be refused
 
 
-def tally(folder: Path, total_rows: int | None) -> Tally:
+def tally(folder: Path, total_rows: int | None) -> RejectBudget:
     run = Store(str(folder))
-    return Tally("data.uri", 0.1, RejectList(run.child("features"), run), total_rows)
+    return RejectBudget("data.uri", 0.1, RejectList(run.child("features"), run), total_rows)
 
 
 def refused(count: int) -> list[tuple[str, str, str]]:

@@ -1,3 +1,6 @@
+"""Fine-tuning: its losses, steps, checkpoints and workers."""
+# over 400 lines: its tests share one small training
+
 import io
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,19 +20,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmdd_ray.config import Data, EdgeFinetune
+from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.diffusion.finetune import LOSSES, finetune
 from mmdd_ray.diffusion.training import Training
-from mmdd_ray.edge.losses import contrastive_loss, diversity_loss
-from mmdd_ray.edge.objective import EdgeLoss, EdgeObjective
-from mmdd_ray.epochs import Batch
+from mmdd_ray.engine.data_position import Batch
+from mmdd_ray.engine.ray_train import pair_batches
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.methods.edge.losses import contrastive_loss, diversity_loss
+from mmdd_ray.methods.edge.objective import EdgeLoss, EdgeObjective
+from mmdd_ray.methods.edge.settings import EdgeFinetune
 from mmdd_ray.models import zoo
-from mmdd_ray.run import Stage
-from mmdd_ray.store import Store
-from mmdd_ray.workers import pair_batches
+from mmdd_ray.storage.store import Store
 
 # diffusers and open_clip are imported where they are used: the processes of a test import this file again.
 SETTINGS = EdgeFinetune(steps=6, batch_pairs=8, ema_decay=0.9)
@@ -47,13 +51,13 @@ def cut(images_u8: np.ndarray, captions: list[str], batch_pairs: int) -> Iterabl
 
 
 def tiny_sd() -> Any:
-    from mmdd_ray.models.generator import load_pipeline
+    from mmdd_ray.models.generators.generator import load_generator
 
-    return load_pipeline("tiny-sd")
+    return load_generator("tiny-sd")
 
 
 def edge_training(settings: EdgeFinetune, pipeline: Any = None) -> Training:
-    from mmdd_ray.models.generator import trainable_parameters
+    from mmdd_ray.models.generators.stable_diffusion import trainable_parameters
 
     torch.manual_seed(0)
     pipeline = pipeline or tiny_sd()
@@ -87,9 +91,10 @@ def test_with_a_perfect_unet_the_losses_are_those_of_the_images_the_vae_draws():
     images_u8, captions = pairs(8)
     import open_clip
 
-    pipeline = tiny_sd()
-    loss = EdgeLoss(pipeline, replace(SETTINGS, max_timestep_fraction=1.0), "tiny-clip")
-    loss.denoiser.unet = Oracle(loss.denoiser.encode(images_u8), loss.denoiser.alpha_bar_T)
+    generator = tiny_sd()
+    pipeline = generator.pipeline
+    loss = EdgeLoss(generator, replace(SETTINGS, max_timestep_fraction=1.0), "tiny-clip")
+    generator.unet = Oracle(generator.encode(images_u8), generator.alpha_bar_T)
     with torch.no_grad():
         terms = loss(images_u8, captions, torch.Generator().manual_seed(0))
         signed = pipeline.image_processor.preprocess(images_u8.astype(np.float32) / 255)
@@ -311,8 +316,8 @@ def test_noise_is_another_for_every_step_batch_rank_and_seed():
 # The stage
 
 
-def stage_in(folder: Path) -> Stage:
-    return Stage("finetune", Store(str(folder)))
+def stage_in(folder: Path) -> StageDir:
+    return StageDir("finetune", Store(str(folder)), "finetune")
 
 
 @pytest.mark.ray
@@ -333,6 +338,21 @@ def test_training_pairs_leaves_out_what_is_damaged_or_excluded(ray_cluster, tmp_
     (shard,) = list_shards(data)
     left = training_pairs(data, image_px=32, seed=0, excluded={(shard.name, 2)}).take_all()
     assert [list(row["captions"]) for row in left] == [["a", "b"], ["e"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("space", ["clip", "latent"])
+def test_a_step_on_a_gpu_has_all_its_parts_there(space: str) -> None:
+    from mmdd_ray.models.generators.generator import load_generator
+
+    generator = load_generator("tiny-sd", "cuda")
+    assert generator.device.type == "cuda"
+    generator.prepare_training("full", rank=8)
+    settings = replace(SETTINGS, space=space, steps=1)
+    training = Training(EdgeObjective(settings, "tiny-clip").build(generator), settings, seed=3)
+    (record,) = training.run(lambda epoch: cut(*pairs(8), 8))
+    assert np.isfinite(record["total"])
 
 
 def saved_unet(folder: Path) -> dict[str, Tensor]:
@@ -419,8 +439,8 @@ def test_two_workers_go_on_from_their_checkpoint(ray_cluster, tmp_path, monkeypa
     """EDGE's loss in DDP on Ray Train, which starts both workers again after one of them broke."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     half = {"num_cpus": 0.5, "num_gpus": 0}
-    monkeypatch.setattr("mmdd_ray.workers.pool_size", lambda actors, gpus: 2)
-    monkeypatch.setattr("mmdd_ray.workers.actor_resources", lambda gpus: half)
+    monkeypatch.setattr("mmdd_ray.engine.ray_train.pool_size", lambda actors, gpus: 2)
+    monkeypatch.setattr("mmdd_ray.engine.ray_train.actor_resources", lambda gpus: half)
     settings = replace(SETTINGS, steps=4, space="latent", checkpoint_steps=2, workers=2)
     data = Data(uri="shapes:24?seed=1", rows_per_shard=6)
     stage = stage_in(tmp_path / "stage")

@@ -2,6 +2,7 @@
 
 A few hundred generated cases of each; `make fuzz` tries ten thousand (MMDD_FUZZ_CASES).
 """
+# over 400 lines: the formats share their strategies and their judge
 
 import io
 import json
@@ -22,9 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.distilled import escape_markdown
-from mmdd_ray.data.images import BadImage, decode_image, json_entries
-from mmdd_ray.data.schema import IMAGE_SUFFIXES, Row, RowMaker, parquet_rows, tar_rows
+from mmdd_ray.data.formats.files import json_entries
+from mmdd_ray.data.formats.parquet import parquet_rows
+from mmdd_ray.data.formats.tar import tar_rows
+from mmdd_ray.data.images import BadImage, decode_image
+from mmdd_ray.data.pair import IMAGE_SUFFIXES, Row, RowMaker
+from mmdd_ray.distilled.card import escape_markdown
 from mmdd_ray.errors import UserError
 
 CASES = int(os.environ.get("MMDD_FUZZ_CASES", "200"))
@@ -384,7 +388,7 @@ BATCHES = st.lists(CAPTIONS, min_size=TEXTS_A_CASE, max_size=TEXTS_A_CASE)
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    from mmdd_ray.models.generator import load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import load_pipeline
 
     return load_pipeline("tiny-sd")
 
@@ -405,7 +409,7 @@ def test_captions_of_any_script_have_features(clip: Any, captions: list[str]) ->
 @in_batches
 @given(BATCHES)
 def test_prompts_of_any_script_and_length_can_be_drawn_from(pipeline: Any, prompts: list[str]) -> None:
-    from mmdd_ray.models.generator import _chunks, encode_prompts
+    from mmdd_ray.models.generators.stable_diffusion.drawing import _chunks, encode_prompts
 
     for prompt in prompts:
         states, _ = encode_prompts(pipeline, [prompt * 3], "")
@@ -416,7 +420,7 @@ def test_prompts_of_any_script_and_length_can_be_drawn_from(pipeline: Any, promp
 @in_batches
 @given(BATCHES, st.text(max_size=20))
 def test_words_of_any_script_are_counted(descriptions: list[str], class_name: str) -> None:
-    from mmdd_ray.vlcp.prototypes import rank_descriptions, word_counts
+    from mmdd_ray.methods.vlcp.prototypes import rank_descriptions, word_counts
 
     counts = word_counts(descriptions, class_name, 0.7)
     assert counts.shape[0] == len(descriptions)

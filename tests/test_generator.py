@@ -15,10 +15,10 @@ from mmdd_ray.diffusion.objective import NoiseObjective
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import Clip, load_clip
-from mmdd_ray.models.generator import (
-    Denoiser,
+from mmdd_ray.models.generators.generator import Trained
+from mmdd_ray.models.generators.stable_diffusion import (
     Scale,
-    Trained,
+    StableDiffusion,
     draw_from_latents,
     encode_prompts,
     load_pipeline,
@@ -166,12 +166,12 @@ def seen_by(module: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_unet_sees_the_noisy_latent_of_diffusers_own_schedule(pipeline, prediction_type):
     pipeline.scheduler.register_to_config(prediction_type=prediction_type)
-    denoiser, seen = Denoiser(pipeline), seen_by(pipeline.unet)
+    generator, seen = StableDiffusion(pipeline), seen_by(pipeline.unet)
     _, images_u8, captions = scenes(3)
     steps = torch.tensor([0, 400, 999])
-    found = denoiser(images_u8, captions, steps, torch.Generator().manual_seed(2))
+    found = generator.denoise(images_u8, captions, steps, torch.Generator().manual_seed(2))
     reference = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction_type)
-    clean = denoiser.encode(images_u8)
+    clean = generator.encode(images_u8)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(seen[0], reference.add_noise(clean, noise, steps))
     torch.testing.assert_close(found.noisy_BCHW, seen[0])
@@ -179,19 +179,19 @@ def test_the_unet_sees_the_noisy_latent_of_diffusers_own_schedule(pipeline, pred
     torch.testing.assert_close(found.target_BCHW, target)
     assert found.prediction_BCHW.requires_grad
     assert not any(
-        p.requires_grad for part in (denoiser.vae, denoiser.text_encoder) for p in part.parameters()
+        p.requires_grad for part in (generator.vae, generator.text_encoder) for p in part.parameters()
     )
 
 
 def test_an_unusual_prediction_type_is_one_sentence(pipeline):
     pipeline.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(ValueError, match=r"finetune.generator predicts 'sample'"):
-        Denoiser(pipeline)
+        StableDiffusion(pipeline)
 
 
 def test_images_enter_the_vae_between_minus_one_and_one(pipeline):
     seen = seen_by(pipeline.vae.encoder)
-    Denoiser(pipeline).encode(
+    StableDiffusion(pipeline).encode(
         np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)])
     )
     assert torch.equal(seen[0][0], torch.full((3, 32, 32), -1.0))
@@ -199,21 +199,21 @@ def test_images_enter_the_vae_between_minus_one_and_one(pipeline):
 
 
 def test_latents_are_scaled_after_encoding_and_before_decoding(pipeline):
-    denoiser = Denoiser(pipeline)
+    generator = StableDiffusion(pipeline)
     images, images_u8, _ = scenes(4)
     factor = pipeline.vae.config.scaling_factor
     assert factor != 1
     with torch.no_grad():
         latent = pipeline.vae.encode(pipeline.image_processor.preprocess(images)).latent_dist.mode()
-        torch.testing.assert_close(denoiser.encode(images_u8), latent * factor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(generator.encode(images_u8), latent * factor, atol=1e-5, rtol=1e-4)
         drawn = pipeline.image_processor.postprocess(pipeline.vae.decode(latent).sample, output_type="pt")
-        torch.testing.assert_close(denoiser.decode(latent * factor), drawn, atol=1e-5, rtol=0)
+        torch.testing.assert_close(generator.decode(latent * factor), drawn, atol=1e-5, rtol=0)
 
 
 def test_texts_are_encoded_as_the_pipeline_does(pipeline):
     captions = ["a small red circle", "a blue square " * 40]
     reference, _ = pipeline.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
-    states, pooled = Denoiser(pipeline)._encode_texts(captions)
+    states, pooled = StableDiffusion(pipeline)._encode_texts(captions)
     torch.testing.assert_close(states, reference)
     assert pooled.shape == (2, 128)
 
@@ -248,7 +248,7 @@ def test_a_long_prompt_counts_to_its_end_and_short_ones_are_filled_up(pipeline):
 
 def test_drawing_from_latents_keeps_more_of_them_the_less_noise_is_added(pipeline):
     _, images, captions = scenes(3)
-    latents = Denoiser(pipeline).encode(images)
+    latents = StableDiffusion(pipeline).encode(images)
     distance = []
     for strength in (0.01, 0.5, 1.0):
         drawn = draw_from_latents(pipeline, captions, [1, 2, 3], latents, strength=strength, **DRAW)
@@ -260,7 +260,7 @@ def test_drawing_from_latents_keeps_more_of_them_the_less_noise_is_added(pipelin
 
 def test_each_image_drawn_from_latents_depends_on_its_own_row_and_seed_alone(pipeline):
     _, images, captions = scenes(2)
-    latents = Denoiser(pipeline).encode(images)
+    latents = StableDiffusion(pipeline).encode(images)
     both = draw_from_latents(pipeline, captions, [1, 2], latents, strength=0.7, **DRAW)
     second = draw_from_latents(pipeline, captions[1:], [2], latents[1:], strength=0.7, **DRAW)
     other = draw_from_latents(pipeline, captions[1:], [3], latents[1:], strength=0.7, **DRAW)
@@ -277,7 +277,7 @@ def test_each_image_drawn_from_latents_depends_on_its_own_row_and_seed_alone(pip
 @pytest.mark.parametrize("steps", [3, 49])
 def test_at_least_one_step_is_drawn_again(pipeline, steps):
     _, images, captions = scenes(1)
-    latents = Denoiser(pipeline).encode(images)
+    latents = StableDiffusion(pipeline).encode(images)
     drawn = draw_from_latents(
         pipeline, captions, [1], latents, strength=0.001, **DRAW | {"inference_steps": steps}
     )
@@ -286,16 +286,16 @@ def test_at_least_one_step_is_drawn_again(pipeline, steps):
 
 def test_a_side_that_the_vae_cannot_halve_is_one_sentence(pipeline):
     with pytest.raises(UserError, match=r"finetune\.image_px=30 is no multiple of 4"):
-        NoiseObjective(30).build(pipeline)
+        NoiseObjective(30).build(StableDiffusion(pipeline))
 
 
 def test_the_noise_objective_is_the_error_of_the_prediction(pipeline):
     _, images, captions = scenes(4)
-    loss = NoiseObjective(32).build(pipeline)
+    loss = NoiseObjective(32).build(StableDiffusion(pipeline))
     found = loss(images, captions, torch.Generator().manual_seed(3))
     again = torch.Generator().manual_seed(3)
     steps = torch.randint(1000, (4,), generator=again)
-    denoising = loss.denoiser(images, captions, steps, again)
+    denoising = loss.generator.denoise(images, captions, steps, again)
     error = (denoising.prediction_BCHW - denoising.target_BCHW).square().mean()
     torch.testing.assert_close(found["total"], error)
     found["total"].backward()

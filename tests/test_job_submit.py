@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from mmdd_ray.data.shapes_shards import write_shards
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

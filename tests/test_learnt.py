@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mmdd_ray.config import Students
-from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.train import frozen_text_features, train_student
+from mmdd_ray.evaluation.tasks.students import frozen_text_features, train_student
 from mmdd_ray.models.students import load_text_encoder
-from mmdd_ray.tensors import pack
+from mmdd_ray.storage.tensor_file import pack
 
 STUDENTS = Students(image_px=32, embed_dim=16, steps=2, batch_pairs=4, learning_rates=(0.1,))
 CAPTIONS = ["a red circle", "a large blue square above a star", "two rings", "one green heart", "a cross"]
@@ -63,9 +63,13 @@ def test_other_bytes_are_no_learnt_pairs(content):
 
 
 def test_a_newer_format_asks_for_an_update(monkeypatch):
-    monkeypatch.setattr("mmdd_ray.data.learnt.FORMAT_VERSION", 2)
-    content = learnt().to_bytes()
-    monkeypatch.setattr("mmdd_ray.data.learnt.FORMAT_VERSION", 1)
+    plain = learnt()
+    vectors = replace(plain, vectors=np.zeros((plain.n_pairs, 4), np.float32))
+    monkeypatch.setattr("mmdd_ray.distilled.learnt.FORMAT_VERSION", 1)
+    LearntPairs.from_bytes(plain.to_bytes())  # whose version stays
+    monkeypatch.undo()
+    content = vectors.to_bytes()
+    monkeypatch.setattr("mmdd_ray.distilled.learnt.FORMAT_VERSION", 1)
     with pytest.raises(UserError, match="format version 2; update mmdd-ray"):
         LearntPairs.from_bytes(content)
 

@@ -9,13 +9,13 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmdd_ray.edge.losses import (
+from mmdd_ray.methods.edge.losses import (
     contrastive_loss,
-    denoised_latent,
     diversity_loss,
     edge_objective,
     sample_timesteps,
 )
+from mmdd_ray.models.generators.stable_diffusion import clean_estimate
 
 WEIGHTS = {"contrastive_weight": 1.0, "diversity_weight": 0.5, "noise_weight": 2.0}
 
@@ -102,12 +102,7 @@ def test_a_perfect_prediction_gives_back_the_clean_latent(prediction_type):
     signal_scale, noise_scale = torch.stack([alpha_bar, 1 - alpha_bar]).sqrt()[..., None, None, None]
     noisy = signal_scale * clean + noise_scale * noise
     target = noise if prediction_type == "epsilon" else signal_scale * noise - noise_scale * clean
-    assert_allclose(denoised_latent(noisy, target, alpha_bar, prediction_type), clean, rtol=1e-10)
-
-
-def test_an_unknown_prediction_type_is_an_error():
-    with pytest.raises(ValueError, match="prediction_type='sample' is not supported"):
-        denoised_latent(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1), "sample")  # type: ignore[arg-type]
+    assert_allclose(clean_estimate(noisy, target, alpha_bar, prediction_type), clean, rtol=1e-10)
 
 
 def test_timesteps_fill_their_range_and_follow_the_generator():

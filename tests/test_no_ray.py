@@ -8,30 +8,31 @@ import pytest
 
 import mmdd_ray.models
 
-LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.check"]
+LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.planning.preflight", "mmdd_ray.methods"]
 ARITHMETIC = [
-    "mmdd_ray.coresets",
+    "mmdd_ray.features.coresets",
     "mmdd_ray.matching.objective",
     "mmdd_ray.matching.training",
-    "mmdd_ray.data.learnt",
+    "mmdd_ray.distilled.learnt",
     "mmdd_ray.diffusion.objective",
     "mmdd_ray.diffusion.training",
-    "mmdd_ray.edge.choose",
-    "mmdd_ray.edge.losses",
-    "mmdd_ray.edge.objective",
-    "mmdd_ray.edge.selection",
-    "mmdd_ray.evaluate.agreement",
-    "mmdd_ray.evaluate.classify",
-    "mmdd_ray.evaluate.labelled",
-    "mmdd_ray.evaluate.metrics",
-    "mmdd_ray.evaluate.pairs",
-    "mmdd_ray.evaluate.retrieval",
-    "mmdd_ray.evaluate.train",
-    "mmdd_ray.evaluate.verdict",
+    "mmdd_ray.methods.edge.choose",
+    "mmdd_ray.methods.edge.losses",
+    "mmdd_ray.methods.edge.objective",
+    "mmdd_ray.methods.edge.selection",
+    "mmdd_ray.evaluation.agreement",
+    "mmdd_ray.evaluation.tasks.classifiers",
+    "mmdd_ray.evaluation.labelled",
+    "mmdd_ray.evaluation.metrics",
+    "mmdd_ray.evaluation.pairs",
+    "mmdd_ray.evaluation.retrieval",
+    "mmdd_ray.evaluation.tasks.students",
+    "mmdd_ray.evaluation.report.standing",
     "mmdd_ray.features.agreement",
     "mmdd_ray.features.moments",
-    "mmdd_ray.vlcp.prototypes",
-    *(f"mmdd_ray.models.{module.name}" for module in pkgutil.iter_modules(mmdd_ray.models.__path__)),
+    "mmdd_ray.methods.vlcp.prototypes",
+    "mmdd_ray.matching.initial_pairs",
+    *(module.name for module in pkgutil.walk_packages(mmdd_ray.models.__path__, "mmdd_ray.models.")),
 ]
 
 # Prints "module: package" for each forbidden package that importing the module brought in.
@@ -67,10 +68,10 @@ def test_a_driver_imports_no_torch():
     assert (
         brought_in(
             [
-                "mmdd_ray.edge.distill",
-                "mmdd_ray.covmatch.stages",
-                "mmdd_ray.vlcp.stages",
-                "mmdd_ray.evaluate.distilled_set",
+                "mmdd_ray.methods.edge.stages",
+                "mmdd_ray.methods.covmatch.stages",
+                "mmdd_ray.methods.vlcp.stages",
+                "mmdd_ray.methods.evaluate.stages",
             ],
             ["torch", "sklearn"],
         )

@@ -20,10 +20,10 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.errors import TransportError, UserError
-from mmdd_ray.presets import precompute_local
-from mmdd_ray.run import RunDir
-from mmdd_ray.store import Store
+from mmdd_ray.engine.run_dir import RunDir
+from mmdd_ray.errors import StorageError, UserError
+from mmdd_ray.methods.precompute.presets import local as precompute_local
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 SECRET = "wJalrXUtnFEMI-a-secret-that-nobody-may-see"
@@ -135,7 +135,7 @@ def test_a_store_that_always_throttles_is_given_up(gate: Gate, monkeypatch: pyte
         started = time.monotonic()
         # the answer to a HEAD has no body to say more than its status
         saying = r"^storage failed while \w.* s3://bucket/run.*: .*(rate|Service Unavailable)"
-        with pytest.raises(TransportError, match=saying):
+        with pytest.raises(StorageError, match=saying):
             doing()
         assert time.monotonic() - started < 60
     gate.judge = lambda number, request: "pass"
@@ -170,7 +170,7 @@ def test_refused_credentials_and_missing_buckets_are_one_sentence(
 
 UPLOAD = """
 import os
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 with Store("s3://bucket/run").create("weights") as file:
     file.write(os.urandom(120 << 20))
     print("uploading", flush=True)
@@ -252,10 +252,10 @@ TRAINING = """
 import sys, time
 
 from mmdd_ray import cli
-from mmdd_ray.cluster import connected
+from mmdd_ray.engine.cluster import connected
 from mmdd_ray.config import Run, Training
-from mmdd_ray.store import Store
-from mmdd_ray.workers import Placement, train
+from mmdd_ray.storage.store import Store
+from mmdd_ray.engine.ray_train import Placement, train
 
 def work(worker, job):
     state = worker.restored("state.pt") or {"step": 0}
@@ -263,7 +263,7 @@ def work(worker, job):
         for state["step"] in range(state["step"] + 1, 13):
             time.sleep(0.1)
             yield {"step": state["step"], "total": 0.0}
-    worker.follow(steps(), lambda: {"state.pt": dict(state)})
+    worker.run_steps(steps(), lambda: {"state.pt": dict(state)})
     return {"step": state["step"]}
 
 def job():

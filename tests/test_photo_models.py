@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdd_ray.models.captioner import Captioner
+from mmdd_ray.models.captioners.captioner import load_captioner
 from mmdd_ray.models.clip import load_clip
-from mmdd_ray.models.generator import draw_images, load_pipeline
+from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import photo_models  # benchmarks are scripts, which lie beside each other
@@ -50,7 +50,7 @@ def test_a_few_steps_of_each_leave_loadable_models(real_data: Path, tmp_path: Pa
         load_pipeline(str(asked.out / "sd")), ["a dog"], [1], image_px=64, inference_steps=2, guidance=2.0
     )
     assert drawn.shape == (64, 64, 3)
-    captioner = Captioner(str(asked.out / "captioner"), torch.device("cpu"))
+    captioner = load_captioner(str(asked.out / "captioner"), torch.device("cpu"))
     ((text,),) = captioner.write([Image.fromarray(image)], 1, instructions=(), max_new_tokens=4, seed=0)
     assert isinstance(text, str)
 

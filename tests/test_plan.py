@@ -1,6 +1,5 @@
 """Plans: the work of each stage, and times scaled from an earlier run."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,32 +10,44 @@ from typing import Any
 import psutil
 import pytest
 
-from mmdd_ray.cluster import Devices
 from mmdd_ray.config import Data, Plan
-from mmdd_ray.data.inventory import HEAD_ROWS, look_at
+from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.engine.cluster import Devices
+from mmdd_ray.engine.memory import peak_bytes
+from mmdd_ray.engine.run_dir import resolved
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.memory import peak_bytes
-from mmdd_ray.plan import _check_fit, figures, plan_run, planned_seconds, render
-from mmdd_ray.presets import (
-    covmatch_local,
-    edge_cc3m,
-    edge_local,
-    precompute_local,
-    vlcp_imagenet1k,
-    vlcp_local,
-)
-from mmdd_ray.run import resolved
-from mmdd_ray.store import Store
-from mmdd_ray.work import planned_as, works
+from mmdd_ray.methods import METHODS
+from mmdd_ray.methods.covmatch.presets import local as covmatch_local
+from mmdd_ray.methods.edge.presets import cc3m as edge_cc3m
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.execute import method_of
+from mmdd_ray.methods.precompute.presets import local as precompute_local
+from mmdd_ray.methods.vlcp.presets import imagenet1k as vlcp_imagenet1k
+from mmdd_ray.methods.vlcp.presets import local as vlcp_local
+from mmdd_ray.planning.costs import StageCost, planned_as
+from mmdd_ray.planning.fit import check_fit
+from mmdd_ray.planning.plan import plan_run, planned_seconds
+from mmdd_ray.planning.reference import reference_run
+from mmdd_ray.planning.run_plan import RunPlan
+from mmdd_ray.planning.show import render
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())
 CLUSTER = Devices(cpus=512.0, gpus=64.0, gpu_types=("H100",))
 
 
+def costs(settings: Any) -> list[StageCost]:
+    return list(method_of(settings).costs(settings, look_at(settings.data)))
+
+
+def planned(settings: Any, devices: Devices) -> RunPlan:
+    return plan_run(settings, method_of(settings), devices, METHODS)
+
+
 def units(settings: Any) -> dict[str, float]:
-    return {work.stage: work.units for work in works(settings, look_at(settings.data))}
+    return {cost.stage: cost.units for cost in costs(settings)}
 
 
 def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[float, float | None]]) -> str:
@@ -106,18 +117,17 @@ def test_the_coresets_are_planned_by_runs_that_had_no_clip_score() -> None:
         assert units(asked).get("coresets") == expected
     before = replace(settings.evaluation, baselines=("random", "herding", "k-center", "full"))
     uses = [
-        [work.uses for work in works(one, look_at(one.data)) if work.stage == "coresets"]
+        [cost.uses for cost in costs(one) if cost.stage == "coresets"]
         for one in (settings, replace(settings, evaluation=before))
     ]
     assert uses[0] == uses[1]
 
 
 @pytest.mark.parametrize(
-    ("preset", "job"),
-    [(edge_local, "edge_cc3m"), (covmatch_local, "covmatch_flickr30k"), (vlcp_local, "vlcp_imagenette")],
+    "job", ["edge_cc3m", "covmatch_flickr30k", "vlcp_imagenette"]
 )
-def test_times_that_come_with_the_package_tell_of_every_stage(preset: Any, job: str) -> None:
-    assert plan_run(preset(), job, LAPTOP).seconds is not None
+def test_times_that_come_with_the_package_tell_of_every_stage(job: str) -> None:
+    assert planned(METHODS[job].presets["local"](), LAPTOP).seconds is not None
 
 
 def drawn(settings: Any, draws: int) -> Any:
@@ -131,7 +141,7 @@ def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
     }  # k-center and clip-score
     evaluated = (6 + 2 * 4) * (3 + 2) * 80 * 64  # further draws of EDGE and of three baselines
     assert units(edge) == once | again | {"evaluate": evaluated}
-    assert {work.times for work in works(edge, look_at(edge.data)) if work.stage in again} == {2}
+    assert {cost.times for cost in costs(edge) if cost.stage in again} == {2}
     covmatch = covmatch_local()
     assert set(units(drawn(covmatch, 2))) - set(units(covmatch)) == {"draws/*/match", "draws/*/coresets"}
     repeated = set(units(drawn(vlcp_local(), 2))) - set(units(vlcp_local()))
@@ -140,8 +150,8 @@ def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
     done = write_run(
         tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, 20.0)}
     )
-    plan = plan_run(replace(edge, plan=Plan(like=done)), "edge_cc3m", LAPTOP)
-    seconds = {one.work.stage: one.seconds for one in plan.stages}
+    plan = planned(replace(edge, plan=Plan(like=done)), LAPTOP)
+    seconds = {one.cost.stage: one.seconds for one in plan.stages}
     assert seconds["draws/*/finetune"] == pytest.approx(2 * 50)
     assert "2 × 1,920 pairs" in render(plan)
     assert plan.driver_bytes["synthesis.pairs"] == (5 + 2 * 4) * 100 * 3 * 32**2
@@ -154,8 +164,7 @@ def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
         tmp_path / "like", edge, "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, 20.0)}
     )
     assert (
-        plan_run(replace(edge, plan=Plan(like=like)), "edge_cc3m", LAPTOP).as_json()["stages"]
-        == (plan.as_json()["stages"])
+        planned(replace(edge, plan=Plan(like=like)), LAPTOP).as_json()["stages"] == (plan.as_json()["stages"])
     )
 
 
@@ -167,8 +176,8 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     larger = replace(
         edge_local(), data=Data(uri="shapes:10000?seed=1"), plan=replace(like, gpu_hour_price=2.5)
     )
-    plan = plan_run(larger, "edge_cc3m", LAPTOP)
-    seconds = {one.work.stage: one.seconds for one in plan.stages}
+    plan = planned(larger, LAPTOP)
+    seconds = {one.cost.stage: one.seconds for one in plan.stages}
     assert seconds["features"] == pytest.approx(10 + 5 * 20)  # five times the pairs, one start
     assert seconds["finetune"] == pytest.approx(50)
     assert seconds["synthesize"] is None
@@ -185,38 +194,54 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     for done, rows, expected in ((short, 6000, 24 + 3 * 6), (short, 10_000, None), (burst, 6000, 3 * 30)):
         data = Data(uri=f"shapes:{rows}?seed=1")
         asked = replace(precompute_local(), data=data, plan=Plan(like=done))
-        assert plan_run(asked, "precompute", LAPTOP).seconds == (expected and pytest.approx(expected))
+        assert planned(asked, LAPTOP).seconds == (expected and pytest.approx(expected))
 
     # the features of another job are the same work
     precompute = replace(precompute_local(), data=larger.data, plan=larger.plan)
     wide = replace(precompute, features=replace(precompute.features, max_actors=4))
-    (line,) = (plan := plan_run(wide, "precompute", CLUSTER)).stages
+    (line,) = (plan := planned(wide, CLUSTER)).stages
     assert (line.parallel, line.seconds) == (4, pytest.approx(10 + 25))
     assert line.gpu_hours == pytest.approx(35 * 4 / 3600)
     assert "0.0 GPU-hours, 0.10 at 2.5 an hour" in render(plan)
-    assert plan_run(wide, "precompute", LAPTOP).stages[0].gpu_hours == 0
+    assert planned(wide, LAPTOP).stages[0].gpu_hours == 0
     # where a start could not be told from the work, nothing is said of much more work
     longer = write_run(tmp_path / "longer", edge_local(), "edge_cc3m", {"features": (90.0, None)})
-    assert plan_run(replace(precompute, plan=Plan(like=longer)), "precompute", LAPTOP).seconds is None
+    assert planned(replace(precompute, plan=Plan(like=longer)), LAPTOP).seconds is None
     other = replace(precompute, features=replace(precompute.features, image_px=64))
-    assert plan_run(other, "precompute", LAPTOP).seconds is None
+    assert planned(other, LAPTOP).seconds is None
+
+
+def test_the_run_to_plan_by_may_be_of_another_job(tmp_path: Path) -> None:
+    features = {"features": (30.0, 10.0)}
+    precompute = write_run(tmp_path / "precompute", precompute_local(), "precompute", features)
+    plan = planned(replace(edge_local(), plan=Plan(like=precompute)), LAPTOP)
+    assert {one.cost.stage: one.seconds for one in plan.stages}["features"] == pytest.approx(30)
+
+    # its fine-tuning has losses of its own, which tell nothing of one that has none
+    edge = write_run(tmp_path / "edge", edge_local(), "edge_cc3m", {**features, "finetune": (50.0, None)})
+    plan = planned(replace(vlcp_local(), plan=Plan(like=edge)), LAPTOP)
+    assert {one.cost.stage: one.seconds for one in plan.stages}["finetune"] is None
+
+    unknown = write_run(tmp_path / "unknown", precompute_local(), "distil_all", features)
+    with pytest.raises(UserError, match="is of the job 'distil_all', which is not known here"):
+        planned(replace(edge_local(), plan=Plan(like=unknown)), LAPTOP)
 
 
 def test_memory_is_that_of_an_earlier_run_with_the_same_batches(tmp_path: Path) -> None:
     done = Store(write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}))
     asked = replace(precompute_local(), plan=Plan(like=done.uri))
-    (line,) = (plan := plan_run(asked, "precompute", LAPTOP)).stages
+    (line,) = (plan := planned(asked, LAPTOP)).stages
     assert line.peak_bytes == 900_000_000
     assert "900.0 MB" in render(plan)
     larger = replace(asked, features=replace(asked.features, chunk_pairs=512))
     for settings, devices in ((larger, LAPTOP), (asked, CLUSTER)):  # a process tells nothing of a GPU
-        (line,) = (plan := plan_run(settings, "precompute", devices)).stages
+        (line,) = (plan := planned(settings, devices)).stages
         assert line.peak_bytes is None
         assert " ? " in render(plan)
     manifest = done.read_json("features/manifest.json")
     del manifest["peak_bytes"]  # as older versions wrote it
     done.write_json("features/manifest.json", manifest)
-    assert plan_run(asked, "precompute", LAPTOP).stages[0].peak_bytes is None
+    assert planned(asked, LAPTOP).stages[0].peak_bytes is None
 
 
 def test_batches_of_the_pairs_that_agree_read_the_source_more_often() -> None:
@@ -233,7 +258,7 @@ def test_batches_of_the_pairs_that_agree_read_the_source_more_often() -> None:
             match=replace(covmatch.match, cache_mib=cache_mib),
             features=replace(covmatch.features, clip_score_fraction=fraction),
         )
-        return next(work.passes for work in works(asked, source) if work.stage == "match")
+        return next(cost.passes for cost in method_of(asked).costs(asked, source) if cost.stage == "match")
 
     assert passes(0, 0.25) == pytest.approx(4 * passes(0, source.captions_per_row))
     assert passes(tight, source.captions_per_row) > 1
@@ -252,93 +277,50 @@ def test_a_process_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_says_nothing_of_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plan\.like=.*nothing is no run that has finished its first stage"):
-        figures(Store(str(tmp_path / "nothing")))
+        reference_run(Store(str(tmp_path / "nothing")))
     done = Store(write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}))
     manifest = done.read_json("features/manifest.json")
     done.write_json("features/manifest.json", manifest | {"resumed": True})
     with pytest.raises(UserError, match="was interrupted in the stage features, so its time is not known"):
-        figures(done)
+        reference_run(done)
     done.write_json("features/manifest.json", manifest)
     held = done.read_json("settings.json")
     done.write_json("settings.json", held | {"settings": {"data": {}}})
     settings = replace(edge_local(), plan=Plan(like=done.uri))
     with pytest.raises(UserError, match="was made by another version of mmdd-ray"):
-        plan_run(settings, "edge_cc3m", LAPTOP)
+        planned(settings, LAPTOP)
 
 
-def test_a_source_is_known_from_its_head(tmp_path: Path) -> None:
-    write_shards(Store(str(tmp_path / "tars")), 1700, seed=1, layout="webdataset", rows_per_shard=850)
-    write_shards(Store(str(tmp_path / "parquet")), 300, seed=1, layout="parquet", rows_per_shard=100)
-    tars = look_at(Data(uri=str(tmp_path / "tars")))
-    assert not tars.exact
-    assert abs(tars.rows - 1700) < 0.05 * 1700
-    assert (tars.shards, tars.captions_per_row) == (2, 5)
-    assert tars.bytes == sum(file.stat().st_size for file in (tmp_path / "tars").glob("*.tar"))
-    assert tars.holds.startswith(".json, .")
-    assert "; JSON keys " in tars.holds
-    assert "about 1," in render(
-        plan_run(replace(precompute_local(), data=Data(uri=str(tmp_path / "tars"))), "x", LAPTOP)
-    )
-    parquet = look_at(Data(uri=str(tmp_path / "parquet")))
-    assert abs(parquet.rows - 300) < 0.05 * 300
-    assert "columns " in parquet.holds
-
-    # img2dataset counted them, or they are few
-    for shard in ("00000", "00001"):
-        stats = {"count": 1000, "successes": 850}
-        (tmp_path / "tars" / f"{shard}_stats.json").write_text(json.dumps(stats))
-    counted = look_at(Data(uri=str(tmp_path / "tars")))
-    assert (counted.rows, counted.exact) == (1700, True)
-    write_shards(Store(str(tmp_path / "few")), 40, seed=1, layout="webdataset", rows_per_shard=HEAD_ROWS)
-    few = look_at(Data(uri=str(tmp_path / "few")))
-    assert (few.rows, few.exact) == (40, True)
+def test_rows_that_were_not_counted_are_called_about(tmp_path: Path) -> None:
+    write_shards(Store(str(tmp_path)), 1700, seed=1, layout="webdataset", rows_per_shard=850)
+    assert "about 1," in render(planned(replace(precompute_local(), data=Data(uri=str(tmp_path))), LAPTOP))
 
 
-def test_an_empty_shard_and_a_limit_leave_a_source_known(tmp_path: Path) -> None:
-    write_shards(Store(str(tmp_path)), 40, seed=1, layout="webdataset", rows_per_shard=20)
-    (tmp_path / "000.tar").write_bytes(b"\0" * 10240)  # sorted first
-    whole = look_at(Data(uri=str(tmp_path)))
-    assert abs(whole.rows - 40) <= 6
-    limited = look_at(Data(uri=str(tmp_path), limit=25))
-    assert limited.rows == 25
-    assert limited.bytes is not None
-    assert whole.bytes is not None
-    assert limited.bytes < whole.bytes
-
-
-def test_folders_tell_all_their_classes(tmp_path: Path) -> None:
-    for number in range(HEAD_ROWS + 20):
-        image = tmp_path / f"class{number:04d}" / "0.png"
-        image.parent.mkdir()
-        image.write_bytes(b"x")
-    assert look_at(Data(uri=str(tmp_path))).classes == HEAD_ROWS + 20
-
-
-def check_fit(settings: Any, devices: Devices) -> None:
-    _check_fit(settings, plan_run(settings, "any", devices))
+def fits(settings: Any, devices: Devices) -> None:
+    check_fit(settings, planned(settings, devices))
 
 
 def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = replace(edge_cc3m(), data=edge_local().data)
-    check_fit(settings, CLUSTER)
+    fits(settings, CLUSTER)
     with pytest.raises(UserError, match=r"finetune\.workers=8, but the cluster has room for 4"):
-        check_fit(settings, replace(CLUSTER, gpus=4.0))
+        fits(settings, replace(CLUSTER, gpus=4.0))
     many = replace(settings, captions=replace(settings.captions, min_actors=65))
     refined = replace(
         edge_local(), refine=replace(edge_local().refine, iterations=1, workers=8, gpus_per_worker=1.0)
     )
     with pytest.raises(UserError, match=r"refine\.workers=8, but the cluster has room for 1; lower it"):
-        check_fit(refined, LAPTOP)
+        fits(refined, LAPTOP)
     with pytest.raises(UserError, match=r"the stage recaption needs 65 GPUs, but the cluster has at most 64"):
-        check_fit(many, CLUSTER)
+        fits(many, CLUSTER)
     with monkeypatch.context() as full:
         full.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match=r"take 0\.0 GiB in .*; set TMPDIR to another folder"):
-            check_fit(edge_local(), LAPTOP)
+            fits(edge_local(), LAPTOP)
     memory = SimpleNamespace(available=2**20, total=3 * 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
-        check_fit(edge_local(), LAPTOP)
+        fits(edge_local(), LAPTOP)
     done = write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
     four = replace(precompute_local(), plan=Plan(like=done))
     four = replace(four, features=replace(four.features, max_actors=4))
@@ -346,35 +328,35 @@ def test_what_cannot_fit_is_refused_with_the_setting(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         UserError, match=r"features would hold 0\.8 GiB in each of 4 .* has 3\.0 GiB; lower run\.num"
     ):
-        _check_fit(four, plan_run(four, "precompute", machine))
+        check_fit(four, planned(four, machine))
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # then actors are on other machines, the driver is still here
-    _check_fit(four, plan_run(four, "precompute", machine))
+    check_fit(four, planned(four, machine))
     with pytest.raises(UserError, match=r"holds 0\.0 GiB in memory, most of it for evaluation\.max_pairs"):
-        check_fit(edge_local(), LAPTOP)
+        fits(edge_local(), LAPTOP)
     memory.available, memory.total = 2**30, 4 * 2**30
-    check_fit(edge_local(), LAPTOP)
+    fits(edge_local(), LAPTOP)
     monkeypatch.delenv("RAY_ADDRESS")
-    _check_fit(four, plan_run(four, "precompute", machine))
+    check_fit(four, planned(four, machine))
 
 
 def test_plans_of_cluster_presets_need_no_model() -> None:
     labelled = Data(uri="shapes:2000?seed=1&labelled=1")
     vlcp = vlcp_imagenet1k()
     vlcp = replace(vlcp, data=labelled, describe=replace(vlcp.describe, class_names=None))
-    stages = {one.work.stage: one for one in plan_run(vlcp, "vlcp_imagenette", CLUSTER).stages}
+    stages = {one.cost.stage: one for one in planned(vlcp, CLUSTER).stages}
     assert stages["describe"].parallel == 64
     assert stages["prototypes"].parallel == 511  # a CPU for the readers
-    assert stages["latents"].work.writes_bytes == 2000 * 4 * 64 * 64 * 2
-    assert stages["finetune"].work.writes_bytes is None  # of a generator on a hub
-    plan = plan_run(vlcp, "vlcp_imagenette", CLUSTER)
+    assert stages["latents"].cost.writes_bytes == 2000 * 4 * 64 * 64 * 2
+    assert stages["finetune"].cost.writes_bytes is None  # of a generator on a hub
+    plan = planned(vlcp, CLUSTER)
     assert "in the run directory, beside the fine-tuned generator" in render(plan)
 
 
 def test_fine_tuning_leaves_its_generator_in_float32(tmp_path: Path) -> None:
-    from mmdd_ray.models.generator import load_pipeline, save_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import load_pipeline, save_pipeline
 
     save_pipeline(load_pipeline("tiny-sd"), tmp_path)
-    stages = {one.work.stage: one.work for one in plan_run(edge_local(), "edge_cc3m", LAPTOP).stages}
+    stages = {one.cost.stage: one.cost for one in planned(edge_local(), LAPTOP).stages}
     saved = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
     assert stages["finetune"].writes_bytes == pytest.approx(saved, rel=0.01)
 
@@ -383,7 +365,7 @@ def test_planned_seconds_are_kept_where_there_are_any(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert planned_seconds(store) == {}
     done = write_run(tmp_path / "like", edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
-    plan = plan_run(replace(edge_local(), plan=Plan(like=done)), "edge_cc3m", LAPTOP)
+    plan = planned(replace(edge_local(), plan=Plan(like=done)), LAPTOP)
     store.write_json("plan.json", plan.as_json())
     assert planned_seconds(store) == {"features": pytest.approx(30.0)}
 

@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from mmdd_ray import presets
-from mmdd_ray.check import check
-from mmdd_ray.config import Covmatch, Edge, Precompute
+from mmdd_ray.methods import METHODS
+from mmdd_ray.methods.covmatch.settings import Covmatch
+from mmdd_ray.methods.edge.settings import Edge
+from mmdd_ray.methods.execute import check
+from mmdd_ray.methods.precompute.settings import Precompute
 
 ROOT = Path(__file__).parents[1]
-ALL = [
-    value
-    for name, value in vars(presets).items()
-    if not name.startswith("_") and getattr(value, "__module__", "") == presets.__name__
-]
+ALL = [preset for method in METHODS.values() for preset in method.presets.values()]
 JOBS = {
     "edge_cc3m": "cc3m",
     "covmatch_flickr30k": "cc3m",
@@ -27,7 +25,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("preset", ALL, ids=lambda preset: preset.__name__)
+@pytest.mark.parametrize("preset", ALL, ids=lambda preset: f"{preset.__module__}.{preset.__name__}")
 def test_every_preset_says_what_it_is_and_builds(preset: Callable[[], Any]) -> None:
     assert preset.__doc__
     settings = preset()
@@ -48,9 +46,7 @@ def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]
     assert len(sources) == 3 or len(settings.classifiers.learning_rates) == 1
 
 
-@pytest.mark.parametrize(
-    "preset", [presets.edge_local, presets.covmatch_local, presets.vlcp_local, presets.precompute_local]
-)
+@pytest.mark.parametrize("preset", [METHODS[job].presets["local"] for job in JOBS if job != "evaluate"])
 def test_a_local_preset_needs_no_network(preset: Callable[[], Any]) -> None:
     check(preset())
 

@@ -94,7 +94,7 @@ def test_half_of_the_broad_corpus_shows_one_labelled_object() -> None:
 @pytest.mark.timeout(600)
 def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdd_ray.models.clip import load_clip
-    from mmdd_ray.models.generator import draw_images, load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
 
     monkeypatch.setattr(clip, "HELD_OUT", 60)
     monkeypatch.setattr(naming, "HELD_OUT", 100)
@@ -120,11 +120,11 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pyte
 def test_captioner_and_students(tmp_path: Path) -> None:
     from PIL import Image
 
-    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.captioners.captioner import load_captioner
     from mmdd_ray.models.students import load_student
 
     captioner.train(tmp_path / "captioner", scenes=192, naming_steps=1, steps=3, seed=0, device=CPU)
-    written = Captioner(str(tmp_path / "captioner"), CPU).write(
+    written = load_captioner(str(tmp_path / "captioner"), CPU).write(
         [Image.new("RGB", (32, 32))], 1, instructions=(), max_new_tokens=4, seed=0
     )
     assert isinstance(written[0][0], str)

@@ -1,4 +1,5 @@
 """The report: its schema, what it says about known figures, and that captions stay text."""
+# over 400 lines: nearly all of its tests read the report of one run
 
 import json
 import re
@@ -12,24 +13,22 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from mmdd_ray.config import Data, Edge, Evaluation
+from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data import shapes
-from mmdd_ray.data.distilled import Sample, write_distilled
-from mmdd_ray.evaluate import charts
-from mmdd_ray.evaluate.beside import Beside
-from mmdd_ray.evaluate.metrics import METRICS as METRICS_OF
-from mmdd_ray.evaluate.report import (
-    build_report,
-    headline,
-    report_html,
-    summary_table,
-    verdict,
-    write_report,
-)
-from mmdd_ray.evaluate.spread import spread
-from mmdd_ray.evaluate.verdict import sentence, standing
-from mmdd_ray.run import RunDir, StageResult
-from mmdd_ray.store import Store
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.engine.run_dir import RunDir, StageResult
+from mmdd_ray.evaluation.metrics import METRICS as METRICS_OF
+from mmdd_ray.evaluation.report import charts
+from mmdd_ray.evaluation.report.beside import Beside
+from mmdd_ray.evaluation.report.build import build_report
+from mmdd_ray.evaluation.report.page import report_html, write_report
+from mmdd_ray.evaluation.report.standing import sentence, standing
+from mmdd_ray.evaluation.report.table import summary_table
+from mmdd_ray.evaluation.report.text import headline, verdict
+from mmdd_ray.evaluation.spread import spread
+from mmdd_ray.methods.edge.settings import Edge
+from mmdd_ray.storage.store import Store
 
 METRICS = METRICS_OF["retrieval"]
 HOSTILE = "</figcaption><script>alert('1')</script><img src=x onerror=alert(2)> & {{ 7 * 7 }}"
@@ -94,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             "synthesis", lambda _: StageResult(rows_in=9, rows_out=3, rejects={"blank caption": 1, "late": 9})
         )
         write_distilled(
-            samples, open_run.store.child("distilled"), method="edge", settings={}, seed=0, inputs={}
+            samples, open_run.store.child("distilled"), method="EDGE", settings={}, seed=0, inputs={}
         )
         yield open_run.store
 
@@ -130,7 +129,7 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
     assert read["rejects"] == {"late": 9, "blank caption": 4}
     assert (read["distilled"]["images"], read["distilled"]["pairs"]) == (3, 7)
     assert read["distilled"]["checksum"] == run.read_json("distilled/manifest.json")["checksum"]
-    assert (read["method"], read["preset"], read["devices"]) == ("edge", "local", {"cpus": 2.0, "gpus": 0.0})
+    assert (read["method"], read["preset"], read["devices"]) == ("EDGE", "local", {"cpus": 2.0, "gpus": 0.0})
     assert read["sets"]["full"]["learning_rate"] == 0.03
     assert read["losses"] == {"step": [0.0, 1.0], "contrastive": [3.0, None]}
     assert "secret" not in text
@@ -258,22 +257,18 @@ def test_several_draws_are_told_apart_from_students(tmp_path: Path) -> None:
     edge, random = _set(100), _set(100, 9.0, 11.0)
     edge["metrics"] = dict.fromkeys(METRICS, spread([[12.0, 14.0], [17.0, 19.0]]))
     with RunDir.open(str(tmp_path / "run"), "edge", "local", settings) as open_run:
-        for part in (
-            open_run,
-            open_run.draw(1),
-            open_run.draw(2),
-        ):  # the last is of an earlier, larger number
-            part.stage("finetune", lambda _: StageResult(rows_in=1, rows_out=1))
+        for within in ("", "draws/1/", "draws/2/"):  # the last is of an earlier, larger number
+            open_run.stage("finetune", lambda _: StageResult(rows_in=1, rows_out=1), within=within)
             drawn = next(shapes.pairs(0, 1, seed=1))
             sample = Sample(key="0", image=drawn["image"], captions=("a",), seed=0, source_key="")
-            folder = part.store.child("distilled")
-            write_distilled([sample], folder, method="edge", settings={}, seed=len(part.store.uri), inputs={})
+            folder = open_run.store.child(f"{within}distilled")
+            write_distilled([sample], folder, method="EDGE", settings={}, seed=len(within), inputs={})
         store = open_run.store
         evaluation = EVALUATION | {"sets": {"edge": edge, "random": random}}
         report = build_report(store, evaluation)
     assert list(report["stages"]) == ["finetune", "draws/1/finetune"]
     assert [one["set"] for one in report["draws"]] == ["distilled", "draws/1/distilled"]
-    assert report["draws"][1]["seed"] == report["draws"][0]["seed"] + len("/draws/1")
+    assert report["draws"][1]["seed"] == report["draws"][0]["seed"] + len("draws/1/")
     score = report["scores"]["edge"]["ir@1"]
     assert (score["std"], score["std_between_draws"]) == (pytest.approx(2**0.5), pytest.approx(12.5**0.5))
     assert headline(report).replace("\u00a0", " ") == (
@@ -386,7 +381,7 @@ def test_classifiers_are_reported_by_their_accuracy(run: Store) -> None:
         "sets": {"vlcp": one(100, 40.0, 42.0), "random": one(100, 30.0, 32.0), "full": one(5000, 70.0, 72.0)},
         "chance": {"top-1": 10.0, "top-5": 50.0},
     }
-    report = build_report(run, evaluation)
+    report = build_report(run, evaluation, labels={"vlcp": "VLCP"})
     assert report["scores"]["chance"]["top-5"]["mean"] == 50.0
     told = headline(report).replace("\u00a0", " ")
     assert told == (

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mmdd_ray.evaluate.metrics import chance
-from mmdd_ray.evaluate.retrieval import retrieval_metrics
+from mmdd_ray.evaluation.metrics import chance
+from mmdd_ray.evaluation.retrieval import retrieval_metrics
 
 
 def hit_ranks(score: np.ndarray, is_match: np.ndarray) -> np.ndarray:

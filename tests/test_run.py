@@ -13,11 +13,11 @@ import fsspec
 import pytest
 
 from mmdd_ray.config import Run
+from mmdd_ray.engine.progress import progress
+from mmdd_ray.engine.run_dir import MANIFEST, RunDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.progress import progress
-from mmdd_ray.redact import redact
-from mmdd_ray.run import MANIFEST, RunDir, StageResult
-from mmdd_ray.store import TEMPORARY
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import TEMPORARY
 
 HERE = str(Path(__file__).parent)
 
@@ -254,17 +254,21 @@ def test_damaged_outputs_are_noticed(tmp_path, content, says):
 
 
 @pytest.mark.parametrize(("content", "recomputed"), [(b"features", False), (b"other", True)])
-def test_a_stage_follows_the_outputs_of_earlier_stages(tmp_path, content, recomputed):
+def test_a_stage_follows_the_outputs_of_those_that_it_needs_and_no_others(tmp_path, content, recomputed):
+    beside = Body(b"prompts")
     with reopen(tmp_path / "run") as run:
-        run.stage("features", Body())
-        run.stage("finetune", Body(b"weights"))
+        features = run.stage("features", Body())
+        run.stage("finetune", Body(b"weights"), [features])
+        run.stage("prompts", beside)
     (tmp_path / "run" / "finetune" / "leftover").touch()
     (tmp_path / "run" / "features" / MANIFEST).unlink()
     later = Body(b"weights")
     with reopen(tmp_path / "run") as run:
-        run.stage("features", Body(content))
-        run.stage("finetune", later)
+        features = run.stage("features", Body(content))
+        run.stage("finetune", later, [features])
+        run.stage("prompts", beside)
     assert later.calls == recomputed
+    assert beside.calls == 1
     assert (tmp_path / "run" / "finetune" / "leftover").exists() != recomputed
 
 
@@ -274,17 +278,29 @@ def test_an_unfinished_stage_follows_them_too(tmp_path):
         raise KeyboardInterrupt
 
     with reopen(tmp_path / "run") as run:
-        run.stage("features", Body(b"old"))
+        features = run.stage("features", Body(b"old"))
         with pytest.raises(KeyboardInterrupt):
-            run.stage("synthesis", killed)
+            run.stage("synthesis", killed, [features])
     (tmp_path / "run" / "features" / MANIFEST).unlink()
     with reopen(tmp_path / "run") as run:
-        run.stage("features", Body(b"new"))
+        features = run.stage("features", Body(b"new"))
         stage = run.stage(
-            "synthesis", lambda stage: StageResult(rows_in=0, rows_out=len(stage.store.files()))
+            "synthesis", lambda stage: StageResult(rows_in=0, rows_out=len(stage.store.files())), [features]
         )
     assert stage.manifest["rows_out"] == 1  # the record of its start only
     assert not stage.manifest["resumed"]
+
+
+def test_a_run_of_an_older_layout_is_refused(tmp_path):
+    reopen(tmp_path / "run").close()
+    settings = tmp_path / "run" / "settings.json"
+    saved = json.loads(settings.read_text())
+    del saved["layout"]
+    settings.write_text(json.dumps(saved))
+    with pytest.raises(
+        UserError, match=r"holds a run of another version of mmdd-ray.* set run\.dir to another"
+    ):
+        reopen(tmp_path / "run")
 
 
 def test_a_run_on_s3_is_resumed(s3_server, monkeypatch):

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
-from mmdd_ray.config import Edge
-from mmdd_ray.edge.choose import choose_drawn, pair_quality
-from mmdd_ray.edge.prompts import check_prompts
-from mmdd_ray.edge.selection import moment_distance, select
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.presets import edge_local
+from mmdd_ray.methods.edge.choose import choose_drawn, pair_quality
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.edge.prompts import check_prompts
+from mmdd_ray.methods.edge.selection import moment_distance, select
+from mmdd_ray.methods.edge.settings import Edge
 
 
 def real_and_candidates(
@@ -53,11 +53,11 @@ def test_the_trajectory_is_the_exact_objective_of_every_subset(mean_weight):
         moment_distance(target, image[greedy.indices[:n]], text[greedy.indices[:n]], mean_weight)
         for n in range(1, 13)
     ]
-    assert_allclose(greedy.trajectory, by_hand, rtol=1e-9)
+    assert_allclose(greedy.history, by_hand, rtol=1e-9)
 
     swapped = select(target, image, text, 12, mean_weight=mean_weight)
     final = moment_distance(target, image[swapped.indices], text[swapped.indices], mean_weight)
-    assert swapped.trajectory[-1] == pytest.approx(final, rel=1e-9)
+    assert swapped.history[-1] == pytest.approx(final, rel=1e-9)
 
 
 def test_each_greedy_pick_is_the_best_one():
@@ -77,7 +77,7 @@ def test_each_greedy_pick_is_the_best_one():
 def test_swaps_only_improve_until_no_single_swap_can(seed):
     target, image, text = real_and_candidates(40, seed=seed)
     selection = select(target, image, text, 8, mean_weight=1.0)
-    after_greedy = selection.trajectory[7:]
+    after_greedy = selection.history[7:]
     assert len(after_greedy) > 1
     assert (np.diff(after_greedy) < 0).all()
 
@@ -96,7 +96,7 @@ def test_small_problems_are_solved_nearly_always():
             moment_distance(target, image[list(subset)], text[list(subset)], 1.0)
             for subset in itertools.combinations(range(9), 3)
         )
-        optimal += select(target, image, text, 3, mean_weight=1.0).trajectory[-1] <= best * (1 + 1e-9)
+        optimal += select(target, image, text, 3, mean_weight=1.0).history[-1] <= best * (1 + 1e-9)
     assert optimal >= 14
 
 
@@ -105,7 +105,7 @@ def test_selected_pairs_match_far_better_than_random_ones():
     rng = np.random.default_rng(0)
     subsets = [rng.choice(200, 20, replace=False) for _ in range(50)]
     random_best = min(moment_distance(target, image[s], text[s], 1.0) for s in subsets)
-    assert select(target, image, text, 20, mean_weight=1.0).trajectory[-1] < 0.1 * random_best
+    assert select(target, image, text, 20, mean_weight=1.0).history[-1] < 0.1 * random_best
 
 
 def test_a_subset_with_the_right_moments_is_found_among_decoys():
@@ -116,7 +116,7 @@ def test_a_subset_with_the_right_moments_is_found_among_decoys():
     target = Moments.of(image, text)
     selection = select(target, far_image, far_text, 10, mean_weight=1.0)
     assert sorted(selection.indices.tolist()) == list(range(10))
-    assert selection.trajectory[-1] < 1e-9
+    assert selection.history[-1] < 1e-9
 
 
 def test_where_the_features_lie_does_not_matter():
@@ -136,7 +136,7 @@ def test_copies_tie_and_the_lowest_index_wins():
 def test_all_candidates_and_a_swap_limit():
     target, image, text = real_and_candidates(12, seed=8)
     assert sorted(select(target, image, text, 12, mean_weight=1.0).indices.tolist()) == list(range(12))
-    assert len(select(target, image, text, 5, mean_weight=1.0, max_swaps=1).trajectory) == 5 + 1
+    assert len(select(target, image, text, 5, mean_weight=1.0, max_swaps=1).history) == 5 + 1
 
 
 def test_impossible_requests_are_errors():

@@ -9,20 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.config import Data, Evaluate, Evaluation, Match, Run, Students
-from mmdd_ray.coresets import clip_score, herding, pair_scores, random_subset
+from mmdd_ray.config import Data, Evaluation, Run, Students
 from mmdd_ray.data import shapes
+from mmdd_ray.data.pair import Row
 from mmdd_ray.data.readers import iter_shard
-from mmdd_ray.data.schema import Row
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.engine.draws import Draw
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate import sets
-from mmdd_ray.evaluate.distilled_set import set_name, set_stage
+from mmdd_ray.evaluation import sets
+from mmdd_ray.evaluation.report.words import set_name
+from mmdd_ray.features.coresets import clip_score, herding, pair_scores, random_subset
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table, image_features, text_features
-from mmdd_ray.presets import covmatch_local, edge_local, evaluate_local
-from mmdd_ray.run import RunDir, Stage, StageResult
-from mmdd_ray.store import Store
+from mmdd_ray.methods.covmatch.presets import local as covmatch_local
+from mmdd_ray.methods.covmatch.settings import Match
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.evaluate import stages as evaluate_stages
+from mmdd_ray.methods.evaluate.presets import local as evaluate_local
+from mmdd_ray.methods.evaluate.settings import Evaluate
+from mmdd_ray.methods.execute import run_stage
+from mmdd_ray.methods.method import Context
+from mmdd_ray.storage.store import Store
 
 DATA = Data(uri="shapes:40?seed=3", rows_per_shard=20)
 EVALUATION = Evaluation(val="shapes:6?seed=4", test="shapes:6?seed=5", full_pairs=30)
@@ -83,10 +93,15 @@ def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
     assert found["k-center"].n_pairs == 5
 
 
+def chosen(run: RunDir, features: FeatureStore, asked: Evaluate, pairs: int) -> dict[str, np.ndarray]:
+    stage = run.stage("coresets", lambda stage: sets.save_coresets(stage, features, asked, pairs))
+    return sets.read_coresets(stage.store, asked.evaluation)
+
+
 def test_coresets_are_chosen_once_and_each_is_kept(features: FeatureStore, tmp_path: Path) -> None:
     asked = replace(evaluate_local(), data=DATA, evaluation=EVALUATION, run=Run(seed=1))
     with RunDir.open(str(tmp_path / "run"), "evaluate", "local", asked) as run:
-        first = sets.chosen_coresets(run, features, asked, 5)
+        first = chosen(run, features, asked, 5)
         assert {name: rows.tolist() for name, rows in first.items()} == {
             name: rows.tolist()
             for name, rows in sets.choose_coresets(features, sets.COMPARED, 5, 1, EVALUATION)
@@ -98,14 +113,14 @@ def test_coresets_are_chosen_once_and_each_is_kept(features: FeatureStore, tmp_p
         (folder / "k-center.json").unlink()
         (folder / "clip-score.json").unlink()
         written_at = (folder / "herding.json").stat().st_mtime_ns
-        again = sets.chosen_coresets(run, features, asked, 5)
+        again = chosen(run, features, asked, 5)
         assert (folder / "herding.json").stat().st_mtime_ns == written_at
         assert again["k-center"].tolist() == first["k-center"].tolist()
         assert again["clip-score"].tolist() == first["clip-score"].tolist()
-        only_random = replace(asked, evaluation=replace(EVALUATION, baselines=("random",)))
-        assert sets.chosen_coresets(run, features, only_random, 5) == {}
+        assert sets.read_coresets(None, replace(EVALUATION, baselines=("random",))) == {}
+        (folder / "manifest.json").unlink()
         with pytest.raises(ValueError, match=r"the distilled set has 41 pairs"):
-            sets.chosen_coresets(run, features, asked, 41)
+            chosen(run, features, asked, 41)
 
 
 def test_clip_score_looks_at_first_captions_and_is_a_start_for_covmatch(
@@ -141,9 +156,9 @@ def test_too_few_kept_pairs_are_one_sentence_where_clip_score_is_wanted(features
     sets.check_kept(features, replace(edge, evaluation=others), 21)
     start = replace(covmatch_local(), data=DATA, evaluation=others, match=Match(init="clip-score"))
     with pytest.raises(UserError, match=message + r"match\.init$"):
-        sets.check_kept(features, start, 21)
+        sets.check_kept(features, start, 21, start.match.init)
     all_kept = replace(EVALUATION, clip_score_fraction=1.0)
-    sets.check_kept(features, replace(start, evaluation=all_kept), 21)
+    sets.check_kept(features, replace(start, evaluation=all_kept), 21, start.match.init)
 
 
 def test_a_baseline_that_lost_rows_is_no_baseline(
@@ -254,17 +269,21 @@ def test_a_method_that_is_no_file_name_becomes_one() -> None:
 
 
 def test_another_set_in_the_same_place_is_evaluated_again_and_its_features_are_not(tmp_path: Path) -> None:
-    settings = Evaluate(set="x", data=DATA, students=Students(), evaluation=EVALUATION)
+    settings = Evaluate(set=str(tmp_path / "set"), data=DATA, students=Students(), evaluation=EVALUATION)
     done: list[str] = []
 
-    def stage_body(stage: Stage) -> StageResult:
+    def stage_body(stage: StageDir) -> StageResult:
         done.append(stage.name)
         stage.store.write_json("out.json", {})
         return StageResult(rows_in=1, rows_out=1)
 
-    for checksum in ("one", "one", "two", "two"):
+    (noting,) = (stage for stage in evaluate_stages.STEPS.stages if stage.name == "set")
+    for caption in ("one", "one", "two", "two"):
+        image = next(shapes.pairs(0, 1, seed=1))["image"]
+        sample = Sample(key="0", image=image, captions=(caption,), seed=0, source_key="")
+        write_distilled([sample], Store(settings.set), method="EDGE", settings={}, seed=0, inputs={})
         with RunDir.open(str(tmp_path / "run"), "evaluate", "local", settings) as run:
-            run.stage("features", stage_body)
-            set_stage(run, {"method": "EDGE", "pairs": 4, "checksum": checksum})
-            run.stage("evaluate", stage_body)
+            features = run.stage("features", stage_body)
+            noted = run_stage(run, noting, Context(run, Draw(0, settings), {}))
+            run.stage("evaluate", stage_body, [features, noted])
     assert done == ["features", "evaluate", "evaluate"]

@@ -15,7 +15,7 @@ from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes_shards import Layout, write_shards
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 
 def test_a_slice_is_the_same_wherever_it_is_drawn() -> None:

@@ -1,23 +1,28 @@
 """What pairs begin as: a distilled set that is named, learnt pairs or images and captions, and what is refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmdd_ray.config import Match, Refine
 from mmdd_ray.data import shapes
-from mmdd_ray.data.distilled import Sample, single_captions, write_distilled
 from mmdd_ray.data.images import encode_png
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.data.start_set import StartSet, check_start_set, read_start_set
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.sample import Sample, single_captions
+from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.matching.start import start_of_samples, start_of_set
-from mmdd_ray.matching.training import Distillation, start_from, start_from_learnt
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.matching.initial_pairs import start_from, start_from_learnt
+from mmdd_ray.matching.start import start_of_samples
+from mmdd_ray.matching.training import PairOptimizer
+from mmdd_ray.methods.covmatch.settings import Match
+from mmdd_ray.methods.covmatch.start import start_of_set
+from mmdd_ray.methods.covmatch.start_set import StartSet, read_start_set
+from mmdd_ray.methods.edge.settings import Refine
 from mmdd_ray.models.students import DualEncoder, load_student
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 MATCH = Match(pairs=6, iterations=0, real_batch=8, embed_dim=16)
 REFINE = Refine(iterations=1, real_batch=8, embed_dim=16)
@@ -73,7 +78,6 @@ def learnt_set(folder: Path, learnt: LearntPairs) -> str:
 def test_an_image_with_several_captions_is_several_pairs(tmp_path: Path) -> None:
     uri = written(tmp_path / "set", drawn(3, 2))
     match = replace(MATCH, init=f"file://{uri}")
-    check_start_set(match)
     given = read_start_set(match)
     manifest = Store(uri).read_json("manifest.json")
     assert given.about == {"uri": uri, "checksum": manifest["checksum"], "method": "EDGE", "pairs": 6}
@@ -110,19 +114,17 @@ def test_what_is_no_set_is_one_sentence(tmp_path: Path) -> None:
         ({"init": uri, "pairs": 100}, r"set match\.pairs to 6$"),
     ):
         match = replace(MATCH, **changed)
-        for look in (check_start_set, read_start_set):
-            with pytest.raises(UserError, match=message):
-                look(match)
+        with pytest.raises(UserError, match=message):
+            read_start_set(match)
     shard = tmp_path / "set" / "00000.tar"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    check_start_set(replace(MATCH, init=uri))  # which looks at the manifest alone
     with pytest.raises(UserError, match=r"00000\.tar is damaged"):
         read_start_set(replace(MATCH, init=uri))
 
 
 def test_credentials_of_a_set_are_not_told(tmp_path: Path) -> None:
     with pytest.raises(UserError) as told:
-        check_start_set(replace(MATCH, init=f"file://{tmp_path}/set?token=abc123"))
+        read_start_set(replace(MATCH, init=f"file://{tmp_path}/set?token=abc123"))
     assert "abc123" not in str(told.value)
 
 
@@ -146,17 +148,32 @@ def test_learnt_pairs_are_taken_up_where_their_words_are_the_same(
     assert (start.pairs.images == learnt.images()).all()
     assert start.pairs.captions == learnt.captions
     assert start.about["set"]["as"] == "images and captions"
+    vectors = StartSet(given.about, given.samples, replace(learnt, vectors=np.zeros((6, 4), np.float32)))
+    assert isinstance(start_of_set(vectors, match).pairs, PairSet)
     assert capsys.readouterr().out.splitlines() == [
         f"match        starts from the learnt pairs of {match.init}",
         f"match        starts from the images and captions of {match.init}, as its learnt texts are not of the "
         "words of match.text_model",
+        f"match        starts from the images and captions of {match.init}, as its learnt texts are vectors, and no "
+        "words",
     ]
+
+
+def test_the_card_of_learnt_pairs_reads_them(
+    tmp_path: Path, learnt: LearntPairs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(learnt_set(tmp_path / "set", learnt))
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    (snippet,) = (block for block in blocks if "read_learnt" in block)
+    monkeypatch.chdir(folder)
+    exec(snippet, {})
+    assert str(learnt.pixels.shape) in capsys.readouterr().out
 
 
 def test_learnt_pairs_begin_as_they_are(encoders: DualEncoder, learnt: LearntPairs) -> None:
     begun = start_from_learnt(encoders, learnt, MATCH)
     assert begun is learnt
-    still = Distillation(encoders, begun, MATCH, seed=3)
+    still = PairOptimizer(encoders, begun, MATCH, seed=3)
     assert list(still.run(lambda epoch: iter(()))) == []
     share = still.share()
     for name in ("ids", "mask", "offsets"):
@@ -204,12 +221,12 @@ def test_drawn_pairs_have_their_captions_cut_and_kept() -> None:
 def test_messages_name_the_section_of_the_settings(encoders: DualEncoder, tmp_path: Path) -> None:
     pairs = start_of_samples(drawn(6, 1), 32)
     begun = start_from(encoders, pairs.images, pairs.flat_captions, REFINE)
-    refined = Distillation(encoders, begun, REFINE, seed=0)
+    refined = PairOptimizer(encoders, begun, REFINE, seed=0)
     with pytest.raises(
         UserError, match=r"fewer usable pairs than refine\.real_batch=8; lower refine\.real_batch"
     ):
         next(refined.run(lambda epoch: iter(())))
-    other = Distillation(encoders, begun, replace(REFINE, rho=2.0), seed=0).state()
+    other = PairOptimizer(encoders, begun, replace(REFINE, rho=2.0), seed=0).state()
     with pytest.raises(UserError, match=r"refine\.rho: 2\.0 -> 1\.0"):
         refined.restore(other)
     with pytest.raises(UserError, match=r"refine\.real_batch=7 cannot be shared by refine\.workers=2"):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.store import TEMPORARY, Store
+from mmdd_ray.storage.store import TEMPORARY, Store
 
 
 @pytest.fixture(params=["disk", "s3"])

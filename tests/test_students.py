@@ -10,18 +10,12 @@ from safetensors.torch import save_file
 
 from mmdd_ray.config import Students
 from mmdd_ray.data import shapes
-from mmdd_ray.data.schema import Row
+from mmdd_ray.data.pair import Row
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.train import (
-    batches,
-    draw_shifts,
-    evaluate_student,
-    frozen_text_features,
-    shifted,
-    train_student,
-)
-from mmdd_ray.models.students import ImageEncoder, info_nce, load_student, load_text_encoder
+from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
+from mmdd_ray.models.students import ImageEncoder, info_nce, load_student, load_text_encoder, pair_loss
 
 PX = 32
 SETTINGS = Students(image_px=PX, embed_dim=32, steps=3, batch_pairs=8)
@@ -269,9 +263,9 @@ def test_training_keeps_cudnn_on_and_deterministic(monkeypatch):
 
     def watched(*arguments):
         seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic))
-        return info_nce(*arguments)
+        return pair_loss(*arguments)
 
-    monkeypatch.setattr("mmdd_ray.evaluate.train.info_nce", watched)
+    monkeypatch.setattr("mmdd_ray.evaluation.tasks.students.pair_loss", watched)
     trained(pair_set(4))
     assert seen == [(True, True)] * SETTINGS.steps
 

@@ -7,14 +7,15 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
-from mmdd_ray.config import Captions, Synthesis
+from mmdd_ray.config import Synthesis
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.diffusion.synthesize import Drawing, Painter, draw, read_drawn, sample_seeds
-from mmdd_ray.edge.recaption import Recaptioner, read_captions, recaption
+from mmdd_ray.diffusion.synthesize import ImageSampler, SampleRequest, draw, read_drawn, sample_seeds
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.methods.edge.recaption import Recaptioner, read_captions, recaption
+from mmdd_ray.methods.edge.settings import Captions
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import load_clip
-from mmdd_ray.run import Stage
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 PROMPTS = (
     "a large red circle in the centre on a white background",
@@ -26,10 +27,10 @@ PROMPTS = (
 SYNTHESIS = Synthesis(batch_images=2, inference_steps=3)
 
 
-def drawings() -> list[Drawing]:
+def drawings() -> list[SampleRequest]:
     seeds = sample_seeds(0, len(PROMPTS))
     return [
-        Drawing(i, prompt, seed, f"key-{i}")
+        SampleRequest(i, prompt, seed, f"key-{i}")
         for i, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True))
     ]
 
@@ -38,18 +39,18 @@ def generator() -> Store:
     return Store(str(zoo.FOLDER / "tiny-sd"))
 
 
-def files(stage: Stage) -> dict[str, bytes]:
+def files(stage: StageDir) -> dict[str, bytes]:
     return {name: stage.store.read_bytes(name) for name in stage.store.files("batches")}
 
 
-def in_this_process(stage: Stage, synthesis: Synthesis) -> None:
+def in_this_process(stage: StageDir, synthesis: Synthesis) -> None:
     """What the pool does, one batch after the other, the last one first."""
     todo = drawings()
     size = synthesis.batch_images
     batches = [todo[i : i + size] for i in range(0, len(todo), size)]
-    painter = Painter(stage.store, generator(), synthesis, image_px=32, clip="tiny-clip")
+    sampler = ImageSampler(stage.store, generator(), synthesis, image_px=32, clip="tiny-clip")
     for number, batch in reversed(list(enumerate(batches))):
-        painter(pa.table({"number": [number], "rows": [[vars(drawing) for drawing in batch]]}))
+        sampler(pa.table({"number": [number], "rows": [[vars(drawing) for drawing in batch]]}))
 
 
 def test_seeds_depend_on_run_and_index_only() -> None:
@@ -59,9 +60,9 @@ def test_seeds_depend_on_run_and_index_only() -> None:
 
 @pytest.mark.ray
 def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path) -> None:
-    alone = Stage("synthesize", Store(str(tmp_path / "alone")))
+    alone = StageDir("synthesize", Store(str(tmp_path / "alone")), "synthesize")
     in_this_process(alone, SYNTHESIS)
-    pool = Stage("synthesize", Store(str(tmp_path / "pool")))
+    pool = StageDir("synthesize", Store(str(tmp_path / "pool")), "synthesize")
     first = sorted(files(alone))[0]
     pool.store.write_bytes(first, files(alone)[first])  # by an earlier run, which was killed
     kept = Path(pool.store.path(first))
@@ -85,12 +86,12 @@ def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path
     # Captions, from the images just drawn.
     images = {row["index"]: row["image"] for row in rows}
     settings = Captions(batch_images=2, per_image=3)
-    captioned = Stage("recaption", Store(str(tmp_path / "captions")))
+    captioned = StageDir("recaption", Store(str(tmp_path / "captions")), "recaption")
     recaption(captioned, images, settings, seed=5)
     written = read_captions(captioned.store)
     assert sorted(written) == sorted(images)
     assert all(len(own) == 2 for own in written.values())
-    again = Stage("recaption", Store(str(tmp_path / "again")))
+    again = StageDir("recaption", Store(str(tmp_path / "again")), "recaption")
     captioner = Recaptioner(again.store, settings, 5)
     captioner(pa.table({"number": [2], "rows": [[{"index": 4, "image": images[4]}]]}))
     assert read_captions(again.store) == {4: written[4]}
@@ -102,7 +103,7 @@ def test_guidance_and_seed_change_the_image(tmp_path: Path) -> None:
         ("a", SYNTHESIS),
         ("b", Synthesis(batch_images=2, inference_steps=3, guidance=1.0)),
     ):
-        stage = Stage("synthesize", Store(str(tmp_path / name)))
+        stage = StageDir("synthesize", Store(str(tmp_path / name)), "synthesize")
         in_this_process(stage, synthesis)
         stages.append(read_drawn(stage.store).column("image").to_pylist())
     assert all(one != other for one, other in zip(*stages, strict=True))

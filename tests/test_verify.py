@@ -8,22 +8,24 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mmdd_ray.batches import BatchActor
-from mmdd_ray.data.distilled import Sample, write_distilled
 from mmdd_ray.diffusion import synthesize as diffusion
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.engine.actor_pool import BatchActor
+from mmdd_ray.engine.run_dir import resolved, versions
 from mmdd_ray.errors import UserError
+from mmdd_ray.methods.edge.presets import local as edge_local
+from mmdd_ray.methods.verify import verify
+from mmdd_ray.methods.vlcp.presets import local as vlcp_local
+from mmdd_ray.methods.vlcp.synthesize import guided
 from mmdd_ray.models import zoo
-from mmdd_ray.presets import edge_local, vlcp_local
-from mmdd_ray.run import resolved, versions
-from mmdd_ray.store import Store
-from mmdd_ray.verify import verify
-from mmdd_ray.vlcp import synthesize as vlcp
+from mmdd_ray.storage.store import Store
 
 PROMPTS = ("a red circle", "a blue square", "a green star", "a black ring", "a white cross")
 DRAWN_TOGETHER = 2
 
 
-def draw_run(folder: Path, job: str, settings: object, painter: BatchActor) -> Store:
+def draw_run(folder: Path, job: str, settings: object, sampler: BatchActor) -> Store:
     """What a run of `job` leaves, as far as it drew: a generator, batches of drawings, and the set."""
     shutil.copytree(zoo.FOLDER / "tiny-sd", folder / "finetune" / "generator")
     (folder / "settings.json").write_text(json.dumps({"job": job, "settings": resolved(settings)}))
@@ -35,7 +37,7 @@ def draw_run(folder: Path, job: str, settings: object, painter: BatchActor) -> S
     drawn = []
     for number, start in enumerate(range(0, len(rows), DRAWN_TOGETHER)):
         batch = rows[start : start + DRAWN_TOGETHER]
-        painter(pa.table({"number": [number], "rows": [batch]}))
+        sampler(pa.table({"number": [number], "rows": [batch]}))
         drawn += store.read_parquet(f"synthesize/batches/{number:06d}.parquet").to_pylist()
     samples = [
         Sample(key=f"{i:06d}", image=row["image"], captions=(row["prompt"],), seed=row["seed"], source_key="")
@@ -58,14 +60,14 @@ def edge_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("edge")
     preset = edge_local()
     settings = replace(preset, synthesis=replace(preset.synthesis, inference_steps=2))
-    painter = diffusion.Painter(
+    sampler = diffusion.ImageSampler(
         Store(str(folder / "synthesize")),
         Store(str(zoo.FOLDER / "tiny-sd")),
         settings.synthesis,
         32,
         "tiny-clip",
     )
-    return draw_run(folder, "edge_cc3m", settings, painter)
+    return draw_run(folder, "edge_cc3m", settings, sampler)
 
 
 def test_images_are_drawn_again_alike(edge_set: Store) -> None:
@@ -99,14 +101,14 @@ def test_images_of_prototypes_are_drawn_again_alike(tmp_path: Path) -> None:
     for label in (0, 1):
         centre_KD = pa.FixedSizeListArray.from_arrays(pa.array([float(label)] * 3 * 256, pa.float32()), 256)
         store.write_parquet(f"prototypes/centres/{label}.parquet", pa.table({"latent": centre_KD}))
-    painter = vlcp.Painter(
+    sampler = diffusion.ImageSampler(
         store.child("synthesize"),
-        store.child("prototypes"),
         str(zoo.FOLDER / "tiny-sd"),
         settings.synthesis,
         32,
+        guided=guided(settings.synthesis, store.child("prototypes")),
     )
-    made = draw_run(tmp_path, "vlcp_imagenette", settings, painter)
+    made = draw_run(tmp_path, "vlcp_imagenette", settings, sampler)
     assert list(verify(made.uri, regenerate=2).differences.values()) == [0, 0]
 
 

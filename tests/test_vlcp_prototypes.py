@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mmdd_ray.vlcp.prototypes import class_prototypes, clusters, inliers, rank_descriptions, word_counts
+from mmdd_ray.methods.vlcp.prototypes import (
+    class_prototypes,
+    clusters,
+    inliers,
+    rank_descriptions,
+    word_counts,
+)
 
 STOP = {
     "a",

@@ -10,7 +10,7 @@ import pytest
 
 from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
-from mmdd_ray.data.readers import shapes_spec
+from mmdd_ray.data.formats.scenes import shapes_spec
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.web_scenes import NAME_TEMPLATES, STYLES, WebScene, World, pairs, scene
 

@@ -14,7 +14,7 @@ import torch
 from mmdd_ray.data import shapes
 from mmdd_ray.data.web_scenes import WebScene, scene
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.retrieval import retrieval_metrics
+from mmdd_ray.evaluation.retrieval import retrieval_metrics
 from mmdd_ray.models import zoo
 from mmdd_ray.pretrain import QUALITY
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB
@@ -65,7 +65,7 @@ def test_tiny_clip_knows_shapes_as_well_as_colours() -> None:
 
 def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
     from mmdd_ray.models.clip import load_clip
-    from mmdd_ray.models.generator import draw_images, load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
 
     pipeline, clip = load_pipeline("tiny-sd"), load_clip("tiny-clip")
     drawn = [  # 100 of the 500; the whole measurement stands in the zoo's card
@@ -86,7 +86,7 @@ def test_tiny_sd_is_good_and_not_at_its_ceiling() -> None:
 
 
 def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
-    from mmdd_ray.models.generator import draw_images, load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
     from mmdd_ray.models.zoo import resolve
     from mmdd_ray.pretrain.naming import normalise
 
@@ -103,9 +103,9 @@ def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
 def test_tiny_captioner_sees_the_colour_of_the_main_object_and_often_its_shape(
     scenes: list[WebScene],
 ) -> None:
-    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.captioners.captioner import load_captioner
 
-    captioner = Captioner("tiny-captioner", torch.device("cpu"))
+    captioner = load_captioner("tiny-captioner", torch.device("cpu"))
     colours, named = 0, 0
     for start in (0, 50):
         images = [drawn.render(IMAGE_PX) for drawn in scenes[start : start + 50]]
@@ -120,9 +120,9 @@ def test_tiny_captioner_sees_the_colour_of_the_main_object_and_often_its_shape(
 
 
 def test_captions_after_the_first_are_drawn_by_seed(scenes: list[WebScene]) -> None:
-    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.captioners.captioner import load_captioner
 
-    captioner = Captioner("tiny-captioner", torch.device("cpu"))
+    captioner = load_captioner("tiny-captioner", torch.device("cpu"))
     images = [scene.render(IMAGE_PX) for scene in scenes[:8]]
 
     def write(seed: int) -> list[list[str]]:
@@ -142,11 +142,11 @@ def test_a_name_that_is_neither_model_nor_folder_is_one_sentence(name: str) -> N
 
 
 def test_an_unreachable_model_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.captioners.captioner import load_captioner
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fail at once
     with pytest.raises(ValueError, match=r"'nobody/nothing'.*--captions\.model to its local folder"):
-        Captioner("nobody/nothing", torch.device("cpu"))
+        load_captioner("nobody/nothing", torch.device("cpu"))
 
 
 def hub_that(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], object]) -> None:
@@ -201,9 +201,9 @@ def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
     from safetensors.torch import load_file
 
     from mmdd_ray.config import Students
-    from mmdd_ray.models.captioner import Captioner
+    from mmdd_ray.models.captioners.captioner import load_captioner
     from mmdd_ray.models.clip import load_clip
-    from mmdd_ray.models.generator import load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import load_pipeline
     from mmdd_ray.models.students import load_student
 
     folder = str(tmp_path / name)
@@ -217,7 +217,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
     load: dict[str, Callable[[], object]] = {
         "tiny-clip": lambda: load_clip(folder),
         "tiny-sd": lambda: load_pipeline(folder),
-        "tiny-captioner": lambda: Captioner(folder, torch.device("cpu")),
+        "tiny-captioner": lambda: load_captioner(folder, torch.device("cpu")),
         "tiny-nf": lambda: load_student(Students(image_model=folder), seed=0, device="cpu"),
         "tiny-bert": lambda: load_student(Students(text_model=folder), seed=0, device="cpu"),
     }

@@ -1,4 +1,4 @@
-"""What of a source is there, of all that it was to hold. No Ray.
+"""How much of a source is there, of all that it was to hold. No Ray.
 
 img2dataset leaves a record of each shard beside it, ``00000_stats.json`` beside ``00000.tar``: how many URLs it was
 given, and how many images it got.
@@ -9,24 +9,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.readers import Shard, iter_shard
-from mmdd_ray.data.schema import open_parquet, tar_samples
+from mmdd_ray.data.formats import FORMATS
+from mmdd_ray.data.formats.format import HEAD_ROWS, Head
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import list_shards
-from mmdd_ray.errors import TransportError
-from mmdd_ray.transport import open_stored, transporting
+from mmdd_ray.errors import StorageError
+from mmdd_ray.storage.remote import transporting
 
 THREADS = 16
 MISSING_SHOWN = 10
-HEAD_ROWS = 500  # that are looked at to tell what all of them are like
 
 
 class Download(NamedTuple):
-    """Of one shard."""
+    """Pairs of one shard that were listed and downloaded."""
 
     listed: int
     """Pairs whose URLs it was given."""
@@ -51,7 +52,7 @@ def _read(shard: Shard) -> Download | None:
         listed, written = document["count"], document["successes"]
     except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    except TransportError as error:
+    except StorageError as error:
         # what S3 says of a missing object to who may not list
         if isinstance(error.__cause__, PermissionError):
             return None
@@ -81,21 +82,21 @@ def about_source(source: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is known of a source before it is read whole."""
+    """Facts about a source before it is read whole."""
 
     rows: int
     exact: bool = True
-    """Otherwise `rows` is estimated from the head of the first shard."""
+    """False where `rows` is estimated from the head of the first shard."""
     shards: int = 1
     bytes: int | None = None
-    """In storage, where files say so."""
+    """Size in storage, where files say so."""
     captions_per_row: float = 1.0
     text_bytes_per_row: float = 0.0
-    """Keys and captions."""
+    """Bytes of keys and captions."""
     classes: int = 0
     """Labels of all images of a folder, otherwise those seen in the head."""
     holds: str = ""
-    """What its first shard is made of, for people."""
+    """Description of its first shard, for people."""
 
 
 def look_at(data: Data) -> Source:
@@ -103,14 +104,14 @@ def look_at(data: Data) -> Source:
 
     Raises:
         UserError: as ``list_shards``.
-        TransportError: The storage failed.
+        StorageError: The storage failed.
     """
     shards = list_shards(data)
     rows_seen = islice(iter_shard(shards[0], data), HEAD_ROWS)
     head = [replace(row, image=None) for row in rows_seen if row.reject is None]  # images may be large
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
-    inside = _look_inside(shards[0], data)
+    inside = FORMATS[shards[0].kind].head(shards[0], data)
     rows, exact = _count_rows(shards, inside, data)
     if data.limit is not None and rows > data.limit:
         known = [size * data.limit // rows for size in known]
@@ -129,7 +130,7 @@ def look_at(data: Data) -> Source:
     )
 
 
-def _count_rows(shards: Sequence[Shard], head: "_Head", data: Data) -> tuple[int, bool]:
+def _count_rows(shards: Sequence[Shard], head: Head, data: Data) -> tuple[int, bool]:
     """Rows of all shards, the first of which has this head, and whether that is exact."""
     counts = [shard.rows for shard in shards]
     if None not in counts:
@@ -137,7 +138,7 @@ def _count_rows(shards: Sequence[Shard], head: "_Head", data: Data) -> tuple[int
     records = read_downloads(shards)
     if len(records) == len(shards):
         return sum(record.written for record in records.values()), True
-    heads = ((shard, _look_inside(shard, data)) for shard in shards[1:])
+    heads = ((shard, FORMATS[shard.kind].head(shard, data)) for shard in shards[1:])
     first = shards[0]
     while not head.rows and (following := next(heads, None)):  # an empty shard says nothing of the others
         first, head = following
@@ -145,45 +146,3 @@ def _count_rows(shards: Sequence[Shard], head: "_Head", data: Data) -> tuple[int
     if len(shards) == 1 and (first.kind == "parquet" or head.rows < HEAD_ROWS):
         return head.rows, True
     return max(round(head.rows * all_bytes / max(head.bytes, 1)), 1), False
-
-
-class _Head(NamedTuple):
-    """Of a tar, its first rows; of a Parquet file, all."""
-
-    rows: int
-    bytes: int
-    """That these rows take."""
-    holds: str
-
-
-def _look_inside(shard: Shard, data: Data) -> _Head:
-    if shard.kind in ("files", "shapes"):
-        return _Head(shard.rows or 0, 0, "image files" if shard.kind == "files" else "procedural scenes")
-    with open_stored(shard.uri) as file:
-        if shard.kind == "parquet":
-            size, parquet = shard.size_bytes or 1, open_parquet(file)
-            if parquet is None:
-                return _Head(1, size, "a damaged file")
-            return _Head(parquet.metadata.num_rows, size, f"columns {', '.join(parquet.schema_arrow.names)}")
-        counted, rows = _Counted(file), 0
-        members: set[str] = set()
-        keys: set[str] = set()
-        for sample in islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS):  # type: ignore[arg-type]
-            rows += 1
-            members |= sample.parts.keys()
-            keys |= sample.record().keys()
-    found = ", ".join(f".{suffix}" for suffix in sorted(members))
-    return _Head(rows, counted.bytes, f"{found}; JSON keys {', '.join(sorted(keys))}" if keys else found)
-
-
-class _Counted:
-    """Counts what is read through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.bytes = 0
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        found = self._file.read(size)
-        self.bytes += len(found)
-        return found

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from mmdd_ray.data.schema import write_tar_samples
+from mmdd_ray.data.formats.tar import write_tar_samples
 from mmdd_ray.data.shapes import pairs
 from mmdd_ray.data.web_scenes import World
 from mmdd_ray.data.web_scenes import pairs as web_pairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.redact import redact
-from mmdd_ray.store import Store
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
 
 Layout = Literal["webdataset", "parquet"]
 

@@ -4,11 +4,11 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,20 +16,16 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data, Evaluation
-from mmdd_ray.data.images import Entry, folder_entries, json_entries
-from mmdd_ray.data.readers import Shard, iter_shard, shapes_spec
-from mmdd_ray.data.schema import (
-    IMAGE_SUFFIXES,
-    is_label,
-    open_parquet,
-    parquet_layout,
-    safe_name,
-    tar_samples,
-)
+from mmdd_ray.data.formats import FORMATS
+from mmdd_ray.data.formats.files import folder_entries, json_entries
+from mmdd_ray.data.formats.format import PROBE_ROWS
+from mmdd_ray.data.formats.scenes import shapes_spec
+from mmdd_ray.data.pair import IMAGE_SUFFIXES, safe_name
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shard import Entry, Shard
 from mmdd_ray.errors import UserError
-from mmdd_ray.transport import open_stored
 
-PROBE_SHARDS, PROBE_ROWS = 4, 32
+PROBE_SHARDS = 4
 PROBE_AT_MOST = 64  # shards that are opened to find PROBE_SHARDS with a say: some seconds on object storage
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
 
@@ -269,7 +265,7 @@ def _shapes_shards(data: Data) -> list[Shard]:
     return [
         Shard(
             f"shapes-{number:05d}",
-            "shapes",
+            "scenes",
             data.uri,
             rows=min(data.rows_per_shard, rows - start),
             start=start,
@@ -292,24 +288,11 @@ def _first_rows(shards: list[Shard], data: Data, limit: int) -> list[Shard]:
 
 def _count(shard: Shard, data: Data, at_most: int) -> int:
     """How many rows ``shard`` has; counting may stop at ``at_most``."""
-    if shard.rows is not None:
-        return shard.rows
-    if shard.kind == "parquet":
-        with open_stored(shard.uri) as file:
-            parquet = open_parquet(file)
-            return 1 if parquet is None else parquet.metadata.num_rows  # 1: its one refused row
-    return sum(1 for _ in islice(iter_shard(shard, data), at_most))
+    rows = shard.rows if shard.rows is not None else FORMATS[shard.kind].count(shard)
+    return sum(1 for _ in islice(iter_shard(shard, data), at_most)) if rows is None else rows
 
 
 # ---- looking before the run
-
-
-class _Seen(NamedTuple):
-    """The head of a shard. Without ``fits`` and ``complaint`` it proves nothing: empty or damaged."""
-
-    rows: int
-    fits: bool = False
-    complaint: str | None = None
 
 
 def _probe(shards: list[Shard], data: Data) -> None:
@@ -322,7 +305,7 @@ def _probe(shards: list[Shard], data: Data) -> None:
     rows = 0
     for shard in shards[:PROBE_AT_MOST]:
         with _reachable("data.uri", shard.uri):
-            seen = _PROBES[shard.kind](shard, data)
+            seen = FORMATS[shard.kind].probe(shard, data)
         if seen.fits:
             return
         if seen.complaint is not None:
@@ -334,85 +317,3 @@ def _probe(shards: list[Shard], data: Data) -> None:
         raise UserError(complaints[0])
     if not rows and len(shards) <= PROBE_AT_MOST:
         raise UserError(f"data.uri={data.uri} holds no rows")
-
-
-def _probe_tar(shard: Shard, data: Data) -> _Seen:
-    suffixes: set[str] = set()
-    json_keys: set[str] = set()
-    labels: list[object] = []  # that are none, of samples that are pairs otherwise
-    rows = judged = 0
-    with open_stored(shard.uri) as file:
-        head = islice(tar_samples(file, data.max_member_mib * 2**20), PROBE_ROWS)
-        for sample, following in pairwise(chain(head, [None])):
-            assert sample is not None
-            rows += 1
-            record = sample.record()
-            cut_off = following is not None and not following.key  # where the tar breaks, members may lack
-            if cut_off or sample.reject is not None:
-                continue
-            judged += 1
-            suffixes |= sample.parts.keys()
-            json_keys |= record.keys()
-            label = sample.label(record, data)
-            told = sample.captions(record, data) is not None or not (label is None or data.needs_captions)
-            if sample.image is not None and told:
-                if is_label(label):
-                    return _Seen(rows, fits=True)
-                labels.append(label)
-    if not judged:
-        return _Seen(rows)
-    if labels:
-        return _Seen(
-            rows,
-            complaint=f"data.label_column={data.label_column!r} holds {labels[0]!r:.50} in {shard.uri}, "
-            f"not integers; name another key, or '' for none: found JSON keys {sorted(json_keys)}",
-        )
-    return _Seen(
-        rows,
-        complaint=f"none of the first {judged} samples of {shard.uri} has both an image "
-        f"({', '.join(IMAGE_SUFFIXES)}) and captions (txt, or json with {', '.join(data.caption_columns)}); "
-        f"found members {', '.join('.' + suffix for suffix in sorted(suffixes))} "
-        f"and JSON keys {sorted(json_keys)}",
-    )
-
-
-def _probe_parquet(shard: Shard, data: Data) -> _Seen:
-    with open_stored(shard.uri) as file:
-        parquet = open_parquet(file)
-        if parquet is None:
-            return _Seen(1)  # its one refused row
-        rows = parquet.metadata.num_rows
-        try:
-            parquet_layout(parquet.schema_arrow, data)
-        except UserError as error:
-            return _Seen(rows, complaint=str(error) if rows else None)
-        return _Seen(rows, fits=rows > 0)
-
-
-def _probe_files(shard: Shard, data: Data) -> _Seen:
-    rows = len(shard.entries)
-    judged = [entry for entry in shard.entries if entry.reject is None]
-    if not judged:
-        return _Seen(rows)
-    if not any(entry.captions for entry in judged):
-        return _Seen(
-            rows,
-            complaint=f"none of the first {len(judged)} images of {data.uri} has a caption; "
-            "in an image folder every image must lie in the sub-folder of its class",
-        )
-    fs, root = url_to_fs(shard.uri)
-    paths = [f"{root}/{entry.path}" for entry in judged[:PROBE_ROWS] if entry.path is not None]
-    if paths and not any(map(fs.exists, paths)):
-        return _Seen(
-            rows,
-            complaint=f"none of the first {len(paths)} images exists, e.g. {paths[0]}; set data.image_root",
-        )
-    return _Seen(rows, fits=True)
-
-
-_PROBES: dict[str, Callable[[Shard, Data], _Seen]] = {
-    "tar": _probe_tar,
-    "parquet": _probe_parquet,
-    "files": _probe_files,
-    "shapes": lambda shard, data: _Seen(1, fits=True),
-}

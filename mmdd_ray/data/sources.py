@@ -12,12 +12,13 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from mmdd_ray.cluster import retry_faults
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
-from mmdd_ray.data.readers import Shard, iter_shard
-from mmdd_ray.data.schema import PAIR_SCHEMA, Row, pairs_table
+from mmdd_ray.data.pair import PAIR_SCHEMA, Row, pairs_table
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.engine.cluster import retry_faults
 from mmdd_ray.errors import UserError
 
 BLOCK_BYTES = 16 * 2**20  # 300 images of 50 kB; Ray's own 128 MiB would keep consumers waiting

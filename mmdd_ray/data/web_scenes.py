@@ -64,7 +64,7 @@ NAME_TEMPLATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a world has of the web's flaws. Each default was chosen from the figure beside it, before any method ran.
+    """The web's flaws that a world has. Each default was chosen from the figure beside it, before any method ran.
 
     Raises:
         UserError: A value is out of its range.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -19,13 +19,11 @@ from torch import nn
 from mmdd_ray.config import Finetune
 from mmdd_ray.data.sources import READ_CPUS
 from mmdd_ray.diffusion.training import Objective, Training
-from mmdd_ray.epochs import Batch
-from mmdd_ray.run import Stage, StageResult
-from mmdd_ray.store import Store
-from mmdd_ray.workers import CHECKPOINTS, Placement, Worker, pair_batches, train
-
-if TYPE_CHECKING:  # imports diffusers: 8 s that the driver need not pay
-    from mmdd_ray.models.generator import Pipeline
+from mmdd_ray.engine.data_position import Batch
+from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
+from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.models.generators.generator import Generator
+from mmdd_ray.storage.store import Store
 
 GENERATOR = "generator"
 LOSSES = "losses.parquet"
@@ -34,7 +32,7 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class _Job:
-    """What each worker is told."""
+    """Everything that a worker of the training gets."""
 
     settings: Finetune
     objective: Objective
@@ -43,7 +41,7 @@ class _Job:
 
 
 def finetune(
-    pairs: ray.data.Dataset, settings: Finetune, objective: Objective, *, seed: int, stage: Stage
+    pairs: ray.data.Dataset, settings: Finetune, objective: Objective, *, seed: int, stage: StageDir
 ) -> StageResult:
     """Trains ``settings.generator`` and writes two outputs into the stage's folder.
 
@@ -92,20 +90,20 @@ def _fit(
 def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     """Trains; rank 0 writes the generator and returns the records of all steps."""
     torch.manual_seed(job.seed)  # new adapters and projections
-    with worker.agree():
-        loss, pipeline = _build(job)
+    with worker.raise_on_all():
+        loss, generator = _build(job)
     from ray.train.torch import prepare_model
 
     training = Training(prepare_model(loss), job.settings, seed=job.seed, rank=worker.rank)
     if state := worker.restored(STATE):
         training.restore(state)
     # the state of rank 0 serves all, as it holds nothing of its rank
-    worker.follow(
+    worker.run_steps(
         training.run(partial(_batches, job)), lambda: {STATE: training.state()} if worker.rank == 0 else {}
     )
     if worker.rank == 0:
         training.finish()
-        _save(pipeline, job.store)
+        _save(generator, job.store)
     return {"losses": training.losses}
 
 
@@ -113,35 +111,29 @@ def _batches(job: _Job, epoch: int) -> Iterator[Batch]:
     return pair_batches(job.settings.pairs_per_worker, seed=job.seed, epoch=epoch)
 
 
-def _build(job: _Job) -> tuple[nn.Module, "Pipeline"]:
-    """The loss on this worker's device, and the pipeline whose U-Net it trains.
+def _build(job: _Job) -> tuple[nn.Module, Generator]:
+    """The loss on this worker's device, and the generator that it trains.
 
     Raises:
         UserError: a model cannot be loaded.
     """
     from ray.train.torch import get_device
 
-    from mmdd_ray.models.generator import load_pipeline, trainable_parameters
+    from mmdd_ray.models.generators.generator import load_generator
 
-    pipeline = load_pipeline(job.settings.generator, get_device())
-    pipeline.unet.to(memory_format=torch.channels_last)
-    trainable_parameters(pipeline.unet, job.settings.parameters, rank=job.settings.lora_rank)
-    if pipeline.device.type == "cuda":
-        pipeline.unet.enable_gradient_checkpointing()
-        pipeline.vae.enable_gradient_checkpointing()
-    return job.objective.build(pipeline), pipeline
+    generator = load_generator(job.settings.generator, get_device())
+    generator.prepare_training(job.settings.parameters, rank=job.settings.lora_rank)
+    return job.objective.build(generator), generator
 
 
-def _save(pipeline: "Pipeline", store: Store) -> None:
-    from mmdd_ray.models.generator import save_pipeline
-
+def _save(generator: Generator, store: Store) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        save_pipeline(pipeline, Path(folder))
+        generator.save(Path(folder))
         store.upload_folder(Path(folder), GENERATOR)
 
 
 def _copy(generator: str, store: Store) -> None:
     """Saves the generator as it is."""
-    from mmdd_ray.models.generator import load_pipeline
+    from mmdd_ray.models.generators.generator import load_generator
 
-    _save(load_pipeline(generator), store)
+    _save(load_generator(generator), store)

@@ -3,7 +3,6 @@
 # B pairs of a rank, CHW latent
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-if TYPE_CHECKING:  # imports diffusers, 8 s
-    from mmdd_ray.models.generator import Pipeline
+from mmdd_ray.models.generators.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,23 @@ class NoiseObjective:
 
     image_px: int
 
-    def build(self, pipeline: "Pipeline") -> "NoiseLoss":
-        from mmdd_ray.models.generator import check_image_px
-
-        check_image_px(pipeline, self.image_px)
-        return NoiseLoss(pipeline)
+    def build(self, generator: Generator) -> "NoiseLoss":
+        generator.latent_side(self.image_px)  # raises where there is none
+        return NoiseLoss(generator)
 
 
 class NoiseLoss(nn.Module):
-    """The mean squared error of the U-Net's answer to noisy latents of real pairs."""
+    """The mean squared error of the generator's answer to noisy latents of real pairs."""
 
-    def __init__(self, pipeline: "Pipeline") -> None:
-        from mmdd_ray.models.generator import Denoiser
-
+    def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.denoiser = Denoiser(pipeline)
+        self.generator = generator
 
     def forward(
         self, images_BHW3: NDArray[np.uint8] | Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The term ``noise``, which is ``total``, for uint8 images; noise and levels come from ``generator``."""
-        steps_B = torch.randint(len(self.denoiser.alpha_bar_T), (len(captions),), generator=generator)
-        denoising = self.denoiser(images_BHW3, captions, steps_B, generator)
+        level_B = torch.randint(self.generator.noise_levels, (len(captions),), generator=generator)
+        denoising = self.generator.denoise(images_BHW3, captions, level_B, generator)
         noise = mse_loss(denoising.prediction_BCHW.float(), denoising.target_BCHW)
         return {"noise": noise, "total": noise}

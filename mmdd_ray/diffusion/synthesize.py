@@ -1,22 +1,23 @@
-"""Drawing images from captions with a pool of generator actors, which also look at what they drew with CLIP.
+"""Drawing images with a pool of generator actors, which may look at what they drew with CLIP.
 
 Every sample has its own seed, and batches are cut by sample index: the same settings draw the same bytes whatever
 the number of actors and the order in which they finish.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from mmdd_ray.batches import BatchActor, Rows, read_batches, work_off
-from mmdd_ray.cluster import actor_pool
 from mmdd_ray.config import Synthesis
 from mmdd_ray.data.images import encode_png
-from mmdd_ray.models.memory import out_of_memory
-from mmdd_ray.run import Stage
-from mmdd_ray.store import Store
+from mmdd_ray.engine.actor_pool import BatchActor, Rows, read_batches, run_batches
+from mmdd_ray.engine.cluster import actor_pool
+from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.storage.store import Store
 
 DRAWN_SCHEMA = pa.schema(
     {
@@ -24,24 +25,49 @@ DRAWN_SCHEMA = pa.schema(
         "prompt": pa.string(),
         "seed": pa.int64(),
         "source_key": pa.string(),
+        "label": pa.int64(),
+        "slot": pa.int64(),
         "image": pa.binary(),  # PNG
-        "image_feature": pa.list_(pa.float32()),  # of CLIP, unit norm
+        "image_feature": pa.list_(pa.float32()),  # of CLIP, unit norm; null without CLIP
         "text_feature": pa.list_(pa.float32()),  # of the prompt
     }
 )
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampleRequest:
     """One image to draw."""
 
     index: int
-    """Position in the list of all drawings; batches are cut by it."""
+    """Position in the list of all requests; batches are cut by it."""
     prompt: str
     seed: int
-    """Seed of the initial noise."""
-    source_key: str
+    """Seed of the noise."""
+    source_key: str = ""
     """Key of the real pair that the prompt comes from."""
+    label: int | None = None
+    slot: int | None = None
+    """Place among the images of its class: that of its prototype, if it has one."""
+
+
+class Latents(Protocol):
+    """Where images begin; travels to actors."""
+
+    def of(self, rows: Rows) -> np.ndarray:
+        """The flattened latents (B, D) that the requests of these rows begin as."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Drawing that may begin as an image, with prompts of any length."""
+
+    negative_prompt: str
+    """Text that guidance leads away from."""
+    strength: float
+    """Share of the noise schedule that is drawn again, where it begins as an image."""
+    begin: Latents | None = None
+    """None begins with noise alone."""
 
 
 def sample_seeds(run_seed: int, count: int) -> list[int]:
@@ -50,22 +76,26 @@ def sample_seeds(run_seed: int, count: int) -> list[int]:
 
 
 def draw(
-    stage: Stage,
-    drawings: list[Drawing],
-    generator: Store,
+    stage: StageDir,
+    requests: Sequence[SampleRequest],
+    generator: Store | str,
     synthesis: Synthesis,
     *,
     image_px: int,
-    clip: str,
+    clip: str | None = None,
+    guided: Guided | None = None,
 ) -> None:
-    """Draws all of `drawings` with the pipeline in the folder `generator`; read them with `read_drawn`.
+    """Draws all requests; read them with `read_drawn`.
 
-    `clip` names the model of the features that are kept with each drawing.
+    Args:
+        generator: The folder of one in storage, or the name of one.
+        clip: The model of the features that are kept with each image; None keeps none.
+        guided: None draws from noise, and cuts prompts that are too long.
     """
-    work_off(
+    run_batches(
         stage.name,
-        [vars(drawing) for drawing in drawings],
-        Painter,
+        [vars(request) for request in requests],
+        ImageSampler,
         batch_rows=synthesis.batch_images,
         unit="images",
         store=stage.store,
@@ -74,6 +104,7 @@ def draw(
         synthesis=synthesis,
         image_px=image_px,
         clip=clip,
+        guided=guided,
     )
 
 
@@ -82,38 +113,73 @@ def read_drawn(store: Store) -> pa.Table:
     return read_batches(store)
 
 
-class Painter(BatchActor):
+class ImageSampler(BatchActor):
     """Draws a batch and encodes it with CLIP, on the GPU if there is one."""
 
     def __init__(
-        self, store: Store, generator: Store, synthesis: Synthesis, image_px: int, clip: str
+        self,
+        store: Store,
+        generator: Store | str,
+        synthesis: Synthesis,
+        image_px: int,
+        clip: str | None = None,
+        guided: Guided | None = None,
     ) -> None:
         import torch
 
         from mmdd_ray.models.clip import load_clip
-        from mmdd_ray.models.generator import draw_images, load_pipeline
+        from mmdd_ray.models.generators.generator import load_generator
 
         super().__init__(store)
         on_gpu = torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
-        self.clip = load_clip(clip, device)
-        self.draw = partial(
-            draw_images,
-            load_pipeline(str(generator.fetch("")), device, half_precision=on_gpu),
-            image_px=image_px,
-            inference_steps=synthesis.inference_steps,
-            guidance=synthesis.guidance,
-        )
+        self.clip = load_clip(clip, device) if clip else None
+        folder = generator if isinstance(generator, str) else str(generator.fetch(""))
+        self.generator = load_generator(folder, device, half_precision=on_gpu)
+        self.side = self.generator.latent_side(image_px)
+        self.synthesis, self.image_px, self.guided = synthesis, image_px, guided
 
     def work(self, number: int, rows: Rows) -> pa.Table:
-        """The `Drawing`s of `rows`, drawn: a table with the columns of `DRAWN_SCHEMA`."""
-        prompts = [row["prompt"] for row in rows]
+        """The `SampleRequest`s of `rows`, drawn: a table with the columns of `DRAWN_SCHEMA`."""
         with out_of_memory("synthesis.batch_images"):
-            images = self.draw(prompts, [row["seed"] for row in rows])
-            image_BD = self.clip.encode_images(images).cpu().numpy()
-            text_BD = self.clip.encode_texts(prompts).cpu().numpy()
+            images = self._draw(rows)
+            features = self._features(images, [row["prompt"] for row in rows])
         drawn = [
-            {**row, "image": encode_png(image), "image_feature": image_D, "text_feature": text_D}
-            for row, image, image_D, text_D in zip(rows, images, image_BD, text_BD, strict=True)
+            {**row, "image": encode_png(image), **own}
+            for row, image, own in zip(rows, images, features, strict=True)
         ]
         return pa.Table.from_pylist(drawn, DRAWN_SCHEMA)
+
+    def _draw(self, rows: Rows) -> np.ndarray:
+        import torch
+
+        prompts, seeds = [row["prompt"] for row in rows], [row["seed"] for row in rows]
+        settings: dict[str, Any] = {
+            "image_px": self.image_px,
+            "inference_steps": self.synthesis.inference_steps,
+            "guidance": self.synthesis.guidance,
+        }
+        if self.guided is None:
+            return self.generator.sample(prompts, seeds, **settings)
+        latents = None
+        if self.guided.begin is not None:
+            latent_BD = torch.from_numpy(self.guided.begin.of(rows))
+            latents = latent_BD.unflatten(1, (-1, self.side, self.side))
+        return self.generator.sample_from(
+            latents,
+            prompts,
+            seeds,
+            strength=self.guided.strength,
+            negative_prompt=self.guided.negative_prompt,
+            **settings,
+        )
+
+    def _features(self, images: np.ndarray, prompts: list[str]) -> list[dict[str, np.ndarray]]:
+        if self.clip is None:
+            return [{}] * len(images)
+        image_BD = self.clip.encode_images(images).cpu().numpy()
+        text_BD = self.clip.encode_texts(prompts).cpu().numpy()
+        return [
+            {"image_feature": image_D, "text_feature": text_D}
+            for image_D, text_D in zip(image_BD, text_BD, strict=True)
+        ]

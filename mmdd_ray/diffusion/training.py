@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,19 +17,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdd_ray.config import Finetune
-from mmdd_ray.epochs import Batch, Epochs, OpenEpoch
+from mmdd_ray.engine.data_position import Batch, DataPosition, OpenEpoch
+from mmdd_ray.engine.precision import autocast
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.precision import autocast
-
-if TYPE_CHECKING:  # imports diffusers, 8 s
-    from mmdd_ray.models.generator import Pipeline
+from mmdd_ray.models.generators.generator import Generator
 
 
 class Objective(Protocol):
-    """What a fine-tuning minimises: a small picklable description that becomes a loss on each worker."""
+    """The objective of a fine-tuning: a small picklable description that becomes a loss on each worker."""
 
-    def build(self, pipeline: "Pipeline") -> nn.Module:
-        """The loss as a module that holds ``pipeline.unet`` and has every trained parameter.
+    def build(self, generator: Generator) -> nn.Module:
+        """The loss as a module that holds the generator and has every trained parameter.
 
         Called with the two parts of a ``Batch`` and a CPU ``torch.Generator`` for its noise, it returns
         scalar terms by name, of which ``total`` is minimised. All are means over the pairs of the worker or
@@ -55,7 +53,7 @@ class Training:
         self.average = _average(self.parameters.values(), settings.ema_decay)
         self.losses: list[dict[str, float]] = []
         """A record of every step: its number (from 1), terms, gradient norm, learning rate and seconds."""
-        self.position = Epochs()
+        self.position = DataPosition()
 
     def run(self, open_epoch: OpenEpoch) -> Iterator[dict[str, float]]:
         """Takes the steps that are left; yields the record of each when ``state`` includes it.
@@ -134,7 +132,7 @@ class Training:
             self.average.load_state_dict(state["average"])
             self.average.to(self.device)
         self.losses = list(state["losses"])
-        self.position = Epochs(state["epoch"], state["batch"])
+        self.position = DataPosition(state["epoch"], state["batch"])
 
     def finish(self) -> None:
         """Puts the averaged weights, if there are any, in place of the last ones."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmdd_ray.coresets import kept_rows
+from mmdd_ray.features.coresets import kept_rows
 
 _CAPTIONS_BITS = 32  # of a pair's number: the row of its image above them, the place of its caption below
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
-from mmdd_ray.data.readers import Shard, iter_shard
-from mmdd_ray.data.schema import Row
+from mmdd_ray.data.pair import Row
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shard import Shard
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Chunk:
     rejects: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason)."""
     digest: str = ""
-    """Of all rows of the shard as they are stored, in the last chunk."""
+    """Digest of all rows of the shard as they are stored; in its last chunk."""
 
     def add(self, row: Row, data: Data, image_px: int) -> None:
         """Count a row, and decode its image if there is one."""
@@ -76,7 +77,7 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
     """The shard in chunks of `chunk_pairs` rows, rejects included; the last one may be empty.
 
     Raises:
-        TransportError: The storage failed.
+        StorageError: The storage failed.
     """
     chunk, seen = Chunk(shard.name, 0), blake2b(digest_size=16)
     for row in iter_shard(shard, data):

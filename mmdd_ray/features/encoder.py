@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.features.shard_pool import ChunkActor
 from mmdd_ray.features.store import feature_table
-from mmdd_ray.features.streaming import ChunkActor
-from mmdd_ray.models.memory import out_of_memory
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:  # 2 s that the driver need not pay
     from torch import Tensor
 
 
 class Encoder(Protocol):
-    """What gives images (B, px, px, 3) uint8 and captions their features, (B, D) float32 each."""
+    """An encoder of images (B, px, px, 3) uint8 and captions into features, (B, D) float32 each."""
 
     def encode_images(self, images_BHWC: np.ndarray, /) -> "Tensor": ...
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmdd_ray.tensors import pack, unpack
+from mmdd_ray.storage.tensor_file import pack, unpack
 
 # Rows of one float32 matrix product. Rounding grows with the length of the sum; 1,024 terms keep a scatter
 # matrix within 1e-7 of float64 while the product still runs at full BLAS speed. Longer sums continue in

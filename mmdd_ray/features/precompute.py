@@ -1,26 +1,36 @@
 """The feature stage: shards -> CLIP features in Parquet, exact moments, and a list of everything refused.
 
-`streaming.py` has the shards encoded; here their moments are added up and duplicates taken out.
+`shard_pool.py` has the shards encoded; here their moments are added up and duplicates taken out.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pandas.util import hash_array
 
-from mmdd_ray.cluster import actor_pool
-from mmdd_ray.config import Covmatch, Data, Edge, Evaluate, Features, Precompute, Vlcp
-from mmdd_ray.data.inventory import about_source, read_downloads
-from mmdd_ray.data.readers import Shard
+from mmdd_ray.config import Data, Features
+from mmdd_ray.data.inventory import Download, about_source, read_downloads
+from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import find_shards
+from mmdd_ray.engine.cluster import actor_pool
+from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import threshold
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.features.rejects import RejectList, Tally
+from mmdd_ray.features.rejects import RejectBudget, RejectList
+from mmdd_ray.features.shard_pool import (
+    SHARDS,
+    counted,
+    for_each_shard,
+    map_shards,
+    shard_file,
+    total_rows,
+)
 from mmdd_ray.features.store import (
     AGREEMENT,
     DUPLICATES,
@@ -32,20 +42,11 @@ from mmdd_ray.features.store import (
     table_pairs,
     table_scores,
 )
-from mmdd_ray.features.streaming import (
-    SHARDS,
-    counted,
-    for_each_shard,
-    shard_file,
-    total_rows,
-    work_off_shards,
-)
-from mmdd_ray.run import RunDir, Stage, StageResult
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 
-def summary(stage: Stage) -> str:
-    """What the finished stage found, for a terminal."""
+def summary(stage: StageDir) -> str:
+    """The findings of the finished stage, for a terminal."""
     manifest, store = stage.manifest, stage.store
     source = "".join(f"\nsource    {line}" for line in about_source(manifest["extra"]["source"]))
     if "agreement" in manifest["extra"]:
@@ -59,13 +60,8 @@ def summary(stage: Stage) -> str:
     )
 
 
-def feature_stage(run: RunDir, settings: Precompute | Edge | Covmatch | Vlcp | Evaluate) -> Stage:
-    """The stage `features` of a run, whose folder a `FeatureStore` reads."""
-    return run.stage("features", lambda stage: precompute(stage, run.store, settings.data, settings.features))
-
-
 def precompute(
-    stage: Stage,
+    stage: StageDir,
     run_store: Store | None,
     data: Data,
     features: Features,
@@ -90,8 +86,8 @@ def precompute(
     if missing:
         print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)
-    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
-    chunks = work_off_shards(
+    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards))
+    chunks = map_shards(
         stage,
         shards,
         data,
@@ -109,7 +105,7 @@ def precompute(
 
 
 def _at_commit(features: Features, scored: Store | None) -> Callable[[Store, str, list[str]], None] | None:
-    """What is written of a shard when all of its chunks are there: what needs no other shard."""
+    """The function that writes the summary of a shard when all of its chunks are there."""
     if features.clip_score_fraction == 1:
         return _write_shard_moments
     return None if scored else _write_shard_scores
@@ -154,18 +150,17 @@ def _commit(
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
-    tally = Tally("data.uri", data.max_reject_ratio, listed, total_rows(shards))
+    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     usable: list[str] = []
-    downloads, fingerprint = read_downloads(shards), sha256()
-    for shard in shards:
-        record = store.read_json(shard_file(shard.name))
-        fingerprint.update(record["digest"].encode())
-        tally.add(*counted(shard.name, record))
-        if shard.name in downloads:  # a tar that was cut between two samples looks whole
-            lacking = max(downloads[shard.name].written - record["rows_in"], 0)
-            tally.add(lacking, [(shard.name, "", "missing row of img2dataset's count")] * lacking)
+    downloads = read_downloads(shards)
+    records = {shard.name: store.read_json(shard_file(shard.name)) for shard in shards}
+    for name, record in records.items():
+        tally.add(*counted(name, record))
+        if name in downloads:  # a tar that was cut between two samples looks whole
+            lacking = max(downloads[name].written - record["rows_in"], 0)
+            tally.add(lacking, [(name, "", "missing row of img2dataset's count")] * lacking)
         if record["rows_out"]:
-            usable.append(shard.name)
+            usable.append(name)
     if not usable:
         listed.save()
         raise UserError(
@@ -194,20 +189,28 @@ def _commit(
             "pairs": agreement["agreement"]["of_pairs"] if agreement else moments.count,
             "encoder": source.name,
             **agreement,
-            "source": {
-                "shards": len(shards),
-                "missing_files": missing,
-                "recorded_shards": len(downloads),
-                "listed": sum(download.listed for download in downloads.values()),
-                "downloaded": sum(download.written for download in downloads.values()),
-                "fingerprint": fingerprint.hexdigest(),
-            },
+            "source": _about_source(records, missing, downloads),
         },
     )
 
 
+def _about_source(
+    records: Mapping[str, Any], missing: list[str], downloads: Mapping[str, Download]
+) -> dict[str, Any]:
+    """How much of the source is there, and a fingerprint that tells it from any other."""
+    fingerprint = sha256("".join(record["digest"] for record in records.values()).encode())
+    return {
+        "shards": len(records),
+        "missing_files": missing,
+        "recorded_shards": len(downloads),
+        "listed": sum(download.listed for download in downloads.values()),
+        "downloaded": sum(download.written for download in downloads.values()),
+        "fingerprint": fingerprint.hexdigest(),
+    }
+
+
 def _agreement(store: Store, fraction: float) -> dict[str, float]:
-    """From which score on a pair is one of the best `fraction` of all pairs, and how many they are."""
+    """The lowest score of the best `fraction` of all pairs, and how many pairs reach it."""
     scores = [table["score"].to_numpy() for table in FeatureStore(store).scores().values()]
     least = threshold(scores, fraction)
     pairs = sum(int((score_P >= np.float32(least)).sum()) for score_P in scores)

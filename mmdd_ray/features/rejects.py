@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from mmdd_ray.data.schema import REJECT_SCHEMA
+from mmdd_ray.data.pair import REJECT_SCHEMA
 from mmdd_ray.errors import UserError
-from mmdd_ray.redact import redact
-from mmdd_ray.store import Store
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
 
 REJECTS = "rejects.parquet"
 REASONS_SHOWN = 3
@@ -38,7 +38,7 @@ class RejectList:
 
     @property
     def path(self) -> str:
-        """Of the file that a user looks at."""
+        """Path of the file that a user looks at."""
         return redact((self._run or self._stage).path(REJECTS))
 
     def save(self) -> None:
@@ -50,7 +50,7 @@ class RejectList:
         self._run.write_parquet(REJECTS, pa.concat_tables(map(self._run.read_parquet, files)))
 
 
-class Tally:
+class RejectBudget:
     """Counts the rows of one source, and stops a run whose source is mostly broken.
 
     Args:

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdd_ray.coresets import joint_features, pair_scores
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
+from mmdd_ray.features.coresets import joint_features, pair_scores
 from mmdd_ray.features.moments import Moments
-from mmdd_ray.redact import redact
-from mmdd_ray.store import Store
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
 
 MOMENTS = "moments.safetensors"
 DUPLICATES = "duplicates.parquet"

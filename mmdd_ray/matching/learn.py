@@ -16,47 +16,48 @@ import pyarrow as pa
 import ray
 import torch
 
-from mmdd_ray.config import Covmatch, Edge, PairLearning
-from mmdd_ray.data.distilled import LEARNT
-from mmdd_ray.data.learnt import LearntPairs
+from mmdd_ray.config import MatchingSettings, PairLearning
 from mmdd_ray.data.sources import training_pairs
-from mmdd_ray.epochs import Batch
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.train import batches, draw_shifts, shifted
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.sample import LEARNT
+from mmdd_ray.engine.data_position import Batch
+from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
+from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
+from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.matching.initial_pairs import start_from, start_from_learnt
 from mmdd_ray.matching.moments import whole_moments
 from mmdd_ray.matching.start import LOSSES, START
-from mmdd_ray.matching.training import Distillation, start_from, start_from_learnt
+from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.models.students import load_student
-from mmdd_ray.run import Stage, StageResult
-from mmdd_ray.store import Store
-from mmdd_ray.workers import CHECKPOINTS, Placement, Worker, pair_batches, train
+from mmdd_ray.storage.store import Store
 
 SHARES = "shares"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What each worker is told."""
+    """Everything that a worker of the training gets."""
 
     settings: PairLearning
     seed: int
-    start: ray.ObjectRef
+    start: ray.ObjectRef[Any]
     """The ``PairSet`` to start from, one caption each, or ``LearntPairs``."""
-    real: ray.ObjectRef | None
+    real: ray.ObjectRef[Any] | None
     """A ``PairSet`` of all real pairs that are matched, where they are cached."""
     whole: Moments | None
-    """Of all real pairs under the initial encoders, if they are to be matched."""
+    """Moments of all real pairs under the initial encoders, if they are to be matched."""
     store: Store
 
 
 def learn(
-    stage: Stage,
+    stage: StageDir,
     features: FeatureStore,
     start: PairSet | LearntPairs,
     whole: Moments | None,
-    settings: Covmatch | Edge,
+    settings: MatchingSettings,
 ) -> StageResult:
     """Learns pairs that begin as ``start``, by ``match`` or ``refine`` of the settings.
 
@@ -100,7 +101,7 @@ def _fit(
     features: FeatureStore,
     start: PairSet | LearntPairs,
     whole: Moments | None,
-    settings: Covmatch | Edge,
+    settings: MatchingSettings,
 ) -> tuple[list[dict[str, float]], list[LearntPairs]]:
     """Runs the workers; the records of all iterations and what each rank has learnt."""
     matching = settings.matching
@@ -158,22 +159,24 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     start: PairSet | LearntPairs = ray.get(job.start)
-    with worker.agree():
+    with worker.raise_on_all():
         encoders = load_student(job.settings, job.seed, get_device())
         if isinstance(start, LearntPairs):
             begin = start_from_learnt(encoders, start, job.settings)
         else:
             begin = start_from(encoders, start.images, start.flat_captions, job.settings)
     whole = whole_moments(job.whole, get_device()) if job.whole else None
-    distillation = Distillation(
+    distillation = PairOptimizer(
         encoders, begin, job.settings, seed=job.seed, rank=worker.rank, workers=worker.workers, whole=whole
     )
     file = f"rank{worker.rank}.pt"
-    with worker.agree():
+    with worker.raise_on_all():
         if state := worker.restored(file):
             distillation.restore(state)
-    worker.follow(distillation.run(partial(_real_batches, worker, job)), lambda: {file: distillation.state()})
-    with worker.agree():
+    worker.run_steps(
+        distillation.run(partial(_real_batches, worker, job)), lambda: {file: distillation.state()}
+    )
+    with worker.raise_on_all():
         share = distillation.share()
     job.store.write_bytes(_share(worker.rank), share.to_bytes())
     if worker.workers > 1:

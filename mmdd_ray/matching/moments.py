@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdd_ray.config import Covmatch, Edge, PairLearning
+from mmdd_ray.config import MatchingSettings, PairLearning
+from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.run import Stage, StageResult
-from mmdd_ray.store import Store
+from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:  # torch: 2 s that the driver need not pay
     from torch import Tensor
@@ -45,7 +45,7 @@ class _Encoders:
     def encode_images(self, images_BHWC: np.ndarray) -> "Tensor":
         import torch
 
-        from mmdd_ray.models.precision import autocast
+        from mmdd_ray.engine.precision import autocast
 
         with torch.no_grad(), autocast(self._device, self._settings.precision):
             return self._encoders.image(torch.from_numpy(images_BHWC).to(self._device)).float()
@@ -53,14 +53,14 @@ class _Encoders:
     def encode_texts(self, captions: Sequence[str]) -> "Tensor":
         import torch
 
-        from mmdd_ray.models.precision import autocast
+        from mmdd_ray.engine.precision import autocast
 
         with torch.no_grad(), autocast(self._device, self._settings.precision):
             return self._encoders.text.encode_captions(captions)
 
 
 def whole_stage(
-    stage: Stage, run_store: Store | None, settings: Covmatch | Edge, scored: Store | None = None
+    stage: StageDir, run_store: Store | None, settings: MatchingSettings, scored: Store | None = None
 ) -> StageResult:
     """Encodes every pair of the data with the initial encoders, into a feature store with its moments.
 
@@ -80,8 +80,8 @@ def whole_stage(
     return found if run_store else replace(found, rejects={})
 
 
-def read_whole(store: Store, settings: Covmatch | Edge) -> Moments:
-    """What ``whole_stage`` has found."""
+def read_whole(store: Store, settings: MatchingSettings) -> Moments:
+    """The moments that ``whole_stage`` has found."""
     return FeatureStore(store).moments(InitialEncoders(settings.matching).name)
 
 

@@ -34,7 +34,7 @@ Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PairMoments(NamedTuple):
-    """What the loss knows of a set of pairs. float32, or float64 where the features are."""
+    """Statistics of a set of pairs that the loss is made of. float32, or float64 where the features are."""
 
     n_pairs: int
     mean_V: Tensor

@@ -1,37 +1,21 @@
-"""What pairs begin as before they are learnt, and the samples that are shown of them in the end. Imports no torch."""
+"""Pairs before they are learnt, and the samples that are shown of them in the end. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import ray
-
-from mmdd_ray.config import Covmatch, Edge, Match, PairLearning
-from mmdd_ray.data import distilled
-from mmdd_ray.data.distilled import LEARNT, Sample
+from mmdd_ray.config import MatchingSettings
 from mmdd_ray.data.images import encode_png
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.data.sources import READ_CPUS
-from mmdd_ray.data.start_set import StartSet
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.sample import LEARNT, NEAREST, Sample
+from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluate.pairs import PairSet
-from mmdd_ray.evaluate.sets import synthetic_set
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.sets import synthetic_set
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.redact import redact
-from mmdd_ray.run import Stage
+from mmdd_ray.storage.redact import redact
 
 START = "start.json"
 LOSSES = "losses.parquet"
 LOSS_COLUMNS = ("step", "covariance", "mean", "contrastive", "total")
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """Pairs of one caption each, and where they are from."""
-
-    pairs: PairSet | LearntPairs
-    about: Mapping[str, Any]
-    """What ``start.json`` says: ``source_keys``, the key of the real pair that each goes back to, and more."""
 
 
 def start_of_samples(samples: Sequence[Sample], image_px: int) -> PairSet:
@@ -49,36 +33,7 @@ def start_of_samples(samples: Sequence[Sample], image_px: int) -> PairSet:
     return pairs
 
 
-def start_of_set(given: StartSet, matching: Match) -> Start:
-    """The pairs of a distilled set: learnt ones as they are, where their words are those of ``match.text_model``."""
-    pairs: PairSet | LearntPairs
-    if given.learnt is not None and given.learnt.vocabulary == _vocabulary(matching):
-        pairs, began_as, reason = given.learnt, "learnt pairs", ""
-    else:
-        pairs, began_as = start_of_samples(given.samples, matching.image_px), "images and captions"
-        reason = (
-            ", as its learnt texts are not of the words of match.text_model"
-            if given.learnt is not None
-            else ""
-        )
-    print(f"{matching.section:<12} starts from the {began_as} of {given.about['uri']}{reason}", flush=True)
-    keys = [sample.source_key for sample in given.samples]
-    about = {"init": redact(matching.init), "set": {**given.about, "as": began_as}, "source_keys": keys}
-    return Start(pairs, about)
-
-
-def _vocabulary(matching: PairLearning) -> str:
-    """The digest of the text encoder's words; in a task, as the machine of the driver may be a small one."""
-
-    def digest(settings: PairLearning) -> str:
-        from mmdd_ray.models.students import load_text_encoder
-
-        return load_text_encoder(settings, "cpu").vocabulary_digest()
-
-    return ray.get(ray.remote(digest).options(num_cpus=READ_CPUS).remote(matching))
-
-
-def require_batch(features: FeatureStore, settings: Covmatch | Edge) -> None:
+def require_batch(features: FeatureStore, settings: MatchingSettings) -> None:
     """Finds before anything expensive that there are fewer real pairs than in a batch.
 
     Raises:
@@ -96,7 +51,7 @@ def require_batch(features: FeatureStore, settings: Covmatch | Edge) -> None:
         )
 
 
-def learnt_samples(matched: Stage, seed: int) -> tuple[list[Sample], LearntPairs]:
+def learnt_samples(matched: StageDir, seed: int) -> tuple[list[Sample], LearntPairs]:
     """The learnt pairs, and what people see of them: images rounded to 8 bits and the captions that they began as.
 
     Args:
@@ -114,7 +69,7 @@ def learnt_samples(matched: Stage, seed: int) -> tuple[list[Sample], LearntPairs
             captions=tuple(captions),
             seed=own_seed,
             source_key=key,
-            extra={distilled.NEAREST: nearest},
+            extra={NEAREST: nearest},
         )
         for number, (image, captions, nearest, key, own_seed) in enumerate(rows)
     ], learnt

@@ -7,7 +7,7 @@ Lee et al., "CovMatch: Cross-Covariance Guided Multimodal Dataset Distillation w
 # N synthetic pairs, B pairs of this rank in a batch, G of all ranks, V and L feature widths
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmdd_ray.config import Match, PairLearning
-from mmdd_ray.data.learnt import LearntPairs
-from mmdd_ray.epochs import Epochs, OpenEpoch
+from mmdd_ray.config import PairLearning
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.data_position import DataPosition, OpenEpoch
+from mmdd_ray.engine.precision import autocast
+from mmdd_ray.engine.run_dir import differences, resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.matching.objective import (
     Encode,
@@ -31,90 +33,12 @@ from mmdd_ray.matching.objective import (
     micro_batches,
     pair_moments,
 )
-from mmdd_ray.models.precision import autocast
-from mmdd_ray.models.students import DualEncoder, TextEncoder, Tokens, info_nce
-from mmdd_ray.run import differences, resolved
+from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
 
 ENCODER_MOMENTUM = 0.9
 
 
-def start_from(
-    encoders: DualEncoder, image_NHWC: np.ndarray, captions: Sequence[str], settings: PairLearning
-) -> LearntPairs:
-    """Pairs of images and captions as the parameters that they start as: normalised pixels, and words with offsets of
-    zero.
-
-    Args:
-        image_NHWC: uint8 images of ``settings.image_px``.
-
-    Raises:
-        UserError: a caption is longer than ``match.max_tokens``; in other sections they are cut.
-    """
-    text = encoders.text
-    if isinstance(settings, Match):
-        _check_lengths(text, captions)
-    with torch.no_grad():
-        device = encoders.image_head.weight.device
-        pixels = encoders.image.normalise(torch.tensor(image_NHWC, device=device))
-    tokens = text.tokenize(captions)
-    words = tokens.ids_BL.cpu().numpy()
-    mean, std = _statistics(encoders)
-    return LearntPairs(
-        pixels.contiguous().cpu().numpy(),
-        words,
-        tokens.mask_BL.cpu().numpy(),
-        np.zeros((*words.shape, text.vocabulary.shape[1]), np.float32),
-        mean=mean,
-        std=std,
-        vocabulary=text.vocabulary_digest(),
-        captions=[[caption] for caption in captions],
-        nearest=text.nearest_words(tokens),
-    )
-
-
-def _check_lengths(text: TextEncoder, captions: Sequence[str]) -> None:
-    """Real captions are not cut: other pairs can be chosen, and nothing was spent on these."""
-    lengths = [len(ids) for ids in text.tokenizer(list(captions))["input_ids"]]
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > text.max_tokens:
-        raise UserError(
-            f"match.max_tokens={text.max_tokens}, but {sum(n > text.max_tokens for n in lengths)} of the "
-            f"{len(captions)} captions to start from are longer (the longest has {lengths[longest]} tokens: "
-            f"{captions[longest][:80]!r}); raise match.max_tokens"
-            + (f" to {lengths[longest]}" if lengths[longest] <= text.tokenizer.model_max_length else "")
-            + ", or choose other pairs with match.init or run.seed"
-        )
-
-
-def start_from_learnt(encoders: DualEncoder, learnt: LearntPairs, settings: PairLearning) -> LearntPairs:
-    """Learnt pairs as the parameters that others start as: their words and offsets, and their pixels as these encoders
-    take them; bit by bit the same where size and normalisation are.
-
-    Raises:
-        UserError: their texts are of other words than the text encoder's, or longer than ``max_tokens``.
-    """
-    section, text = settings.section, encoders.text
-    if learnt.vocabulary != text.vocabulary_digest():
-        raise UserError(
-            f"{section}.init names texts that were learnt with other words than those of {section}.text_model="
-            f"{settings.text_model!r}; has the model changed?"
-        )
-    longest = int(learnt.mask.sum(axis=1).max())
-    if longest > text.max_tokens:
-        raise UserError(
-            f"{section}.max_tokens={text.max_tokens}, but the longest of the learnt texts to start from has {longest} "
-            f"tokens; raise {section}.max_tokens to {longest}"
-        )
-    return learnt.resized(settings.image_px).normalised(*_statistics(encoders))
-
-
-def _statistics(encoders: DualEncoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the image encoder's pixels are normalised by."""
-    image = encoders.image
-    return tuple(image.mean.flatten().tolist()), tuple(image.std.flatten().tolist())
-
-
-class Distillation:
+class PairOptimizer:
     """Pixels and token embeddings that are learnt, at the start or resumed.
 
     Rank r of k holds every k-th synthetic pair from the r-th on, and its share of every real batch. What depends on
@@ -161,9 +85,9 @@ class Distillation:
         self.offsets.requires_grad_(settings.learn != "pixels")
         self.optimizer = self._pair_optimizer()
         self.encoder_optimizer = self._encoder_optimizer()
-        self.position = Epochs()
+        self.position = DataPosition()
         self.records: list[dict[str, float]] = []
-        """Of every iteration: its number ``step`` (from 1), terms of the loss, InfoNCE of the encoders, seconds."""
+        """A record of every iteration: ``step`` (from 1), terms of the loss, InfoNCE of the encoders, seconds."""
 
     def run(self, open_epoch: OpenEpoch) -> Iterator[dict[str, float]]:
         """Takes the iterations that are left; yields the record of each when ``state`` includes it.
@@ -315,10 +239,10 @@ class Distillation:
             if self.settings.encoder_updates:
                 rates += ["encoder_rate", "head_rate"]
             section = self.settings.section
-            told = ", ".join(f"{section}.{name}={getattr(self.settings, name):g}" for name in rates)
+            rates_set = ", ".join(f"{section}.{name}={getattr(self.settings, name):g}" for name in rates)
             raise UserError(
                 f"the {'InfoNCE' if broken == ['contrastive'] else 'matching'} loss is no finite number in "
-                f"iteration {record['step']:.0f} with {told}; lower them"
+                f"iteration {record['step']:.0f} with {rates_set}; lower them"
             )
 
     @torch.no_grad()
@@ -370,7 +294,7 @@ class Distillation:
             self.encoders.load_state_dict(state["encoders"])
             self.encoder_optimizer.load_state_dict(state["encoder_optimizer"])
         self.records = list(state["records"])
-        self.position = Epochs(state["epoch"], state["batch"])
+        self.position = DataPosition(state["epoch"], state["batch"])
 
     @torch.no_grad()
     def share(self) -> LearntPairs:

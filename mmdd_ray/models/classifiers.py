@@ -31,7 +31,7 @@ def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
 
 
 def _instance_norm(channels: int) -> nn.Module:
-    """With scale and shift, and without running statistics.
+    """Instance norm with scale and shift, and without running statistics.
 
     GroupNorm with a group for each channel is the same, but its gradient is fifteen times as slow on a CPU in bfloat16.
     """
@@ -75,7 +75,7 @@ def _pooled_shortcut(strided: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(convolution, nn.AvgPool2d(stride), norm)
 
 
-class _PooledBlock(BasicBlock):
+class _PooledBlock(BasicBlock):  # type: ignore[misc]  # timm has no types
     """A basic block that pools after its first activation where the other one would have a stride."""
 
     def __init__(

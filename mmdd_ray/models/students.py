@@ -17,11 +17,12 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from mmdd_ray.config import PairLearning, Students
+from mmdd_ray.config import EncoderSettings
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve
 
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
+POSITIVE = 0.5  # similarity of pairs above which they are positive (beta of LoRS)
 
 
 class Tokens(NamedTuple):
@@ -31,7 +32,7 @@ class Tokens(NamedTuple):
     mask_BL: Tensor
     """1 for tokens, 0 for padding."""
     offsets_BLT: Tensor | None = None
-    """What was learnt: it is added to the word embeddings."""
+    """Learnt offsets, which are added to the word embeddings."""
 
     def rows(self, rows_B: Tensor | slice) -> "Tokens":
         """The texts with these row numbers."""
@@ -150,14 +151,22 @@ class TextEncoder(nn.Module):
         values = self.vocabulary.detach().float().cpu().contiguous().numpy()
         return blake2b(values.data, digest_size=16).hexdigest()
 
+    def weights_digest(self) -> str:
+        """Names the encoder: its text vectors mean something to students that leave this one as it is."""
+        found = blake2b(digest_size=16)
+        for name, value in sorted(self.backbone.named_parameters()):
+            found.update(name.encode())
+            found.update(value.detach().float().cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
     def word_embeddings(self, tokens: Tokens) -> Tensor:
-        """What the tokens enter the encoder as, (B, L, T): its own embeddings of the words, and the offsets."""
+        """The embeddings that enter the encoder, (B, L, T): its own of the words, and the offsets."""
         embeddings_BLT = self.backbone.get_input_embeddings()(tokens.ids_BL)
         return embeddings_BLT if tokens.offsets_BLT is None else embeddings_BLT + tokens.offsets_BLT
 
     @torch.no_grad()
     def nearest_words(self, tokens: Tokens) -> list[str]:
-        """What people can read of texts with offsets: for each token the word with the highest cosine."""
+        """Texts with offsets as people can read them: for each token the word with the highest cosine."""
         words_WT = F.normalize(self.vocabulary.float(), dim=1)
         texts = []
         for values_LT, mask_L in zip(self.word_embeddings(tokens), tokens.mask_BL, strict=True):
@@ -250,7 +259,26 @@ def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
     return (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
 
 
-def load_text_encoder(settings: Students | PairLearning, device: str) -> TextEncoder:
+def weighted_bce(logits_BB: Tensor, similarity_BB: Tensor) -> Tensor:
+    """Binary cross-entropy of σ(logits) with how similar pairs are: the mean over positives, plus that over negatives.
+
+    Positive are those of a similarity above ``POSITIVE``. Both kinds weigh the same, whatever their numbers (LoRS,
+    Xu et al., ICML 2024, arXiv 2406.01112).
+    """
+    each_BB = F.binary_cross_entropy_with_logits(logits_BB, similarity_BB, reduction="none")
+    positive_BB = similarity_BB > POSITIVE
+    parts = [each_BB[mask] for mask in (positive_BB, ~positive_BB) if mask.any()]
+    return torch.stack([part.mean() for part in parts]).sum()
+
+
+def pair_loss(image_BD: Tensor, text_BD: Tensor, similarity_BB: Tensor | None, temperature: float) -> Tensor:
+    """InfoNCE; or, where it is known how similar pairs are, ``weighted_bce``. Embeddings of unit norm."""
+    if similarity_BB is None:
+        return info_nce(image_BD, text_BD, temperature)
+    return weighted_bce(image_BD @ text_BD.T / temperature, similarity_BB)
+
+
+def load_text_encoder(settings: EncoderSettings, device: torch.device | str) -> TextEncoder:
     """The pretrained text encoder alone, ready to encode.
 
     Raises:
@@ -259,7 +287,7 @@ def load_text_encoder(settings: Students | PairLearning, device: str) -> TextEnc
     return TextEncoder(settings.text_model, settings.max_tokens, settings.section).to(device).eval()
 
 
-def load_student(settings: Students | PairLearning, seed: int, device: torch.device | str) -> DualEncoder:
+def load_student(settings: EncoderSettings, seed: int, device: torch.device | str) -> DualEncoder:
     """A fresh dual encoder: encoders as they were pretrained, heads drawn from the seed. All float32.
 
     Raises:

@@ -90,7 +90,7 @@ def check(models: Mapping[str, str]) -> None:
 
 
 def version(name: str) -> str | None:
-    """What tells the weights of this name from others that had it before or will have it.
+    """A version that tells the weights of this name from others that had it before or will have it.
 
     "sha256:…" of the weight files of a folder, or "commit:…" of a hub's repository, of which the hub is asked; None
     where it does not say, or HF_HUB_OFFLINE is set.
@@ -114,7 +114,7 @@ def _is_local(resolved: str) -> bool:
 
 
 def _hash_weights(folder: Path) -> str:
-    """What ``sha256sum`` of all safetensors files, sorted by their paths, hashed again, prints."""
+    """The output of ``sha256sum`` of all safetensors files, sorted by their paths, hashed again."""
     lines = []
     for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb") as file:

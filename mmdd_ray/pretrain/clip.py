@@ -159,7 +159,7 @@ def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
 @torch.no_grad()
 def evaluate(model: Any, tokenizer: Any, corpus: Corpus, device: torch.device) -> dict[str, float]:
     """Retrieval metrics (percent) over all right captions of `corpus`."""
-    from mmdd_ray.evaluate.retrieval import retrieval_metrics
+    from mmdd_ray.evaluation.retrieval import retrieval_metrics
 
     flat = [caption for own in corpus.true_captions for caption in own]
     images = model.encode_image(normalise(corpus.images).to(device), normalize=True)

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmdd_ray.data.web_scenes import World, scene
-from mmdd_ray.evaluate.retrieval import retrieval_metrics
+from mmdd_ray.evaluation.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
-from mmdd_ray.models.generator import draw_images, load_pipeline
+from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
 from mmdd_ray.pretrain.clip import tokenize
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
@@ -222,7 +222,7 @@ def train_unet(
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """What a UNet learns from: scaled latents (N, C, H, W) and what text attends to, see `encode_pairs`."""
+    """Data that a UNet learns from: scaled latents (N, C, H, W) and what text attends to, see `encode_pairs`."""
 
     latents: Tensor
     states: Tensor
@@ -328,7 +328,7 @@ def _forget_folder(file: Path) -> None:
 
 @torch.no_grad()
 def _text_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """What the UNet attends to, (N, context, width) float16 on the CPU."""
+    """The text states that the UNet attends to, (N, context, width) float16 on the CPU."""
     tokens = tokenize(tokenizer, captions).split(256)
     return torch.cat([text_encoder(t.to(text_encoder.device)).last_hidden_state.half().cpu() for t in tokens])
 
@@ -363,7 +363,7 @@ def evaluate(
     """Draw one image for a right caption of each held-out scene, and let tiny-clip find the captions again.
 
     Returns:
-        Retrieval metrics in percent, see `mmdd_ray.evaluate.retrieval`.
+        Retrieval metrics in percent, see `mmdd_ray.evaluation.retrieval`.
     """
     pipeline = load_pipeline(str(out), device)
     captions = [scene(i, seed=HELD_OUT_SEED, world=world).true_captions()[0] for i in range(scenes)]

@@ -1,4 +1,4 @@
-"""What every training of the zoo shares: batches, optimiser steps, a line of progress, and going on when killed."""
+"""The loop of every training of the zoo: batches, optimiser steps, a line of progress, and going on when killed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,0 +1,53 @@
+"""Typed settings: frozen dataclasses with a docstring per field; no torch and no ray, so --help is instant.
+
+Here are the sections that methods share; those of one method are in its own `settings.py`, and so is the whole of
+what a run depends on. Sizes carry their unit in their name. Imports nothing but `errors`.
+"""
+
+from mmdd_ray.config.data import Data
+from mmdd_ray.config.evaluation import Evaluation, LabelledBaseline, LabelledEvaluation
+from mmdd_ray.config.fields import Count, Positive, Precision, Rate, Weight, extending, operational, share
+from mmdd_ray.config.generation import Finetune, Synthesis
+from mmdd_ray.config.pair_learning import PairLearning
+from mmdd_ray.config.pools import Features, Pool, Training
+from mmdd_ray.config.protocols import (
+    EncoderSettings,
+    LabelledSettings,
+    MatchingSettings,
+    PairSettings,
+    RunSettings,
+    judged_by,
+)
+from mmdd_ray.config.run import Plan, Run
+from mmdd_ray.config.students import Classifiers, Students
+
+__all__ = [
+    "Classifiers",
+    "Count",
+    "Data",
+    "EncoderSettings",
+    "Evaluation",
+    "Features",
+    "Finetune",
+    "LabelledBaseline",
+    "LabelledEvaluation",
+    "LabelledSettings",
+    "MatchingSettings",
+    "PairLearning",
+    "PairSettings",
+    "Plan",
+    "Pool",
+    "Positive",
+    "Precision",
+    "Rate",
+    "Run",
+    "RunSettings",
+    "Students",
+    "Synthesis",
+    "Training",
+    "Weight",
+    "extending",
+    "judged_by",
+    "operational",
+    "share",
+]

@@ -1,0 +1,48 @@
+"""Settings of a source."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from mmdd_ray.config.fields import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A source of image-caption pairs."""
+
+    uri: str
+    """WebDataset tars (brace ranges and globs), Parquet, COCO or Karpathy JSON, an image folder, or
+    shapes:ROWS?seed=S (docs/world.md). Local paths, s3://, gs:// and hf:// work alike."""
+    image_root: str | None = None
+    """Folder of the image files, for COCO and Karpathy JSON. Default: the folder of the JSON file."""
+    split: str | None = None
+    """Split to keep, for Karpathy JSON ("train" also takes "restval"). Default: all."""
+    image_column: str = "image"
+    """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
+    caption_columns: tuple[str, ...] = ("captions", "caption", "text")
+    """Parquet columns or JSON keys that may hold captions, a string or a list. The first column that is there
+    is read; in tars the first key that is not blank, or else the .txt member."""
+    needs_captions: bool = True
+    """Whether images without a caption are refused. VLCP can do with their labels, and names for these."""
+    key_column: str = "key"
+    """Parquet column with unique keys. If there is no "key", keys are made of file name and row number; a column
+    asked for by another name must be there."""
+    label_column: str = "label"
+    """Parquet column or JSON key with the integer class; in tars, where no JSON has it, the .cls member. If there is no
+    "label", there are no classes; a Parquet column asked for by another name must be there."""
+    limit: Count | None = None
+    """Read at most this many pairs (whole shards first, then rows). Default: all."""
+    rows_per_shard: Count = 1000
+    """Shard size of sources that have no shards of their own (JSON, image folder, shapes)."""
+    max_image_pixels: Count = 50_000_000
+    """Images that declare more pixels than this are rejected before they are decoded."""
+    max_member_mib: Count = 64
+    """Tar members and image files larger than this are rejected unread; Parquet cells, which come with their
+    batch of rows, once they are read."""
+    max_caption_chars: Count = 10_000
+    """Longer captions are rejected."""
+    max_reject_ratio: Annotated[float, Ge(0), Le(1)] = 0.2
+    """The run stops when more than this share of the rows had to be rejected, or of the files of a brace range are not
+    there."""

@@ -1,0 +1,48 @@
+"""Settings of a run as a whole."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from annotated_types import Ge
+
+from mmdd_ray.config.fields import Count, Positive, Weight, operational
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run lives and how it behaves as a whole."""
+
+    dir: str | None = operational(None)
+    """Run directory, a local path or an s3:// URI. Default: runs/<job>-<preset>."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Root of every random choice: each sample, model and split derives its own seed from it."""
+    ray_address: str | None = operational(None)
+    """Ray cluster to join ("auto" or host:port). Default: that of the environment, or a local one."""
+    max_cpus: Count | None = operational(None)
+    """CPUs that the cluster may grow to, where it scales by itself. Default: those it has when the run starts."""
+    max_gpus: Annotated[int, Ge(0)] | None = operational(None)
+    """GPUs that the cluster may grow to. A cluster that begins without GPUs would be taken for one that has none."""
+    num_cpus: Count | None = operational(None)
+    """CPUs of the local Ray that is started when there is no cluster. Default: all cores."""
+    object_store_mib: Annotated[int, Ge(80)] = operational(512)
+    """Shared-memory object store of that local Ray, in MiB."""
+    stall_minutes: Positive = operational(30.0)
+    """A stage that streams data and gets no further for so long stops, to be resumed: a shard that hangs, or machines
+    that do not come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a run, printed before it starts."""
+
+    show: Annotated[bool, tyro.conf.arg(name="plan", prefix_name=False)] = operational(False)
+    """Print the plan of the run, and stop."""
+    like: str | None = operational(None)
+    """Run directory whose times the plan is made from. Default: figures of the local preset, on two CPU cores."""
+    cpus: Count | None = operational(None)
+    """Plan for a cluster with so many CPUs. Default: the one that the run would join, grown, or this machine."""
+    gpus: Annotated[int, Ge(0)] | None = operational(None)
+    """Plan for a cluster with so many GPUs."""
+    gpu_hour_price: Weight = operational(0.0)
+    """Price of an hour of one GPU, in any currency."""

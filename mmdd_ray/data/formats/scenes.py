@@ -1,0 +1,76 @@
+"""Procedural scenes, which are drawn where they are read."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl
+
+from mmdd_ray.config import Data
+from mmdd_ray.data.formats.format import Head, Seen
+from mmdd_ray.data.pair import Row, RowMaker
+from mmdd_ray.data.shapes import pairs
+from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.web_scenes import World
+from mmdd_ray.data.web_scenes import pairs as web_pairs
+from mmdd_ray.errors import UserError
+
+
+def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, Any]]]]:
+    """``shapes:ROWS?seed=S&wrong=0.2`` -> rows, and what draws the pairs from one row up to another.
+
+    Raises:
+        UserError: An option is unknown, out of its range, or one of ``World`` beside ``world=clean``.
+    """
+    rows, _, query = uri.removeprefix("shapes:").partition("?")
+    flaw_names = World.setting_names()
+    try:
+        given = parse_qsl(query, True, True)
+        options = dict(given)
+        if len(options) < len(given):
+            raise ValueError  # which of two seeds?
+        world = options.pop("world", "web")
+        seed, px, labelled = (
+            int(options.pop(name, default)) for name, default in (("seed", 0), ("px", 32), ("labelled", 0))
+        )
+        flaws: dict[str, Any] = {
+            name: int(value) if name == "captions" else float(value) for name, value in options.items()
+        }
+        known = set(flaw_names if world == "web" else ())
+        if (
+            world not in ("web", "clean")
+            or flaws.keys() - known
+            or seed < 0
+            or px < 1
+            or labelled not in (0, 1)
+        ):
+            raise ValueError
+        drawing: dict[str, Any] = {"seed": seed, "image_px": px, "labelled": bool(labelled)}
+        if world == "clean":
+            return int(rows), partial(pairs, **drawing)
+        return int(rows), partial(web_pairs, world=World(**flaws), **drawing)
+    except UserError as error:
+        raise UserError(f"data.uri={uri}: {error}") from error
+    except ValueError:
+        raise UserError(
+            f"data.uri={uri} is not of the form shapes:ROWS?seed=0&px=32&labelled=0&world=web (or world=clean), "
+            f"each option once; world=web also takes {', '.join(flaw_names)}"
+        ) from None
+
+
+class ScenesFormat:
+    """A ``Format``: a shard is a range of scenes of a ``shapes:`` URI."""
+
+    def probe(self, shard: Shard, data: Data) -> Seen:
+        return Seen(1, fits=True)
+
+    def count(self, shard: Shard) -> int | None:
+        return shard.rows
+
+    def head(self, shard: Shard, data: Data) -> Head:
+        return Head(shard.rows or 0, 0, "procedural scenes")
+
+    def read(self, shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
+        _, drawn = shapes_spec(shard.uri)
+        assert shard.rows is not None
+        for pair in drawn(shard.start, shard.start + shard.rows):
+            yield maker.make(pair["key"], pair["image"], pair["captions"], pair["label"])

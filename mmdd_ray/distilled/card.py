@@ -1,0 +1,43 @@
+"""The card of a distilled set, for people and for hubs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mmdd_ray.distilled.contact_sheet import spread
+from mmdd_ray.distilled.sample import CARD_EXAMPLES, Sample
+
+
+def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """README.md of the set: Markdown with the YAML front matter that the Hugging Face hub reads."""
+    # the front matter is written as JSON values, which YAML reads; Markdown has its own escapes
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["markdown"] = escape_markdown
+    return environment.get_template("card.md.jinja").render(
+        manifest=manifest,
+        size_category=_size_category(manifest["images"]),
+        examples=spread(samples, CARD_EXAMPLES),
+        last_shard=manifest["shards"][-1]["name"].removesuffix(".tar"),
+    )
+
+
+def escape_markdown(text: object) -> str:
+    """``text`` on one line, so that Markdown shows its characters and no markup or HTML."""
+    line = re.sub(r"[\\`*_\[\]<>#|~&$]", r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", line)  # would start a list
+
+
+def _size_category(images: int) -> str:
+    """The hub's name for the order of magnitude."""
+    limits = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
+    return next((name for name, limit in limits.items() if images < limit), "1M<n<10M")

@@ -1,0 +1,56 @@
+"""Batches of image-caption pairs, and the only augmentation that they get."""
+
+# B images of a step
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.evaluation.pairs import PairSet
+
+SHIFT_FRACTION = 16  # images are shifted by up to 1/16 of their side
+
+Pairs = PairSet | LearntPairs
+"""Pairs that a student is trained on."""
+
+
+def draw_shifts(n: int, image_px: int, rng: np.random.Generator) -> np.ndarray:
+    """How far to move each of n images down and right, (2, n) pixels: up to 1/16 of their side, either way."""
+    reach = image_px // SHIFT_FRACTION
+    return rng.integers(-reach, reach + 1, size=(2, n))
+
+
+def shifted(image_BHWC: Tensor, shift_2B: np.ndarray) -> Tensor:
+    """Each image moved; its edge fills the gap.
+
+    That is all the augmentation there is: captions say left and right and name colours, so mirroring or
+    recolouring an image would make them false.
+    """
+    side = image_BHWC.shape[1]
+    # indices beyond the edge are clipped to it, which is edge padding without a padded copy
+    clipped = (np.arange(side) + shift_2B[:, :, None]).clip(0, side - 1)
+    y_BH, x_BW = torch.from_numpy(clipped).to(image_BHWC.device)
+    row_B = torch.arange(len(image_BHWC), device=image_BHWC.device)
+    return image_BHWC[row_B[:, None, None], y_BH[:, :, None], x_BW[:, None, :]]
+
+
+def batches(
+    pairs: Pairs, batch_pairs: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image rows and caption rows of each step: distinct images, and one caption of each at random.
+
+    An image is in a batch only once, because its other captions would be false negatives there. Sets smaller
+    than a batch are used whole; the rest of a permutation that fills no batch is dropped.
+    """
+    n_captions_N = np.array([len(own) for own in pairs.captions])
+    first_caption_N = n_captions_N.cumsum() - n_captions_N
+    batch = min(batch_pairs, pairs.n_images)
+    batches_per_epoch = pairs.n_images // batch
+    for step in range(steps):
+        if step % batches_per_epoch == 0:
+            epoch_batches = rng.permutation(pairs.n_images)[: batches_per_epoch * batch].reshape(-1, batch)
+        image_B = epoch_batches[step % batches_per_epoch]
+        yield image_B, first_caption_N[image_B] + rng.integers(n_captions_N[image_B])

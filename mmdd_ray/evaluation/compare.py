@@ -1,0 +1,305 @@
+"""Compares sets by the students they make: every set gets the same budget, and its own learning rate.
+
+Students are dual encoders that are tested by retrieval, or classifiers. A task is one student, trained on one set and
+tested with one held-out set. Its result is a small JSON file
+in the stage's folder, named by what it is, so an interrupted comparison goes on with the missing students.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from time import monotonic
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from mmdd_ray.config import Classifiers, Evaluation, Students
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine import cluster
+from mmdd_ray.engine.memory import out_of_memory, peak_bytes
+from mmdd_ray.engine.progress import progress
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.engine.tasks import as_done
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.spread import spread
+from mmdd_ray.evaluation.tasks import task_of
+from mmdd_ray.evaluation.tasks.task import Task
+
+FOLDER = "students"
+VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
+RETRIES = 5  # of a student whose worker or node was lost
+CURVE_POINTS = 100  # of a reported loss curve
+
+Result = dict[str, Any]
+TrainedOn = PairSet | LearntPairs | LabelledSet
+HeldOut = PairSet | LabelledSet
+Given = TrainedOn | ray.ObjectRef[Any]
+Name = tuple[str, int]  # of a set and of its draw
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student: the set it is trained on, how, and the part it is tested with."""
+
+    set: str
+    learning_rate: float
+    seed: int
+    held_out: Literal["val", "test"]
+    draw: int = 0
+
+    @property
+    def file(self) -> str:
+        drawn = f"{self.set}-draw{self.draw}" if self.draw else self.set
+        return f"{FOLDER}/{drawn}-lr{self.learning_rate}-seed{self.seed}.json"
+
+
+def compare(
+    sets: Mapping[str, Given | list[Given]],
+    val: HeldOut,
+    test: HeldOut,
+    students: Students | Classifiers,
+    evaluation: Evaluation,
+    seed: int,
+    stage: StageDir,
+) -> dict[str, Any]:
+    """Trains students on every set and reports how well they do on the test data.
+
+    For each set and learning rate of the grid one student is tested with ``val``; the rate with the best mean recall or
+    top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. With the rate
+    ``evaluation.seeds`` further students are trained and tested with ``test``, each after its last step. Students of
+    one seed start alike.
+
+    A set that was drawn several times has one learning rate, that with the best mean over its draws: one choice from
+    all figures is less noisy than a choice for each draw, and all draws are then trained alike. Every draw has students
+    of the same seeds.
+
+    Args:
+        sets: by name, which becomes part of file names; a list is the draws of one set. A set may already be in the
+            object store. Pairs for dual encoders, labelled images for classifiers, and so are ``val`` and ``test``.
+        students: settings of the dual encoders or of the classifiers.
+        seed: of the run; each student derives its own from it.
+        stage: finished students are kept in its folder and are not trained again.
+
+    Returns:
+        ``{"task": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or "classification". A
+        set has ``draws``, their number; ``learning_rate``; ``on_val``, the figures that decided, by learning rate;
+        ``metrics`` in percent, by name, as ``spread`` gives them; ``loss_curve`` (of its first student on test: at most
+        100 means over equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes`` (of
+        its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have their
+        mean number of captions.
+
+    Raises:
+        ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
+            leave no student to train.
+    """
+    task = task_of(students)
+    _check_students(task, evaluation)
+    drawn: dict[Name, Given] = {
+        (name, draw): one
+        for name, given in sets.items()
+        for draw, one in enumerate(given if isinstance(given, list) else [given])
+    }
+    bench = _Bench(drawn, {"val": val, "test": test}, task, evaluation.gpus_per_student, seed, stage)
+    on_val, on_test = _train_all(bench, list(drawn), task, evaluation.seeds)
+    return {
+        "task": task.name,
+        "sets": {
+            name: _summary(_of_set(on_val, name), _of_set(on_test, name), task.main_metric)
+            | bench.sizes(name)
+            for name in sets
+        },
+        "chance": task.chance(test),
+    }
+
+
+def _train_all(
+    bench: "_Bench", drawn: Sequence[Name], task: Task, seeds: int
+) -> tuple[dict[Student, Result], dict[Student, Result]]:
+    """Students that choose the learning rate of each set, and those that are reported."""
+    rates = task.learning_rates
+    tried = rates if len(rates) > 1 else ()
+    total = len(drawn) * (len(tried) + seeds)
+    with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
+        on_val = bench.train(
+            [Student(name, rate, VAL_SEED, "val", draw) for name, draw in drawn for rate in tried], bar
+        )
+        chosen = {
+            name: _best_rate(_of_set(on_val, name), task.main_metric) if tried else rates[0]
+            for name, _ in drawn
+        }
+        reported = range(VAL_SEED + 1, VAL_SEED + 1 + seeds)
+        on_test = bench.train(
+            [Student(name, chosen[name], i, "test", draw) for name, draw in drawn for i in reported], bar
+        )
+    return on_val, on_test
+
+
+def _check_students(task: Task, evaluation: Evaluation) -> None:
+    if not task.learning_rates or evaluation.seeds < 1:
+        raise UserError(
+            f"{task.section}.learning_rates={task.learning_rates} and evaluation.seeds={evaluation.seeds} "
+            f"leave no student to train; give at least one of each"
+        )
+
+
+class _Placed:
+    """A set in the object store, and what the driver needs to know about it."""
+
+    def __init__(self, given: Given) -> None:
+        self.pairs: ray.ObjectRef[Any] = given if isinstance(given, ray.ObjectRef) else ray.put(given)
+        pairs: TrainedOn = ray.get(self.pairs)
+        self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
+        self.fingerprint = pairs.fingerprint()
+        self.prepared: ray.ObjectRef[Any] | None = None  # what all students need of it, once one does
+
+
+class _Bench:
+    """Trains students in parallel tasks and keeps what they score."""
+
+    def __init__(
+        self,
+        sets: Mapping[Name, Given],
+        held_out: Mapping[str, HeldOut],
+        task: Task,
+        gpus_per_student: float,
+        seed: int,
+        stage: StageDir,
+    ) -> None:
+        self._sets = {name: _Placed(given) for name, given in sets.items()}
+        self._held_out = {name: _Placed(given) for name, given in held_out.items()}
+        self._task = task
+        self._seed = seed
+        self._store = stage.store
+        resources = cluster.actor_resources(gpus_per_student)
+        self._device = "cuda" if resources["num_gpus"] else "cpu"
+        # Declared with their GPUs, and not by .options(): then Ray ends a worker after each task on a GPU. torch
+        # keeps the first GPU that a process has seen, so students in workers that are used again would pile up on
+        # one GPU of a node. Ten seconds of imports are little beside a student that is worth a GPU; on CPUs workers
+        # are used again.
+        self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_test)
+        self._prepare = ray.remote(max_retries=RETRIES, **resources)(_prepare)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        return self._sets[name, 0].sizes
+
+    def train(self, wanted: Sequence[Student], bar: progress) -> dict[Student, Result]:
+        """Results in the order of ``wanted``; those of earlier attempts are read, the others computed."""
+        found = {student: result for student in wanted if (result := self._committed(student))}
+        bar.resume(len(found))
+        running = {self._submit(student): student for student in wanted if student not in found}
+        for student, result in as_done(running):
+            found[student] = asdict(student) | {"inputs": self._inputs(student)} | result
+            bar.note_memory(found[student]["peak_bytes"])
+            self._store.write_json(student.file, found[student])
+            bar.update()
+        return {student: found[student] for student in wanted}
+
+    def _submit(self, student: Student) -> ray.ObjectRef[Any]:
+        trained_on, held_out = self._sets[student.set, student.draw], self._held_out[student.held_out]
+        return self._train.remote(
+            trained_on.pairs,
+            self._prepared(trained_on),
+            held_out.pairs,
+            self._prepared(held_out),
+            self._task,
+            student.learning_rate,
+            # one run seed and two students never share a stream, as they would with seed + index
+            int(np.random.SeedSequence([self._seed, student.seed]).generate_state(1)[0]),
+            self._device,
+        )
+
+    def _prepared(self, placed: _Placed) -> ray.ObjectRef[Any] | None:
+        if self._task.prepares and placed.prepared is None:
+            placed.prepared = self._prepare.remote(self._task, placed.pairs, self._device)
+        return placed.prepared
+
+    def _committed(self, student: Student) -> Result | None:
+        """The result of an earlier attempt, unless it was trained on or searched with other pairs."""
+        if not self._store.exists(student.file):
+            return None
+        result = self._store.read_json(student.file)
+        return result if result["inputs"] == self._inputs(student) else None
+
+    def _inputs(self, student: Student) -> list[str]:
+        return [
+            self._sets[student.set, student.draw].fingerprint,
+            self._held_out[student.held_out].fingerprint,
+        ]
+
+
+def _train_and_test(
+    trained_on: TrainedOn,
+    prepared: np.ndarray | None,
+    held_out: HeldOut,
+    held_out_prepared: np.ndarray | None,
+    task: Task,
+    learning_rate: float,
+    seed: int,
+    device: str,
+) -> Result:
+    started = monotonic()
+    with out_of_memory(task.memory_setting):
+        student, losses = task.train(
+            trained_on, prepared, learning_rate=learning_rate, seed=seed, device=device
+        )
+        metrics = task.test(student, held_out, held_out_prepared)
+    return {
+        "metrics": metrics,
+        "loss_curve": _curve(losses),
+        "seconds": round(monotonic() - started, 3),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def _prepare(task: Task, given: TrainedOn | HeldOut, device: str) -> np.ndarray:
+    with out_of_memory(task.memory_setting):
+        return task.prepare(given, device)
+
+
+def _curve(losses: np.ndarray) -> list[float | None]:
+    slices = np.array_split(losses.astype(np.float64), min(len(losses), CURVE_POINTS))
+    means = [float(part.mean()) for part in slices]
+    return [mean if isfinite(mean) else None for mean in means]  # JSON has no NaN
+
+
+def _of_set(results: Mapping[Student, Result], name: str) -> list[list[Result]]:
+    """The results of each draw of a set."""
+    found: dict[int, list[Result]] = {}
+    for student, result in results.items():
+        if student.set == name:
+            found.setdefault(student.draw, []).append(result)
+    return list(found.values())
+
+
+def _val_means(on_val: Sequence[Sequence[Result]], metric: str) -> dict[float, float]:
+    """The metric of each learning rate on validation data, mean over the draws of a set."""
+    return {
+        of_rate[0]["learning_rate"]: float(np.mean([result["metrics"][metric] for result in of_rate]))
+        for of_rate in zip(*on_val, strict=True)
+    }
+
+
+def _best_rate(on_val: Sequence[Sequence[Result]], metric: str) -> float:
+    means = _val_means(on_val, metric)
+    return max(means, key=lambda rate: means[rate])
+
+
+def _summary(
+    on_val: Sequence[Sequence[Result]], on_test: Sequence[Sequence[Result]], metric: str
+) -> dict[str, Any]:
+    """One set's part of the report, but for its size; results are those of each draw."""
+    first = on_test[0][0]
+    return {
+        "draws": len(on_test),
+        "learning_rate": first["learning_rate"],
+        "on_val": {str(rate): mean for rate, mean in _val_means(on_val, metric).items()},
+        "metrics": {
+            name: spread([[result["metrics"][name] for result in results] for results in on_test])
+            for name in first["metrics"]
+        },
+        "loss_curve": first["loss_curve"],
+        "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
+    }

@@ -1,0 +1,248 @@
+"""The labelled sets that classifiers are trained on: a synthetic one, coresets of each class, and all the data."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from mmdd_ray.config import Data, LabelledSettings
+from mmdd_ray.data.pair import Row
+from mmdd_ray.data.sources import fetch_pairs
+from mmdd_ray.engine.cluster import actor_resources
+from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.compare import RETRIES, compare
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.sets import CLIP_SCORE, EVALUATION, read_rows
+from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
+from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
+from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
+from mmdd_ray.storage.store import Store
+
+Choose = Callable[[list[np.ndarray], int, int], np.ndarray]
+CORESETS: dict[str, Choose] = {
+    "random": lambda blocks, count, seed: random_subset(len(blocks[0]), count, seed),
+    "herding": herding,
+    "k-center": k_center,
+}
+
+
+def labelled_images(
+    images: Sequence[bytes], labels: Sequence[int], classes: tuple[int, ...], image_px: int
+) -> LabelledSet:
+    """A set of encoded synthetic images."""
+    rows = [
+        Row("distilled", i, str(i), image, [], label, None)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    return LabelledSet.from_rows(rows, classes, image_px=image_px, max_pixels=2**31)[0]
+
+
+def class_coresets(
+    features: FeatureStore,
+    classes: tuple[int, ...],
+    per_class: int,
+    names: Sequence[str],
+    seed: int,
+    score_N: np.ndarray | None = None,
+    kept_fraction: float = 1.0,
+) -> dict[str, np.ndarray]:
+    """Sorted rows of `per_class` images of each class, or all where it has fewer, by the name of the coreset.
+
+    Herding and k-center look at CLIP's image features, brought to unit norm. clip-score draws from the fraction of a
+    class's images with the highest scores; from the best `per_class` where that are fewer, so that all sets are of
+    one size.
+
+    Args:
+        score_N: What `class_scores` gives, for clip-score.
+        kept_fraction: Of each class, for clip-score.
+    """
+    tables = list(features.tables(["label", "image"]))
+    label_N = np.concatenate([table["label"].to_numpy() for table in tables])
+    feature_ND = np.concatenate([image_features(table) for table in tables])
+    chosen: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for number, label in enumerate(classes):
+        rows = np.flatnonzero(label_N == label)
+        own_ND = feature_ND[rows].astype(np.float32)
+        own_ND /= np.linalg.norm(own_ND, axis=1, keepdims=True) + 1e-12
+        count = min(per_class, len(rows))
+        own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        for name in names:
+            if name == CLIP_SCORE:
+                assert score_N is not None
+                kept = max(kept_rows(len(rows), kept_fraction), count)
+                picks = clip_score(score_N[rows], count, own_seed, kept)
+            else:
+                picks = CORESETS[name]([own_ND], count, own_seed)
+            chosen[name].append(rows[picks])
+    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+
+
+def class_scores(
+    features: FeatureStore, settings: LabelledSettings, templates: Mapping[int, str], captioned: bool
+) -> np.ndarray:
+    """How well each image agrees with what is said of it, (rows,) float32 CLIP scores.
+
+    Args:
+        templates: What is said of the images of each class, by label.
+        captioned: Whether captions describe images, so that the first of them is what is said. Otherwise they may be
+            missing, or be names of folders that mean nothing to CLIP.
+    """
+    if captioned:
+        return features.clip_scores()
+    resources = actor_resources(settings.features.gpus_per_actor)
+    device = "cuda" if resources["num_gpus"] else "cpu"
+    encode = ray.remote(max_retries=RETRIES, **resources)(_encode_texts)
+    text_CD = ray.get(
+        encode.remote(settings.features.clip, list(templates.values()), settings.features.chunk_pairs, device)
+    )
+    return features.clip_scores(dict(zip(templates, text_CD, strict=True)))
+
+
+def _encode_texts(clip: str, texts: list[str], batch: int, device: str) -> np.ndarray:
+    from mmdd_ray.models.clip import load_clip
+
+    encoder = load_clip(clip, device)
+    with out_of_memory("features.chunk_pairs"):
+        parts = [
+            encoder.encode_texts(texts[at : at + batch]).cpu().numpy() for at in range(0, len(texts), batch)
+        ]
+    return np.concatenate(parts)
+
+
+def real_rows(
+    features: FeatureStore,
+    settings: LabelledSettings,
+    templates: Mapping[int, str],
+    per_class: int,
+    captioned: bool,
+) -> dict[str, np.ndarray]:
+    """Sorted rows of each baseline of `settings.evaluation` that is made of real images."""
+    wanted, seed, classes = settings.evaluation.baselines, settings.run.seed, tuple(templates)
+    addresses = features.addresses
+    names = [name for name in (*CORESETS, CLIP_SCORE) if name in wanted]
+    score_N = class_scores(features, settings, templates, captioned) if CLIP_SCORE in wanted else None
+    fraction = settings.evaluation.clip_score_fraction
+    chosen = class_coresets(features, classes, per_class, names, seed, score_N, fraction) if names else {}
+    if "full" in wanted:
+        count = min(settings.evaluation.full_pairs, len(addresses))
+        chosen["full"] = np.sort(random_subset(len(addresses), count, seed))
+    return chosen
+
+
+def real_sets(
+    features: FeatureStore,
+    chosen: Sequence[tuple[str, np.ndarray]],
+    settings: LabelledSettings,
+    classes: tuple[int, ...],
+) -> Iterator[tuple[str, LabelledSet]]:
+    """The sets of these rows with their names, one decoded after the other."""
+    addresses = features.addresses
+    needed = np.unique(np.concatenate([np.empty(0, np.int64), *(rows for _, rows in chosen)])).tolist()
+    # once for all sets: the rows of a baseline lie in almost every shard
+    fetched = fetch_pairs(settings.data, [addresses[row] for row in needed])
+    rows = dict(zip(needed, fetched, strict=True))
+    for name, indices in chosen:
+        found, lost = _labelled([rows[row] for row in indices.tolist()], classes, settings.data, settings)
+        if lost:
+            raise UserError(
+                f"data.uri={settings.data.uri} has changed since its features were made: {len(lost):,} images of the "
+                f"set {name} are refused now ({lost[0][2]}); restore the data, or set run.dir to a new folder"
+            )
+        yield name, found
+
+
+def _labelled(
+    rows: Sequence[Row], classes: tuple[int, ...], data: Data, settings: LabelledSettings
+) -> tuple[LabelledSet, list[Reject]]:
+    px = settings.classifiers.image_px
+    return LabelledSet.from_rows(rows, classes, image_px=px, max_pixels=data.max_image_pixels)
+
+
+def held_out_images(
+    part: str,
+    data: Data,
+    settings: LabelledSettings,
+    features: FeatureStore,
+    classes: tuple[int, ...],
+    listed: RejectList,
+) -> LabelledSet:
+    """The validation or test images; `listed` takes the refused rows, with val/ or test/ before their shards.
+
+    Raises:
+        UserError: More than `data.max_reject_ratio` of the rows were refused, no image is left, or the classes are
+            numbered in another way than in the training data.
+    """
+    rows = read_rows(data)
+    setting = f"evaluation.{part}"
+    if settings.data.needs_captions:
+        _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
+    try:
+        found, rejects = _labelled(rows, classes, data, settings)
+    except UserError as error:
+        raise UserError(f"{setting}={data.uri}: {error}") from error
+    tally = RejectBudget(setting, data.max_reject_ratio, listed, total_rows=len(rows))
+    tally.add(len(rows), [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
+    return found
+
+
+def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: str) -> None:
+    """Refuses held-out classes that are called otherwise than those of the training data.
+
+    The label of an image in a folder is the place of its class among the folders there are, so one folder more or less
+    would silently move the labels of all after it. The caption of a class's only image need not be its name.
+    """
+    own = shared_captions(((row.label, row.captions) for row in rows if row.reject is None), at_least=2)
+    for label, captions in features.shared_captions(at_least=2).items():
+        if len(captions) == 1 and len(own.get(label, ())) == 1 and own[label] != captions:
+            raise UserError(
+                f"{where} has the label {label} for {next(iter(own[label]))!r}, data.uri={real} for "
+                f"{next(iter(captions))!r}; use sources with the same classes"
+            )
+
+
+def compare_classifiers(
+    stage: StageDir,
+    synthetic: Mapping[str, list[ray.ObjectRef[Any]]],
+    templates: Mapping[int, str],
+    features: FeatureStore,
+    draws: Sequence[LabelledSettings],
+    run_store: Store,
+    *,
+    per_class: int,
+    captioned: bool,
+) -> StageResult:
+    """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
+
+    Args:
+        synthetic: Labelled sets by name, each draw of them, in the object store; the distilled one first.
+        templates: What is said of each class, by label, ascending; of all labels of the data.
+        per_class: Images of each class in a coreset.
+        captioned: Whether clip-score compares images with their first captions, or with the templates.
+        draws: Settings of each draw, with the baselines that it has of its own. Classifiers are those of the first.
+        run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
+    """
+    settings, classes = draws[0], tuple(templates)
+    listed = RejectList(stage.store, run_store)
+    sources = settings.evaluation.sources(settings.data)
+    test = held_out_images("test", sources["test"], settings, features, classes, listed)
+    val = test  # which a grid of one learning rate has no use for
+    if len(settings.classifiers.learning_rates) > 1:
+        val = held_out_images("val", sources["val"], settings, features, classes, listed)
+    listed.save()
+    real = [
+        item for own in draws for item in real_rows(features, own, templates, per_class, captioned).items()
+    ]
+    sets: dict[str, Any] = {**synthetic}
+    for name, labelled in real_sets(features, real, settings, classes):
+        sets.setdefault(name, []).append(ray.put(labelled))
+    found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
+    stage.store.write_json(EVALUATION, found)
+    return StageResult(
+        rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
+        rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,
+        rejects=Counter(reason for *_, reason in listed.rows),
+    )

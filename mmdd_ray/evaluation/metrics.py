@@ -1,0 +1,39 @@
+"""The metrics of students, by name, and what chance scores. Imports no torch."""
+
+from math import comb
+
+RANKS = (1, 5, 10)
+TOPS = (1, 5)
+METRICS = {
+    "retrieval": (*(f"{direction}@{k}" for direction in ("ir", "tr") for k in RANKS), "mean_recall"),
+    "classification": tuple(f"top-{k}" for k in TOPS),
+}
+"""Names of the metrics of each task."""
+MAIN_METRIC = {"retrieval": "mean_recall", "classification": "top-1"}
+"""The one that decides, and that charts show."""
+
+
+def chance(n_images: int, captions_per_image: int) -> dict[str, float]:
+    """Exact expectation of ``retrieval_metrics`` for a random ranking without ties, in percent.
+
+    ir@k = k/N. tr@k is one minus the chance that k of the P = N·c captions, drawn without replacement, hold
+    none of the image's own c.
+    """
+    n_captions = n_images * captions_per_image
+    ir, tr = {}, {}
+    for k in RANKS:
+        ir[f"ir@{k}"] = 100 * min(k, n_images) / n_images
+        drawn = min(k, n_captions)
+        tr[f"tr@{k}"] = 100 * (1 - comb(n_captions - captions_per_image, drawn) / comb(n_captions, drawn))
+    return with_mean_recall(ir, tr)
+
+
+def with_mean_recall(ir: dict[str, float], tr: dict[str, float]) -> dict[str, float]:
+    """Both directions' recalls, and ``mean_recall``, the mean of the six."""
+    recalls = ir | tr
+    return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}
+
+
+def accuracy_chance(n_classes: int) -> dict[str, float]:
+    """Expected score of a random order of the classes, in percent."""
+    return {f"top-{k}": 100 * min(k, n_classes) / n_classes for k in TOPS}

@@ -1,0 +1,84 @@
+"""Real pairs beside what was drawn for their captions: the report shows a person where drawing mends the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmdd_ray.config import Data
+from mmdd_ray.data.images import BadImage, decode_image
+from mmdd_ray.data.sources import fetch_pairs
+from mmdd_ray.distilled.contact_sheet import png_bytes, shrunk, thumbnail
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.agreement import Agreement
+from mmdd_ray.features.store import FeatureStore
+
+SHOWN = 8
+MAX_LETTERS = 300  # of a caption; some of the web are whole pages
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A caption with two images, small PNG files, and CLIP's cosine of the caption with each."""
+
+    caption: str
+    real: bytes | None
+    """The image that the caption came with; None where the data do not have it any more."""
+    drawn: bytes
+    real_score: float
+    drawn_score: float
+
+
+def beside_real(
+    drawn: Sequence[Mapping[str, Any]], features: FeatureStore, data: Data, shown: int = SHOWN
+) -> tuple[dict[str, float], list[Beside]]:
+    """The figures of `Agreement` over all of `drawn`, and the pairs whose real images agree least, the worst first.
+
+    Reads the keys of all real pairs, the features of those that are wanted, and no image but those that are shown.
+
+    Args:
+        drawn: One at least, with the columns `prompt`, `source_key`, `image`, `image_feature` and `text_feature` of
+            `DRAWN_SCHEMA`; the prompts are captions of real pairs.
+        features: Of the real pairs, by the same CLIP model.
+    """
+    real = features.images_of({row["source_key"] for row in drawn})
+    text_ND, drawn_ND = (np.stack([row[name] for row in drawn]) for name in ("text_feature", "image_feature"))
+    real_ND = np.stack([real[row["source_key"]].feature for row in drawn])
+    agreement = Agreement.of(text_ND, real_ND, drawn_ND)
+    worst = agreement.worst_real(shown)
+    keys = [drawn[number]["source_key"] for number in worst]
+    images = _real_images({key: real[key].address for key in keys}, data)
+    return agreement.figures(), [
+        Beside(
+            caption=_cut(drawn[number]["prompt"]),
+            real=images.get(key),
+            drawn=png_bytes(thumbnail(drawn[number]["image"])),
+            real_score=float(agreement.real_N[number]),
+            drawn_score=float(agreement.drawn_N[number]),
+        )
+        for number, key in zip(worst, keys, strict=True)
+    ]
+
+
+def _real_images(addresses: Mapping[str, tuple[str, int]], data: Data) -> dict[str, bytes]:
+    """Small PNG files by key, without those that the data do not have any more."""
+    try:
+        rows = fetch_pairs(data, list(addresses.values()))
+    except UserError:  # the data have changed since; a finished run shall have its report all the same
+        return {}
+    found = {}
+    for key, row in zip(addresses, rows, strict=True):
+        if row.key != key or row.image is None:
+            continue
+        try:
+            pixels = decode_image(row.image, max_pixels=data.max_image_pixels)
+        except BadImage:
+            continue
+        found[key] = png_bytes(shrunk(Image.fromarray(pixels)))
+    return found
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"

@@ -1,0 +1,183 @@
+"""The content of ``report.json``, from the manifests of a run directory and the figures of its comparison."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdd_ray.distilled.sample import FOLDER
+from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
+from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.standing import standing
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
+from mmdd_ray.planning.costs import planned_as
+from mmdd_ray.planning.plan import planned_seconds
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
+
+
+def build_report(
+    run: Store,
+    evaluation: Mapping[str, Any] | None = None,
+    *,
+    losses: Mapping[str, Sequence[float]] | None = None,
+    refinement: Mapping[str, Sequence[float]] | None = None,
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+    agreement: Mapping[str, float] | None = None,
+    labels: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """The content of ``report.json``, from the manifests of the run directory ``run`` and these figures.
+
+    Args:
+        evaluation: result of ``compare``; without one the report has no scores.
+        losses: columns of the method's loss curve: ``step`` and one for each term.
+        refinement: columns of the loss curve of a refinement that followed.
+        quality: of the synthetic pairs: columns of each figure, e.g. ``{"alignment": {"before": …, "after": …}}``.
+        agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
+        labels: of sets, where people write them otherwise than files.
+        words: titles and notes of the method's part.
+        command: what the user typed to start the run.
+
+    Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
+    for a set that was drawn several times also ``{draw_means, std_between_draws}``, as ``spread`` says. ``draws`` are
+    the distilled sets of the run, of which ``distilled``, losses and quality are the first.
+    ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
+    metric that decides.
+    ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
+    that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
+    """
+    saved = run.read_json(SETTINGS)
+    folders = _draw_folders(saved["settings"])
+    stages = _stage_manifests(run, folders)
+    features = stages.get("features")
+    scores = _scores(evaluation) if evaluation else {}
+    return {
+        "job": saved["job"],
+        "preset": saved["preset"],
+        "command": redact(command),
+        "task": evaluation["task"] if evaluation else None,
+        "scores": scores,
+        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]) if evaluation else {},
+        "sets": _without_metrics(evaluation["sets"]) if evaluation else {},
+        "real_images": features["rows_out"] if features else None,
+        "source": features["extra"].get("source") if features else None,
+        "stages": _beside_plan(stages, planned_seconds(run)),
+        "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
+        "rejects": _all_rejects(stages),
+        "losses": _curves(losses),
+        "refinement": _curves(refinement),
+        "quality": {name: dict(values) for name, values in (quality or {}).items()},
+        "agreement": dict(agreement or {}),
+        "words": dict(words or {}),
+        "devices": _merged(manifest["devices"] for manifest in stages.values()),
+        "versions": _merged(manifest["versions"] for manifest in stages.values()),
+        "settings": saved["settings"],
+        **_of_distilled(run, saved["job"], folders, labels or {}),
+    }
+
+
+def _of_distilled(run: Store, job: str, folders: Sequence[str], labels: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a report about the distilled set, if the run made one."""
+    files = {name: redact(run.path(name)) for name in (REPORT_HTML, REPORT_JSON)}
+    if not run.exists(f"{FOLDER}/{MANIFEST}"):
+        return {"method": job, "distilled": None, "draws": [], "labels": dict(labels), "files": files}
+    distilled = run.read_json(f"{FOLDER}/{MANIFEST}")
+    shown = ("images", "pairs", "captions_per_image", "bytes", "checksum")
+    return {
+        "method": distilled["method"],
+        "distilled": {key: distilled[key] for key in shown},
+        "draws": [_draw(run, folder) for folder in folders],
+        "labels": {set_name(distilled["method"]): distilled["method"]} | dict(labels),
+        "files": files | {FOLDER: redact(run.path(FOLDER))},
+    }
+
+
+def _without_metrics(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: value for key, value in one.items() if key != "metrics"} for name, one in _ordered(sets)
+    }
+
+
+def _beside_plan(stages: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Rows and seconds of each stage, beside the seconds that were planned."""
+    return {
+        name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds", "resumed")}
+        | {"planned_seconds": planned.get(planned_as(name))}
+        for name, manifest in stages.items()
+    }
+
+
+def _all_rejects(stages: Mapping[str, Any]) -> dict[str, int]:
+    """Refused rows of all stages by reason, the most frequent first."""
+    counts = (Counter[str](manifest["rejects"]) for manifest in stages.values())
+    return dict(sum(counts, Counter[str]()).most_common())
+
+
+def _draw_folders(settings: Mapping[str, Any]) -> list[str]:
+    """Where the draws of a run with these settings lie in it: as prefixes of names."""
+    draws = settings.get("evaluation", {}).get("draws", 1)
+    return ["", *(f"{DRAWS}/{number}/" for number in range(1, draws))]
+
+
+def _draw(run: Store, folder: str) -> dict[str, Any]:
+    manifest = run.read_json(f"{folder}{FOLDER}/{MANIFEST}")
+    return {"set": f"{folder}{FOLDER}", **{key: manifest[key] for key in ("seed", "checksum")}}
+
+
+def _stage_manifests(run: Store, folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Manifests of the finished stages in their order; that of the distilled set is none of them."""
+    names = [
+        f"{folder}{name}/{MANIFEST}"
+        for folder in folders
+        for name in (run.child(folder) if folder else run).entries()
+    ]
+    found = [manifest for name in names if run.exists(name) and "stage" in (manifest := run.read_json(name))]
+    return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
+
+
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    metrics, chance = METRICS[evaluation["task"]], evaluation["chance"]
+    scores = {
+        name: {metric: dict(one["metrics"][metric]) for metric in metrics}
+        for name, one in _ordered(evaluation["sets"])
+    }
+    scores[CHANCE] = {
+        metric: {"mean": chance[metric], "std": 0.0, "runs": [chance[metric]]} for metric in metrics
+    }
+    return scores
+
+
+def _standings(scores: Mapping[str, Any], metric: str) -> dict[str, dict[str, str]]:
+    """Where each distilled set stands beside each baseline of its size."""
+    baselines = [name for name in scores if name in BASELINES and name != FULL]
+    ours = [name for name in scores if name not in (*BASELINES, CHANCE)] if baselines else []
+    return {
+        name: {other: standing(scores[name][metric], scores[other][metric]) for other in baselines}
+        for name in ours
+    }
+
+
+def _ordered(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The distilled set first, the full data last."""
+    place = {name: i for i, name in enumerate(BASELINES)}
+    return sorted(sets.items(), key=lambda item: place.get(item[0], -1))
+
+
+def _merged(parts: Any) -> dict[str, Any]:
+    """One value for each name; several in order, where a resumed run met different ones."""
+    found: dict[str, list[Any]] = {}
+    for part in parts:
+        for name, value in part.items():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def _curves(columns: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]]:
+    return {name: [_finite(value) for value in values] for name, values in (columns or {}).items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN

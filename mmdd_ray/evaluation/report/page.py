@@ -1,0 +1,115 @@
+"""The page ``report.html``: one file that needs no network."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mmdd_ray.data.inventory import about_source
+from mmdd_ray.distilled.contact_sheet import png_bytes, spread, thumbnail
+from mmdd_ray.distilled.read import read_distilled
+from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
+from mmdd_ray.evaluation.metrics import METRICS
+from mmdd_ray.evaluation.report import charts
+from mmdd_ray.evaluation.report.beside import Beside
+from mmdd_ray.evaluation.report.text import (
+    about_full,
+    best_scores,
+    duration_text,
+    headline,
+    label_of,
+    main_scores,
+    mean_stds,
+    metric_label,
+    most_draws,
+    set_label,
+    tiles,
+    verdict,
+)
+from mmdd_ray.evaluation.report.words import (
+    CHANCE,
+    REPORT_HTML,
+    REPORT_JSON,
+    TASK_TEXTS,
+    TEXTS,
+)
+from mmdd_ray.storage.store import Store
+
+EXAMPLES = 12
+
+
+def write_report(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> None:
+    """Writes ``report.json`` and ``report.html`` into the run directory.
+
+    The page shows images of the run's distilled set, if there is one, and the pairs ``beside`` each other, which
+    ``agreement`` sums up; ``ValueError`` when the set is damaged.
+    """
+    run.write_json(REPORT_JSON, report)
+    run.write_bytes(REPORT_HTML, report_html(report, run, beside).encode())
+
+
+def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> str:
+    """The page, with everything it shows inside."""
+    # captions and settings come from outside: everything but our own charts is escaped
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"spread_of": mean_stds, "duration": duration_text, "bytes": _bytes}
+    environment.filters["label"] = lambda name: label_of(name, report)
+    environment.filters["set_label"] = lambda name: set_label(name, report)
+    distilled = run.child(FOLDER)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        verdict=verdict(report),
+        headline=headline(report),
+        tiles=tiles(report),
+        metrics=METRICS.get(report["task"], ()),
+        metric_label=metric_label,
+        task=TASK_TEXTS.get(report["task"]),
+        texts=TEXTS | report["words"],
+        best=best_scores(report["scores"]),
+        draws=most_draws(report),
+        about_full=about_full(report),
+        has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
+        about_source=about_source(report["source"]) if report["source"] else [],
+        charts={name: Markup(svg) for name, svg in _charts(report).items()},
+        examples=[
+            (sample, _data_uri(png_bytes(thumbnail(sample.image))))
+            for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
+        ],
+        beside=[(one, one.real and _data_uri(one.real), _data_uri(one.drawn)) for one in beside],
+        contact_sheet=_data_uri(distilled.read_bytes(CONTACT_SHEET)) if report["distilled"] else "",
+    )
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    main = main_scores(report)
+    if scored := {name: score for name, score in main.items() if name != CHANCE}:
+        means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
+        labels = [set_label(name, report) for name in scored]
+        what = TASK_TEXTS[report["task"]]["main"]
+        draws = [score.get("draw_means", ()) for score in scored.values()]
+        found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what, draws)
+    for part in ("losses", "refinement"):
+        terms = {name: values for name, values in report[part].items() if name != "step"}
+        if terms:
+            found[part] = charts.panels(report[part]["step"], terms)
+    if curves := {set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
+        found["students"] = charts.lines(curves, "training done, %", TASK_TEXTS[report["task"]]["loss"])
+    return found
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"

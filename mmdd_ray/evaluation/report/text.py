@@ -1,0 +1,140 @@
+"""A report in words: verdict, headline, tiles and labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdd_ray.evaluation.metrics import MAIN_METRIC
+from mmdd_ray.evaluation.report.standing import sentence
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, LABELS, TASK_TEXTS
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """How each distilled set compares with the baselines of its size, in words; nothing without both."""
+    message, main = [], main_scores(report)
+    for ours, standings in report["standings"].items():
+        unit = TASK_TEXTS[report["task"]]["unit"]
+        names = {"random": f"random real {unit}", "prompts": f"{unit} drawn from class names"}
+        in_words = {
+            f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
+            for name, word in standings.items()
+        }
+        message.append(sentence(label_of(ours, report), in_words))
+    return " ".join(message)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The figures of the outcome in one sentence."""
+    distilled, sets = report["distilled"], report["sets"]
+    clauses = []
+    for name, main in main_scores(report).items():
+        task = TASK_TEXTS[report["task"]]
+        count = f"{sets[name][task['unit']]:,}" if name in sets else ""
+        score = f"{mean_std(main)} %".replace(" ", "\u00a0")  # never broken over lines
+        if "draw_means" in main:
+            score += f" (over {len(main['draw_means'])} draws ±\u00a0{main['std_between_draws']:.1f})"
+        if name == FULL:
+            full = set_label(FULL, report) if full_is_part(report) else "the full data"
+            clauses.append(f"{full} ({count} {task['unit']}) {score}")
+        elif name == "random":
+            clauses.append(f"{count} random real {task['unit']} {score}")
+        elif name not in (*BASELINES, CHANCE):
+            clauses.append(
+                f"{count} synthetic {task['unit']} of {label_of(name, report)} reach {score} {task['main']}"
+            )
+    if clauses:
+        return "; ".join(clauses) + "."
+    if distilled:
+        return (
+            f"{distilled['images']:,} synthetic images with {distilled['pairs']:,} captions, not evaluated."
+        )
+    return "No distilled set and no evaluation."
+
+
+def tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that matter most, as (value, what it is)."""
+    mean = {name: main["mean"] for name, main in main_scores(report).items()}
+    tiles = []
+    ours = next((name for name in mean if name not in (*BASELINES, CHANCE)), None)
+    if ours is not None:
+        task = TASK_TEXTS[report["task"]]
+        short = task["main"].split()[-1]
+        tiles.append((f"{mean[ours]:.1f} %", f"{task['main']} of {label_of(ours, report)}"))
+        if mean.get("random"):
+            tiles.append((f"{mean[ours] / mean['random']:.2f} ×", f"the {short} of random {task['unit']}"))
+        if mean.get(FULL):
+            full = set_label(FULL, report) if full_is_part(report) else "the full data"
+            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the {short} of {full}"))
+    if distilled := report["distilled"]:
+        if report["task"] == "classification":
+            tiles.append((f"{distilled['images']:,}", "synthetic images"))
+        else:
+            tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
+    return [*tiles, (duration_text(report["seconds"]), "in all stages")]
+
+
+def main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The deciding metric of each set, and of chance."""
+    return {name: one[MAIN_METRIC[report["task"]]] for name, one in report["scores"].items()}
+
+
+def most_draws(report: Mapping[str, Any]) -> int:
+    """How often the sets were drawn that depend on a seed."""
+    return max((len(one.get("draw_means", (0,))) for one in main_scores(report).values()), default=1)
+
+
+def best_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """For each metric the best mean of the small sets, which the table prints in bold."""
+    small = [metrics for name, metrics in scores.items() if name not in (FULL, CHANCE)]
+    return {metric: max(one[metric]["mean"] for one in small) for metric in small[0]} if small else {}
+
+
+def mean_std(score: Mapping[str, Any]) -> str:
+    """``12.3 ± 0.4``; a single student of each draw has no deviation."""
+    several = len(score["runs"]) > len(score.get("draw_means", (0,)))
+    return f"{score['mean']:.1f} ± {score['std']:.1f}" if several else f"{score['mean']:.1f}"
+
+
+def mean_stds(score: Mapping[str, Any]) -> str:
+    """``12.3 ± 0.4 ± 0.8``: the second deviation is that between draws, where there are several."""
+    if "draw_means" not in score:
+        return mean_std(score)
+    shown = mean_std(score)
+    return f"{shown if '±' in shown else f'{shown} ± –'} ± {score['std_between_draws']:.1f}"
+
+
+def metric_label(name: str) -> str:
+    return name.replace("_", " ").replace("ir@", "IR@").replace("tr@", "TR@").replace("top-", "Top-")
+
+
+def label_of(name: str, report: Mapping[str, Any]) -> str:
+    return report["labels"].get(name, LABELS.get(name, name))
+
+
+def set_label(name: str, report: Mapping[str, Any]) -> str:
+    """Like ``label_of``, but all the data is called so only if it is all of them."""
+    if name == FULL and full_is_part(report):
+        return f"{report['sets'][FULL]['images']:,} of {report['real_images']:,} real images"
+    return label_of(name, report)
+
+
+def full_is_part(report: Mapping[str, Any]) -> bool:
+    """Whether "full" is a random part of the data, because evaluation.full_pairs is below their number."""
+    sets, real_images = report["sets"], report["real_images"]
+    return FULL in sets and real_images is not None and sets[FULL]["images"] < real_images
+
+
+def about_full(report: Mapping[str, Any]) -> str:
+    """How to read the best and the worst that the table shows."""
+    main = main_scores(report)
+    if FULL in main and main[FULL]["mean"] < best_scores(report["scores"])[MAIN_METRIC[report["task"]]]:
+        return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
+    if full_is_part(report):
+        return "The real images are a random part of the data, chance is the floor."
+    return "The full data is the ceiling, chance the floor."
+
+
+def duration_text(seconds: float) -> str:
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

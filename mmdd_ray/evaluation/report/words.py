@@ -1,0 +1,50 @@
+"""Words of the report: the names of sets, and what charts and tables show, by task; a method adds its own."""
+
+from mmdd_ray.data.pair import safe_name
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+FULL, CHANCE = "full", "chance"
+BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
+LABELS = {
+    "random": "Random real data",
+    "herding": "Herding",
+    "k-center": "k-center",
+    "clip-score": "Best by CLIP score",
+    "prompts": "Class names as prompts",
+    FULL: "Full data",
+    CHANCE: "Chance",
+}
+
+TEXTS = {
+    "losses": "Losses",
+    "refinement": "Refinement",
+    "quality": "Quality of the synthetic pairs",
+    "quality_note": "",
+    "examples_note": "",
+}
+"""Titles and notes where a method has no others."""
+
+TASK_TEXTS = {
+    "retrieval": {
+        "title": "Retrieval on the test pairs",
+        "main": "mean recall",
+        "unit": "pairs",
+        "loss": "InfoNCE loss",
+        "note": "IR@k: captions that find their image among the first k. TR@k: images that find one of their captions "
+        "among the first k. Mean recall is the mean of the six.",
+    },
+    "classification": {
+        "title": "Accuracy on the test images",
+        "main": "top-1 accuracy",
+        "unit": "images",
+        "loss": "cross-entropy",
+        "note": "Top-k: images whose class is among the k that the classifier finds likeliest.",
+    },
+}
+"""How students were tested."""
+
+
+def set_name(method: object) -> str:
+    """The method of a manifest, which may be anybody's text, as a name for files and tables."""
+    name = safe_name(str(method).lower())
+    return "distilled" if name in (*BASELINES, CHANCE) else name

@@ -1,0 +1,61 @@
+"""Image and text retrieval by dual encoders. Imports no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmdd_ray.config import Students
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.evaluation.metrics import chance
+from mmdd_ray.evaluation.pairs import PairSet
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A `Task`: dual encoders find the image of a caption, and the captions of an image."""
+
+    settings: Students
+    name = "retrieval"
+    main_metric = "mean_recall"
+    section = "students"
+    memory_setting = "students.batch_pairs"
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return self.settings.learning_rates
+
+    @property
+    def prepares(self) -> bool:
+        return self.settings.protocol == "frozen-text"
+
+    def prepare(self, given: PairSet | LearntPairs, device: str) -> np.ndarray:
+        """Features of all texts, by the text encoder that students leave alone."""
+        from mmdd_ray.evaluation.tasks.students import frozen_text_features
+
+        return frozen_text_features(given, self.settings, device)
+
+    def train(
+        self,
+        given: PairSet | LearntPairs,
+        prepared: np.ndarray | None,
+        *,
+        learning_rate: float,
+        seed: int,
+        device: str,
+    ) -> tuple[object, np.ndarray]:
+        from mmdd_ray.evaluation.tasks.students import train_student
+
+        return train_student(
+            given, self.settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=prepared
+        )
+
+    def test(self, student: object, held_out: PairSet, prepared: np.ndarray | None) -> dict[str, float]:
+        from mmdd_ray.evaluation.tasks.students import evaluate_student
+        from mmdd_ray.models.students import DualEncoder
+
+        assert isinstance(student, DualEncoder)
+        return evaluate_student(student, held_out, text_PT=prepared)
+
+    def chance(self, held_out: PairSet) -> dict[str, float]:
+        """Takes all images to have their mean number of captions."""
+        return chance(held_out.n_images, round(held_out.n_pairs / held_out.n_images))

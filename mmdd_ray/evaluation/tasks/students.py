@@ -1,0 +1,205 @@
+"""Trains a student on a set of pairs by the field's protocol, and searches it with the pairs of another.
+
+Every set gets the same budget: the same optimiser steps, batches and augmentation, whatever its size.
+"""
+
+# N images, P captions of them, B images of a step, V and T feature widths, D embedding width
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdd_ray.config import Students
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.precision import autocast, fastest
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.batches import Pairs, batches, draw_shifts, shifted
+from mmdd_ray.evaluation.metrics import chance
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.retrieval import retrieval_metrics
+from mmdd_ray.evaluation.tasks.trainer import descend, reproducible
+from mmdd_ray.models.students import (
+    ENCODE_ROWS,
+    DualEncoder,
+    TextEncoder,
+    Tokens,
+    load_student,
+    load_text_encoder,
+    pair_loss,
+)
+
+ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
+DECAY = 0.1  # of the learning rate, at half of the steps
+
+
+def frozen_text_features(pairs: Pairs, settings: Students, device: str) -> np.ndarray:
+    """Features (P, T) float32 of all texts by the pretrained text encoder.
+
+    Under "frozen-text" they are the same for every student, so whoever trains many computes them once.
+
+    Raises:
+        ValueError: the text encoder cannot be loaded.
+    """
+    return _encode_texts(load_text_encoder(settings, device), pairs)
+
+
+def train_student(
+    pairs: Pairs,
+    settings: Students,
+    *,
+    learning_rate: float,
+    seed: int,
+    device: str,
+    text_PT: np.ndarray | None = None,
+) -> tuple[DualEncoder, np.ndarray]:
+    """A student trained on ``pairs`` with InfoNCE, and its loss at each step (float32).
+
+    Features are centred first (``DualEncoder.centre``). SGD with momentum; the learning rate falls to a tenth
+    at half of the steps. "frozen-text" (LoRS, ICML 2024, and its followers) trains the image encoder and both
+    heads at ``learning_rate``. "both-encoders" (CovMatch, arXiv 2510.18583) trains the text encoder too;
+    there ``learning_rate`` is that of the heads, and both encoders get a tenth of it.
+
+    Learnt pairs are trained on as they are: their pixels enter the image encoder, and their offsets are added to the
+    word embeddings of a text encoder of the same vocabulary; any other one gets the captions that the texts began as.
+
+    A learning rate that is too high gives losses that are not finite, and a student that finds nothing.
+
+    Args:
+        learning_rate: of the first half of the steps.
+        seed: of the heads, the order of the pairs, the augmentation and dropout.
+        text_PT: ``frozen_text_features`` of the pairs, where they are at hand. "both-encoders" has no use
+            for them.
+
+    Raises:
+        ValueError: the images are not of ``settings.image_px``, or an encoder cannot be loaded.
+    """
+    if pairs.image_px != settings.image_px:
+        raise UserError(
+            f"the pairs have images of {pairs.image_px} px, but students.image_px={settings.image_px}"
+        )
+    student = load_student(settings, seed, device)
+    images_NHWC, features_of = _image_source(student, pairs)
+    text_of = _text_source(student, pairs, settings, text_PT)
+    similarity_NN = _similarity(pairs, student.text, settings.protocol)
+    optimizer = _optimizer(student, settings, learning_rate)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [(settings.steps + 1) // 2], gamma=DECAY)
+    rng = np.random.default_rng(seed)
+
+    def batch_losses() -> Iterator[Tensor]:
+        for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
+            shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
+            image_BHWC = shifted(torch.from_numpy(images_NHWC[image_B]).to(device), shift_2B)
+            with autocast(device, fastest(settings.precision)):
+                image_BD = student.embed_image(features_of(image_BHWC))
+                text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
+            similarity_BB = None if similarity_NN is None else similarity_NN[image_B][:, caption_B].to(device)
+            yield pair_loss(image_BD, text_BD, similarity_BB, settings.temperature)
+
+    with reproducible(seed, device):  # for dropout
+        with torch.no_grad():  # centred on the features of a random sample
+            ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
+            feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
+            student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
+        losses = descend(batch_losses(), optimizer, schedule)
+    return student.eval(), losses
+
+
+@torch.inference_mode()
+def evaluate_student(
+    student: DualEncoder, test: PairSet, *, text_PT: np.ndarray | None = None
+) -> dict[str, float]:
+    """``retrieval_metrics`` of the student on the test pairs, in percent.
+
+    A student whose training diverged (an embedding is not finite) finds nothing: all its recalls are 0.
+
+    Args:
+        text_PT: ``frozen_text_features`` of the test pairs, for students that did not train the text encoder.
+    """
+    student.eval()
+    device = student.image_head.weight.device
+    if text_PT is None:
+        text_PT = _encode_texts(student.text, test)
+    chunks = [
+        student.embed_image(student.image(torch.tensor(test.images[rows], device=device)))
+        for rows in _chunks(test.n_images)
+    ]
+    image_ND = torch.cat(chunks).cpu().numpy()
+    text_PD = student.embed_text(torch.tensor(text_PT, device=device)).cpu().numpy()
+    if not (np.isfinite(image_ND).all() and np.isfinite(text_PD).all()):
+        return dict.fromkeys(chance(1, 1), 0.0)
+    return retrieval_metrics(image_ND, text_PD, test.owner_P, device=str(device))
+
+
+def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[np.ndarray, Callable[[Tensor], Tensor]]:
+    """All images (N, H, W, 3), and what gives the features of some of them."""
+    if isinstance(pairs, PairSet):
+        return pairs.images, student.image
+    pixels_NHWC = pairs.pixels.transpose(0, 2, 3, 1)
+    own = (tuple(values.flatten().tolist()) for values in (student.image.mean, student.image.std))
+    if (pairs.mean, pairs.std) == tuple(own):
+        return pixels_NHWC, lambda image_BHWC: student.image.encode(image_BHWC.permute(0, 3, 1, 2))
+    mean, std = (np.array(values, np.float32) for values in (pairs.mean, pairs.std))
+    return pixels_NHWC * std + mean, student.image  # which has another normalisation
+
+
+def _similarity(pairs: Pairs, encoder: TextEncoder, protocol: str) -> Tensor | None:
+    """How similar images (rows) and texts are, of students that get the texts for which it was learnt.
+
+    None where each image is similar to its own texts alone.
+    """
+    if not isinstance(pairs, LearntPairs) or pairs.similarity is None or protocol != "frozen-text":
+        return None
+    return torch.from_numpy(pairs.similarity) if pairs.encoder == encoder.weights_digest() else None
+
+
+def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
+    """All P texts as this encoder takes them."""
+    if isinstance(pairs, LearntPairs) and pairs.vocabulary == encoder.vocabulary_digest():
+        arrays = (pairs.ids, pairs.mask, pairs.offsets)
+        return Tokens(*(torch.tensor(values, device=encoder.vocabulary.device) for values in arrays))
+    return encoder.tokenize(pairs.flat_captions)
+
+
+def _text_source(
+    student: DualEncoder, pairs: Pairs, settings: Students, text_PT: np.ndarray | None
+) -> Callable[[Tensor], Tensor]:
+    """A function from caption rows to text features; sets the text encoder to train or to stand still."""
+    student.train()
+    if settings.protocol == "both-encoders":
+        tokens = _tokens(student.text, pairs)
+        return lambda caption_B: student.text(tokens.rows(caption_B))
+    student.text.eval().requires_grad_(False)
+    if text_PT is None:
+        text_PT = _encode_texts(student.text, pairs)
+    feature_PT = torch.tensor(text_PT, device=student.text_head.weight.device)
+    return lambda caption_B: feature_PT[caption_B]
+
+
+def _optimizer(student: DualEncoder, settings: Students, learning_rate: float) -> torch.optim.Optimizer:
+    heads = [*student.image_head.parameters(), *student.text_head.parameters()]
+    encoders, encoder_rate = list(student.image.parameters()), learning_rate
+    if settings.protocol == "both-encoders":
+        encoders.extend(student.text.parameters())
+        encoder_rate *= ENCODERS_TO_HEADS
+    return torch.optim.SGD(
+        [{"params": heads, "lr": learning_rate}, {"params": encoders, "lr": encoder_rate}],
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+@torch.inference_mode()
+def _encode_texts(encoder: TextEncoder, pairs: Pairs) -> np.ndarray:
+    """Features (P, T) float32, in the order of the texts."""
+    if isinstance(pairs, LearntPairs):
+        if pairs.vectors is not None and pairs.encoder == encoder.weights_digest():
+            return pairs.vectors
+        tokens = _tokens(encoder, pairs)
+        return torch.cat([encoder(tokens.rows(rows)) for rows in _chunks(pairs.n_pairs)]).cpu().numpy()
+    return encoder.encode_captions(pairs.flat_captions).cpu().numpy()
+
+
+def _chunks(n_rows: int) -> Iterator[slice]:
+    return (slice(start, start + ENCODE_ROWS) for start in range(0, n_rows, ENCODE_ROWS))

@@ -1,0 +1,55 @@
+"""The protocol of evaluation tasks. Imports no torch."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Task(Protocol):
+    """How students are trained on a set and tested; travels to the tasks that train one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def main_metric(self) -> str:
+        """The one that decides."""
+        ...
+
+    @property
+    def section(self) -> str:
+        """Section of the settings that messages name."""
+        ...
+
+    @property
+    def memory_setting(self) -> str:
+        """The setting to lower where a GPU is too small."""
+        ...
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Those to choose from on validation data."""
+        ...
+
+    @property
+    def prepares(self) -> bool:
+        """Whether something of a set is the same for all students, so that ``prepare`` makes it once."""
+        ...
+
+    def prepare(self, given: Any, device: str) -> np.ndarray:
+        """An array that all students need of a set that they are trained on or tested with."""
+        ...
+
+    def train(
+        self, given: Any, prepared: np.ndarray | None, *, learning_rate: float, seed: int, device: str
+    ) -> tuple[Any, np.ndarray]:
+        """A student, and its loss at each step."""
+        ...
+
+    def test(self, student: Any, held_out: Any, prepared: np.ndarray | None) -> dict[str, float]:
+        """Its metrics by name, in percent."""
+        ...
+
+    def chance(self, held_out: Any) -> dict[str, float]:
+        """Its metrics by chance."""
+        ...

@@ -1,0 +1,30 @@
+"""Checks of a CovMatch run's settings; imports neither torch nor Ray."""
+
+from mmdd_ray.methods.covmatch.settings import Covmatch
+from mmdd_ray.planning.preflight import check_matching
+
+
+def check(settings: Covmatch) -> None:
+    """Looks at what the sections have to agree about, and at the set that `match.init` names.
+
+    Raises:
+        UserError: One sentence that names the setting to change.
+    """
+    check_matching(settings.match, "match.pairs", settings.match.pairs)
+    if settings.match.start_set is not None:
+        from mmdd_ray.methods.covmatch.start_set import (
+            read_start_set,  # half a second that --help need not pay
+        )
+
+        read_start_set(settings.match)
+
+
+def models(settings: Covmatch) -> dict[str, str]:
+    """Names of the models that a run loads, by setting."""
+    return {
+        "features.clip": settings.features.clip,
+        "match.image_model": settings.match.image_model,
+        "match.text_model": settings.match.text_model,
+        "students.image_model": settings.students.image_model,
+        "students.text_model": settings.students.text_model,
+    }

@@ -1,0 +1,68 @@
+"""CovMatch's presets."""
+
+from dataclasses import replace
+
+from mmdd_ray.config import Data, Evaluation, Students
+from mmdd_ray.methods.covmatch.settings import Covmatch, Match
+from mmdd_ray.methods.preset_parts import (
+    AUTOSCALING,
+    BETTER_HALF,
+    CC3M,
+    CC3M_EVALUATION,
+    CC3M_MATCHING,
+    LOCAL_MATCHING,
+    NFNET_AND_BERT,
+    PUBLISHED_MATCHING,
+    PUBLISHED_MATCHING_500,
+    SCENES,
+    SCENES_EVALUATION,
+    VIT_B32,
+)
+
+
+def local() -> Covmatch:
+    """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
+    return Covmatch(
+        data=SCENES,
+        features=BETTER_HALF,
+        match=Match(iterations=60, init="clip-score", **LOCAL_MATCHING),
+        students=Students(protocol="both-encoders", steps=40),
+        evaluation=SCENES_EVALUATION,
+    )
+
+
+def flickr30k() -> Covmatch:
+    """A GPU cluster: Flickr30K in Karpathy's split, NFNet-L0 and BERT, 100 pairs as published."""
+    annotations = "s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json"
+    return Covmatch(
+        run=AUTOSCALING,
+        data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
+        features=VIT_B32,
+        match=Match(pairs=100, iterations=10_000, rho=2.0, cache_mib=8192, **PUBLISHED_MATCHING),
+        students=replace(NFNET_AND_BERT, protocol="both-encoders", steps=100),
+        evaluation=Evaluation(
+            val=annotations, test=annotations, val_split="val", test_split="test", max_pairs=1000, seeds=5
+        ),
+    )
+
+
+def coco() -> Covmatch:
+    """A GPU cluster: COCO in Karpathy's split, 500 pairs as published."""
+    flickr = flickr30k()
+    annotations = "s3://YOUR-BUCKET/coco/dataset_coco.json"
+    return replace(
+        flickr,
+        data=replace(flickr.data, uri=annotations, image_root="s3://YOUR-BUCKET/coco/images"),
+        match=replace(flickr.match, pairs=500, iterations=20_000, **PUBLISHED_MATCHING_500),
+        students=replace(flickr.students, steps=400),
+        evaluation=replace(flickr.evaluation, val=annotations, test=annotations, max_pairs=5000),
+    )
+
+
+def cc3m() -> Covmatch:
+    """A GPU cluster: CC3M as img2dataset writes it, 500 pairs, real batches streamed to eight workers."""
+    shown = coco()
+    return replace(shown, data=CC3M, match=replace(shown.match, **CC3M_MATCHING), evaluation=CC3M_EVALUATION)
+
+
+PRESETS = {"local": local, "flickr30k": flickr30k, "coco": coco, "cc3m": cc3m}

@@ -1,0 +1,45 @@
+"""Students of a distilled set that is there already, and of real pairs beside it."""
+
+from mmdd_ray.errors import UserError
+from mmdd_ray.methods.evaluate.presets import PRESETS
+from mmdd_ray.methods.evaluate.settings import Evaluate
+from mmdd_ray.methods.method import Method, Steps
+from mmdd_ray.planning.preflight import check_all_match
+from mmdd_ray.storage.store import Store
+
+
+def _check(settings: Evaluate) -> None:
+    from mmdd_ray.evaluation.sets import distilled_set  # seconds that --help need not pay
+
+    check_all_match(settings)
+    if settings.evaluation.draws > 1:
+        raise UserError(
+            f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
+            "leave it at 1, or give it to the job that distils"
+        )
+    distilled_set(Store(settings.set), settings.students.image_px)  # small; finds what is missing or damaged
+
+
+def _models(settings: Evaluate) -> dict[str, str]:
+    return {
+        "features.clip": settings.features.clip,
+        "students.image_model": settings.students.image_model,
+        "students.text_model": settings.students.text_model,
+    }
+
+
+def _steps() -> Steps[Evaluate]:
+    from mmdd_ray.methods.evaluate.stages import STEPS
+
+    return STEPS
+
+
+METHOD = Method(
+    job="evaluate",
+    settings=Evaluate,
+    presets=PRESETS,
+    models=_models,
+    preflight=_check,
+    steps=_steps,
+    size=lambda settings, source: ("set", 0),  # is there already, and small
+)

@@ -1,0 +1,137 @@
+"""Checking settings, planning, running the stages of a method, and reporting: the same for every job."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmdd_ray.config import RunSettings
+from mmdd_ray.engine.draws import draws_of
+from mmdd_ray.engine.run_dir import RunDir, StageDir
+from mmdd_ray.methods import METHODS
+from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
+from mmdd_ray.models import zoo
+from mmdd_ray.planning import plan
+from mmdd_ray.planning.preflight import check_sources, check_values
+
+
+def method_of(settings: RunSettings) -> Method[Any]:
+    """The method that these are the settings of."""
+    return next(method for method in METHODS.values() if method.settings is type(settings))
+
+
+def check(settings: RunSettings) -> None:
+    """Finds what would otherwise fail only hours later: settings, models and sources that cannot be.
+
+    Raises:
+        UserError: One sentence that names the setting to change.
+    """
+    method = method_of(settings)
+    check_values(settings)
+    method.preflight(settings)
+    zoo.check(method.models(settings))
+    check_sources(settings, method.labelled)
+
+
+def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
+    """Runs whatever is left to do of a run, and writes its report.
+
+    Call `check` first, which finds most mistakes before Ray starts.
+
+    Args:
+        preset: What the settings began as; names the run directory, unless they do.
+        command: What the user typed, for the report.
+
+    Raises:
+        ValueError: Something in the settings or the data is wrong; one sentence that names the setting.
+    """
+    method = method_of(settings)
+    with open_session(method, settings, preset) as run:
+        steps = method.steps()
+        contexts = list(_run_stages(run, steps, settings))
+        if steps.compare is None:
+            return Run(run.store, {}, contexts[0].done)
+        compare = steps.compare
+        seen = [_needing(one, compare.needs) for one in contexts]
+        compared = run.stage(
+            compare.name,
+            lambda stage: compare.run(stage, seen),
+            needs=_distinct(stage for one in seen for stage in one.done.values()),
+        )
+        return Run(
+            run.store,
+            _report(method, run, contexts[0], compared, steps, command),
+            {**contexts[0].done, compare.name: compared},
+        )
+
+
+@contextmanager
+def open_session(method: Method[Any], settings: RunSettings, preset: str) -> Iterator[RunDir]:
+    """Opens or reopens a run directory, joins the cluster, and keeps the plan as it is before the first stage."""
+    from mmdd_ray.engine.cluster import check_machines, connected
+
+    with (
+        RunDir.open(settings.run.dir, method.job, preset, settings) as run,
+        connected(settings.run, run.store) as devices,
+    ):
+        check_machines(settings)
+        run.devices = devices.as_json()
+        if not run.store.exists(plan.PLAN):
+            run.store.write_json(plan.PLAN, plan.plan_run(settings, method, devices, METHODS).as_json())
+        yield run
+
+
+def _run_stages(run: RunDir, steps: Steps[Any], settings: RunSettings) -> Iterator[Context[Any]]:
+    """All stages of one draw after the other; gives what each draw has done."""
+    shared: dict[str, StageDir] = {}
+    for draw in draws_of(settings):
+        done = dict(shared)
+        for number, stage in enumerate(steps.stages):
+            if stage.name not in done and stage.wanted(draw.compared):
+                done[stage.name] = run_stage(run, stage, Context(run, draw, done))
+                if stage.shared:
+                    shared[stage.name] = done[stage.name]
+            if number == 0 and draw.number == 0:
+                steps.before(Context(run, draw, done))
+        yield Context(run, draw, done)
+
+
+def run_stage(run: RunDir, stage: Stage[Any], context: Context[Any]) -> StageDir:
+    """Runs a stage of a draw, again if its outputs no longer match their inputs outside the run directory."""
+    own = _needing(context, stage.needs)
+    within = "" if stage.shared else context.draw.within
+    if not stage.is_current(own):
+        run.store.remove(f"{within}{stage.name}")
+    return run.stage(stage.name, lambda folder: stage.run(folder, own), list(own.done.values()), within)
+
+
+def _needing(context: Context[Any], names: Sequence[str]) -> Context[Any]:
+    """The same with those of these stages alone that were wanted."""
+    done = {name: context.done[name] for name in names if name in context.done}
+    return Context(context.run, context.draw, done)
+
+
+def _distinct(stages: Iterator[StageDir]) -> list[StageDir]:
+    return list({stage.path: stage for stage in stages}.values())
+
+
+def _report(
+    method: Method[Any], run: RunDir, first: Context[Any], compared: StageDir, steps: Steps[Any], command: str
+) -> dict[str, Any]:
+    from mmdd_ray.evaluation.report.build import build_report
+    from mmdd_ray.evaluation.report.page import write_report
+    from mmdd_ray.evaluation.sets import EVALUATION
+
+    figures: Figures = steps.figures(first)
+    report = build_report(
+        run.store,
+        compared.store.read_json(EVALUATION),
+        losses=figures.losses,
+        refinement=figures.refinement,
+        quality=figures.quality,
+        agreement=figures.agreement,
+        labels=figures.labels,
+        words=method.words(first.settings),
+        command=command,
+    )
+    write_report(report, run.store, figures.beside)
+    return report

@@ -1,0 +1,171 @@
+"""A method as data, which everything that runs, plans, resumes, reports or verifies a run reads.
+
+A method declares its stages once. `execute.py` runs those that are wanted, in their order; `Method.costs` adds up what
+they take; a stage runs again when one of those that it needs has other outputs, and only then.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mmdd_ray.data.inventory import Source, look_at
+from mmdd_ray.engine.draws import Draw, draws_of
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.planning.costs import OTHER_DRAWS, StageCost
+from mmdd_ray.storage.store import Store
+
+if TYPE_CHECKING:
+    from mmdd_ray.distilled.sample import Sample
+
+S = TypeVar("S")
+Redraw = Callable[[Store, Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Context(Generic[S]):
+    """Everything that a stage works with."""
+
+    run: RunDir
+    draw: Draw[S]
+    """The distillation that the stage is a part of; the first, where it belongs to all."""
+    done: Mapping[str, StageDir]
+    """The stages that it needs and that the settings want, by name."""
+
+    @property
+    def settings(self) -> S:
+        return self.draw.settings
+
+    def store(self, stage: str) -> Store:
+        """The folder of a stage that it needs."""
+        return self.done[stage].store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[S]):
+    """A step of a method that is done once, kept in a folder of its own, and resumed when it was interrupted."""
+
+    name: str
+    run: Callable[[StageDir, Context[S]], StageResult]
+    needs: tuple[str, ...] = ()
+    """Stages whose outputs it reads; earlier ones. Where they change, and only there, it runs again."""
+    wanted: Callable[[S], bool] = lambda settings: True
+    cost: Callable[[S, Source], StageCost | None] = lambda settings, source: None
+    """None where it takes next to nothing. It is given the settings of a draw, with the baselines of its own."""
+    shared: bool = False
+    """Whether it does not depend on the seed, so that the first draw does it for all."""
+    is_current: Callable[[Context[S]], bool] = lambda context: True
+    """Whether its outputs still match their inputs outside the run directory; otherwise it runs again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Generic[S]):
+    """The last stage of a run, which looks at the sets of all draws."""
+
+    run: Callable[[StageDir, Sequence[Context[S]]], StageResult]
+    cost: Callable[[S], StageCost]
+    needs: tuple[str, ...]
+    """Stages of each draw."""
+    name: str = "evaluate"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A method's additions to the report of a run; see `evaluation.report.build_report`."""
+
+    losses: Mapping[str, Sequence[float]] | None = None
+    refinement: Mapping[str, Sequence[float]] | None = None
+    quality: Mapping[str, Mapping[str, float]] | None = None
+    agreement: Mapping[str, float] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Names of sets as people write them, where files are called otherwise."""
+    beside: Sequence[Any] = ()
+    """Real pairs beside what was drawn for them."""
+
+
+@dataclass(frozen=True)
+class Steps(Generic[S]):
+    """The steps of a run, in order."""
+
+    stages: tuple[Stage[S], ...]
+    compare: Comparison[S] | None = None
+    before: Callable[[Context[S]], None] = lambda context: None
+    """Checks the features for what the data lack, before any later stage."""
+    figures: Callable[[Context[S]], Figures] = lambda context: Figures()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    store: Store
+    """Its folder."""
+    report: dict[str, Any]
+    """Content of `report.json`; empty where nothing was compared."""
+    stages: Mapping[str, StageDir]
+    """The stages of the first draw, and the comparison."""
+
+    @cached_property
+    def pairs(self) -> "list[Sample]":
+        """The distilled set; empty where none was made."""
+        from mmdd_ray.distilled.read import read_distilled
+        from mmdd_ray.distilled.sample import FOLDER, MANIFEST
+
+        folder = self.store.child(FOLDER)
+        return read_distilled(folder) if folder.exists(MANIFEST) else []
+
+
+def report_table(run: Run) -> str:
+    """The table of the report, for a terminal."""
+    from mmdd_ray.evaluation.report.table import summary_table
+
+    return summary_table(run.report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Generic[S]):
+    """A method, or any other job that has a run directory."""
+
+    job: str
+    """Name of its file in jobs/ and of its run directories."""
+    settings: type[S]
+    presets: Mapping[str, Callable[[], S]]
+    """Presets by name; the first is the default."""
+    models: Callable[[S], dict[str, str]]
+    """Names of the models that are loaded, by setting."""
+    preflight: Callable[[S], None] = lambda settings: None
+    """Raises `UserError` for settings that cannot be, before Ray starts."""
+    steps: Callable[[], Steps[S]]
+    """Imports what it takes to run; the rest of a method must be quick to import."""
+    size: Callable[[S, Source], tuple[str, int]] = lambda settings, source: ("", 0)
+    """The setting that says how large the set becomes, and how many images or pairs it and its coresets have."""
+    holds: Callable[[S, Source], Mapping[str, float]] = lambda settings, source: {}
+    """Bytes that the machine of the driver holds beside those of the evaluation, by the setting that limits them."""
+    look: Callable[[S], Source] = lambda settings: look_at(settings.data)  # type: ignore[attr-defined]
+    """A look at the source, for the plan."""
+    words: Callable[[S], Mapping[str, str]] = lambda settings: {}
+    """Titles and notes of its report."""
+    redraw: Redraw | None = None
+    """Gives, by the folder of a draw and the settings in its `settings.json`, the actor that drew its images."""
+    summary: Callable[[Run], str] = report_table
+    """The text that a terminal shows in the end."""
+    labelled: bool = False
+    """Whether it needs images with labels; captions may then be missing."""
+
+    def costs(self, settings: S, source: Source) -> Iterator[StageCost]:
+        """The cost of each stage of a run, in order; those of all draws but the first in one."""
+        steps = self.steps()
+        first, *others = draws_of(settings)
+        wanted = [stage for stage in steps.stages if stage.wanted(first.compared)]
+        uses = {}
+        for stage in wanted:
+            if cost := stage.cost(first.compared, source):
+                uses[stage.name] = cost.uses
+                yield replace(cost, stage=stage.name, shared=stage.shared)
+        for stage in wanted if others else ():
+            if not stage.shared and (cost := stage.cost(others[0].compared, source)):
+                # fewer baselines do not change how long a unit takes
+                alike = uses.get(stage.name, cost.uses)
+                yield replace(cost, stage=f"{OTHER_DRAWS}{stage.name}", times=len(others), uses=alike)
+        if steps.compare:
+            yield replace(steps.compare.cost(settings), stage=steps.compare.name)

@@ -1,0 +1,164 @@
+"""Stages that several methods have: features first; the set, coresets and the comparison last."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
+from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
+from mmdd_ray.evaluation.sets import (
+    compare_with_baselines,
+    compared_coresets,
+    distilled_set,
+    read_coresets,
+    save_coresets,
+)
+from mmdd_ray.features.precompute import precompute
+from mmdd_ray.features.store import MOMENTS, FeatureStore
+from mmdd_ray.matching.costs import moments_cost
+from mmdd_ray.matching.moments import whole_stage
+from mmdd_ray.methods.method import Comparison, Context, Stage
+from mmdd_ray.models import zoo
+from mmdd_ray.planning.costs import coresets_cost, evaluation_cost, features_cost
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
+
+
+def features_of(context: Context[Any]) -> FeatureStore:
+    """The features of the real pairs."""
+    return FeatureStore(context.store("features"))
+
+
+FEATURES: Stage[Any] = Stage(
+    name="features",
+    run=lambda stage, context: precompute(
+        stage, context.run.store, context.settings.data, context.settings.features
+    ),
+    cost=lambda settings, source: features_cost(settings.features, source),
+    shared=True,
+)
+
+MOMENTS_OF_ALL: Stage[Any] = Stage(
+    name="moments",
+    needs=("features",),
+    run=lambda stage, context: whole_stage(stage, None, context.settings, context.store("features")),
+    wanted=lambda settings: settings.matching.iterations > 0 and settings.matching.real_moments == "whole",
+    cost=moments_cost,
+    shared=True,
+)
+
+
+def set_folder(context: Context[Any]) -> Store:
+    """Where the draw keeps its distilled set."""
+    return context.run.store.child(f"{context.draw.within}{FOLDER}")
+
+
+def export_stage(
+    needs: tuple[str, ...],
+    made: Callable[[Context[Any]], tuple[list[Sample], LearntPairs | None]],
+    *,
+    method: Callable[[Any], str],
+    models: Callable[[Any], Mapping[str, str]],
+    inputs: Callable[[Context[Any]], Mapping[str, Any]] = lambda context: {},
+    class_names: Callable[[Context[Any]], Mapping[int, str] | None] = lambda context: None,
+) -> Stage[Any]:
+    """The stage `export`, which writes the folder `distilled/`; again, if that was deleted.
+
+    Args:
+        made: Gives the samples of the set, and the learnt pairs that they show, if they are more than that.
+        method: As people write it.
+        models: Names of those that made the set, by their role.
+        inputs: What it was made from beside the data, for its manifest.
+        class_names: By label, for labelled sets.
+    """
+
+    def run(stage: StageDir, context: Context[Any]) -> StageResult:
+        settings, features = context.settings, context.done["features"]
+        checksums = {output["path"]: output["checksum"] for output in features.manifest["outputs"]}
+        samples, learnt = made(context)
+        manifest = write_distilled(
+            samples,
+            set_folder(context),
+            method=method(settings),
+            settings=resolved(settings),
+            seed=settings.run.seed,
+            inputs={
+                "uri": redact(settings.data.uri),
+                "fingerprint": features.manifest["extra"]["source"]["fingerprint"],
+                "moments": checksums[MOMENTS],
+                **inputs(context),
+            },
+            models={
+                role: {"name": name, "version": zoo.version(name)} for role, name in models(settings).items()
+            },
+            versions=versions(),
+            learnt=learnt,
+            class_names=class_names(context),
+        )
+        stage.store.write_json(
+            "distilled.json", {name: manifest[name] for name in ("checksum", "shards", "learnt")}
+        )
+        return StageResult(
+            rows_in=len(samples),
+            rows_out=manifest["pairs"],
+            extra={name: manifest[name] for name in ("images", "pairs", "bytes", "checksum")},
+        )
+
+    return Stage(
+        name="export",
+        needs=("features", *needs),
+        run=run,
+        is_current=lambda context: set_folder(context).exists(MANIFEST),
+    )
+
+
+def coresets_stage(pairs: Callable[[Any], int]) -> Stage[Any]:
+    """The stage `coresets`, which chooses the baselines that look at the features of all pairs.
+
+    Args:
+        pairs: Of the distilled set.
+    """
+    return Stage(
+        name="coresets",
+        needs=("features",),
+        run=lambda stage, context: save_coresets(
+            stage, features_of(context), context.draw.compared, pairs(context.settings)
+        ),
+        wanted=lambda settings: bool(compared_coresets(settings.evaluation)),
+        cost=lambda settings, source: coresets_cost(
+            settings.features.clip, settings.evaluation, pairs(settings), source
+        ),
+    )
+
+
+def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
+    """The stage `evaluate`: students of the sets in `distilled/` and of their baselines.
+
+    Args:
+        name: Of the distilled set, in files and tables.
+    """
+
+    def run(stage: StageDir, contexts: Sequence[Context[Any]]) -> StageResult:
+        first = contexts[0]
+        px = first.settings.students.image_px
+        return compare_with_baselines(
+            stage,
+            name(first.settings),
+            [distilled_set(set_folder(one), px) for one in contexts],
+            features_of(first),
+            [one.draw.compared for one in contexts],
+            [_coresets(one) for one in contexts],
+            first.run.store,
+        )
+
+    return Comparison(
+        run=run,
+        cost=lambda settings: evaluation_cost(settings.students, settings.evaluation),
+        needs=("features", "export", "coresets"),
+    )
+
+
+def _coresets(context: Context[Any]) -> Mapping[str, Any]:
+    chosen = context.done.get("coresets")
+    return read_coresets(chosen.store if chosen else None, context.draw.compared.evaluation)

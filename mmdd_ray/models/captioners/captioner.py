@@ -1,0 +1,45 @@
+"""The protocol of captioners, and loading one."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+
+class Captioner(Protocol):
+    """Writes captions for images."""
+
+    def write(
+        self,
+        images: Sequence[Image.Image],
+        captions: int,
+        *,
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        seed: int | tuple[int, ...],
+    ) -> list[list[str]]:
+        """`captions` texts for each of `images`.
+
+        The first one of each instruction is the likeliest (greedy), later ones are drawn at random. Each of them
+        has a stream of its own, from `seed` (the numbers of a tuple together, e.g. of the run and the batch) and
+        its number.
+        """
+        ...
+
+    def describe(
+        self, images: Sequence[Image.Image], instructions: Sequence[str], *, max_new_tokens: int
+    ) -> list[str]:
+        """The likeliest answer to each image and its own instruction."""
+        ...
+
+
+def load_captioner(name: str, device: torch.device, setting: str = "captions.model") -> Captioner:
+    """The captioner of a zoo name, a hub name or a folder.
+
+    Raises:
+        ValueError: The model cannot be loaded; names `setting`.
+    """
+    from mmdd_ray.models.captioners.transformers_model import TransformersCaptioner
+
+    return TransformersCaptioner(name, device, setting)

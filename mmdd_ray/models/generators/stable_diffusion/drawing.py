@@ -1,0 +1,130 @@
+"""Drawing with a StableDiffusionPipeline, from noise or from latents, with prompts of any length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
+
+
+@torch.inference_mode()
+def draw_images(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    image_px: int,
+    inference_steps: int,
+    guidance: float,
+) -> NDArray[np.uint8]:
+    """One image for each prompt, (B, image_px, image_px, 3) uint8, by DPM-Solver++ (arXiv 2211.01095).
+
+    The initial noise of each image comes from its own seed and the CPU's generator, the same on every device.
+    """
+    return _draw(
+        _with_solver(pipeline),
+        seeds,
+        prompt=list(prompts),
+        height=image_px,
+        width=image_px,
+        num_inference_steps=inference_steps,
+        guidance_scale=guidance,
+    )
+
+
+@torch.inference_mode()
+def draw_from_latents(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    latent_BCHW: Tensor | None,
+    *,
+    image_px: int,
+    inference_steps: int,
+    guidance: float,
+    strength: float,
+    negative_prompt: str,
+) -> NDArray[np.uint8]:
+    """Images (B, image_px, image_px, 3) uint8 that begin as noisy latents: image-to-image (SDEdit, ICLR 2022).
+
+    Like ``draw_images``, but prompts of any length count to their end.
+
+    Args:
+        latent_BCHW: what to begin with, as ``StableDiffusion.encode`` gives it; None begins with noise alone.
+        strength: share of the schedule that is drawn again; at least one of the steps is.
+        negative_prompt: what guidance leads away from.
+    """
+    pipeline = _with_solver(pipeline)
+    to_image = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    to_image.set_progress_bar_config(disable=True)
+    drawn_BHWC = np.empty((len(prompts), image_px, image_px, 3), np.uint8)
+    # Prompts of one length at a time: an image must not depend on how long its neighbours' prompts are.
+    length_B = [len(_chunks(pipeline, prompt)) for prompt in prompts]
+    for length in sorted(set(length_B)):
+        rows = [row for row, own in enumerate(length_B) if own == length]
+        text_BSL, negative_1SL = encode_prompts(pipeline, [prompts[row] for row in rows], negative_prompt)
+        settings = {
+            "prompt_embeds": text_BSL,
+            "negative_prompt_embeds": negative_1SL.expand_as(text_BSL),
+            "num_inference_steps": inference_steps,
+            "guidance_scale": guidance,
+        }
+        own_seeds = [seeds[row] for row in rows]
+        if latent_BCHW is None:
+            drawn = _draw(pipeline, own_seeds, height=image_px, width=image_px, **settings)
+        else:
+            steps = max(1, int(inference_steps * strength))
+            share = min(
+                (steps + 0.5) / inference_steps, 1.0
+            )  # which diffusers makes the same number of steps again
+            drawn = _draw(to_image, own_seeds, image=latent_BCHW[rows], strength=share, **settings)
+        drawn_BHWC[rows] = drawn
+    return drawn_BHWC
+
+
+def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
+    """States of all tokens of the prompts (B, S, L) and of the negative one (1, S, L).
+
+    A text encoder reads 77 tokens at a time. Longer texts are cut into chunks of 75, each is encoded between its own
+    begin and end, and the states follow one another; shorter texts are filled up with empty chunks.
+    """
+    tokenizer = pipeline.tokenizer
+    texts = [_chunks(pipeline, text) for text in (*prompts, negative_prompt)]
+    longest = max(map(len, texts))
+    pieces = [piece for own in texts for piece in own + [[]] * (longest - len(own))]
+    padded = tokenizer.pad(
+        {"input_ids": [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]},
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    state_PSL = pipeline.text_encoder(padded.input_ids.to(pipeline.device)).last_hidden_state
+    state_BSL = state_PSL.reshape(len(texts), -1, state_PSL.shape[-1])
+    return state_BSL[:-1], state_BSL[-1:]
+
+
+def _chunks(pipeline: Pipeline, text: str) -> list[list[int]]:
+    """Token ids of the text in runs that the text encoder can read; one empty run of an empty text."""
+    size = pipeline.tokenizer.model_max_length - 2
+    # quietly: transformers warns of texts that are too long for one run
+    ids = pipeline.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return [ids[start : start + size] for start in range(0, max(len(ids), 1), size)]
+
+
+def _with_solver(pipeline: Pipeline) -> Pipeline:
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+    )
+    return pipeline
+
+
+def _draw(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
+    drawn = pipeline(
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="np", **settings
+    ).images
+    return (drawn * 255).round().astype(np.uint8)

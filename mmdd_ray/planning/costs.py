@@ -1,0 +1,171 @@
+"""Costs of the stages that methods share, counted from settings and source. Imports neither torch nor Ray."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from mmdd_ray.config import Classifiers, Evaluation, Features, Finetune, Students, Synthesis
+from mmdd_ray.data.inventory import Source
+from mmdd_ray.engine.draws import count_sets
+from mmdd_ray.engine.run_dir import DRAWS
+from mmdd_ray.models import zoo
+
+FEATURE_BYTES = 2  # float16
+OTHER_DRAWS = f"{DRAWS}/*/"
+FALLBACK_DIM = 512  # of CLIP, where its name does not say
+GREEDY = ("herding", "k-center")  # coresets that make a pass over all features for each pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """The work of a stage."""
+
+    stage: str = ""
+    """Its name, which `Method.costs` fills in."""
+    units: float
+    """How many units of work there are, each of which takes equally long."""
+    unit: str
+    uses: str
+    """Models and settings that decide how long a unit takes."""
+    actors: int | None = None
+    """Most that work at once; None: as many as fit."""
+    gpus_each: float = 0.0
+    section: str
+    """Section of the settings that messages name."""
+    batches: str = ""
+    """Settings that decide the memory of a process; empty where none is noted."""
+    leaves_cpu: bool = True
+    """Whether a CPU stays free beside its actors."""
+    passes: float = 0
+    """How often it reads all of the source."""
+    writes_bytes: float | None = 0
+    """Bytes that it leaves in the run directory; None where that is not known."""
+    shared: bool = False
+    """Whether all draws of a run use what the first of them made."""
+    times: int = 1
+    """How often a run does this, one time after the other, each in a folder of its own."""
+
+    @property
+    def like(self) -> str:
+        """The stage that does the same in a run of one draw."""
+        return self.stage.removeprefix(OTHER_DRAWS)
+
+
+def planned_as(stage: str) -> str:
+    """The name that a plan has for a stage of a run: one for those of all draws but the first."""
+    return re.sub(rf"^{DRAWS}/\d+/", OTHER_DRAWS, stage)
+
+
+def features_cost(features: Features, source: Source) -> StageCost:
+    """The cost of encoding all pairs with CLIP."""
+    each = clip_dim(features.clip) * FEATURE_BYTES * (1 + source.captions_per_row) + source.text_bytes_per_row
+    return StageCost(
+        units=source.rows,
+        unit="pairs",
+        uses=f"{features.clip} at {features.image_px} px",
+        actors=features.max_actors,
+        gpus_each=features.gpus_per_actor,
+        section="features",
+        batches=f"{features.chunk_pairs} pairs",
+        passes=1,
+        writes_bytes=source.rows * each,
+    )
+
+
+def finetune_cost(tuning: Finetune, source: Source, losses: str = "") -> StageCost:
+    """The cost of fine-tuning a generator.
+
+    Args:
+        losses: What else decides how long a step takes.
+    """
+    pairs = tuning.steps * tuning.accumulate * tuning.batch_pairs
+    uses = f"{tuning.generator} at {tuning.image_px} px, {tuning.parameters}"
+    if tuning.parameters == "lora":
+        uses += f" of rank {tuning.lora_rank}"
+    if losses:
+        uses += f", {losses}"
+    own = tuning.batch_pairs // tuning.workers
+    return StageCost(
+        units=pairs,
+        unit="pairs",
+        uses=uses,
+        actors=tuning.workers,
+        gpus_each=tuning.gpus_per_worker,
+        section="finetune",
+        batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}",
+        passes=pairs / source.rows,
+        writes_bytes=_weight_bytes(tuning.generator),
+    )
+
+
+def _weight_bytes(name: str) -> float | None:
+    """Bytes of a model's weights when they are saved as float32; None for a model on a hub."""
+    if not (folder := zoo.local_folder(name)):
+        return None
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "numpy") as weights:
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return 4 * total
+
+
+def drawing_cost(synthesis: Synthesis, tuning: Finetune, images: float, strength: float = 1.0) -> StageCost:
+    """The cost of drawing images.
+
+    Args:
+        strength: Share of the denoising steps that are taken.
+    """
+    passes = synthesis.inference_steps * strength * (2 if synthesis.guidance > 1 else 1)
+    return StageCost(
+        units=images * passes,
+        unit="passes of the U-Net",
+        uses=f"{tuning.generator} at {tuning.image_px} px",
+        actors=synthesis.max_actors,
+        gpus_each=synthesis.gpus_per_actor,
+        section="synthesis",
+        batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}",
+        writes_bytes=images * 3 * tuning.image_px**2,
+    )
+
+
+def coresets_cost(clip: str, evaluation: Evaluation, pairs: int, source: Source) -> StageCost | None:
+    """The cost of choosing the coresets that look at the features of all pairs."""
+    greedy = [name for name in GREEDY if name in evaluation.baselines]
+    passes = pairs * len(greedy) + ("clip-score" in evaluation.baselines)  # over all rows
+    if not passes:
+        return None
+    # the one pass of clip-score does not change how long a distance takes
+    uses = f"{clip}, {'distances' if greedy else 'clip-score'}"
+    return StageCost(units=source.rows * passes, unit="distances", uses=uses, actors=1, section="evaluation")
+
+
+def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation) -> StageCost:
+    """The cost of training students or classifiers on all sets."""
+    if isinstance(judged, Students):
+        batch = judged.batch_pairs
+        uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
+    else:
+        batch = judged.batch_images
+        uses = f"{judged.model} of {judged.width} channels at {judged.image_px} px"
+    rates = len(judged.learning_rates)
+    students = count_sets(evaluation) * (evaluation.seeds + (rates if rates > 1 else 0))
+    return StageCost(
+        units=students * judged.steps * batch,
+        unit="pairs",
+        uses=uses,
+        actors=students,
+        gpus_each=evaluation.gpus_per_student,
+        section="evaluation",
+        batches=f"{batch} pairs",
+        leaves_cpu=False,
+    )
+
+
+def clip_dim(name: str) -> int:
+    """Width of the features of a CLIP model."""
+    if folder := zoo.local_folder(name):
+        return json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
+    return FALLBACK_DIM

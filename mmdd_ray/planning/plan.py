@@ -1,0 +1,118 @@
+"""The cost of a run, before it starts: work, time, GPU-hours, traffic and memory of each stage. No torch.
+
+A method says what each of its stages costs. Times are those of an earlier run whose stages used the same models in
+the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
+actors. Memory is what the largest process of a stage held there, if its batches were the same. Where no such run is
+known, there is neither.
+"""
+
+import os
+from collections.abc import Mapping
+
+from mmdd_ray.config import Evaluation, RunSettings, judged_by
+from mmdd_ray.data.inventory import Source
+from mmdd_ray.engine.cluster import Devices, connect, devices, this_machine
+from mmdd_ray.engine.draws import count_sets
+from mmdd_ray.planning.costs import FEATURE_BYTES, StageCost, clip_dim
+from mmdd_ray.planning.fit import check_fit
+from mmdd_ray.planning.reference import Timed, reference_times
+from mmdd_ray.planning.run_plan import Planned, RunPlan, StagePlan, parallel_of
+from mmdd_ray.planning.show import render
+from mmdd_ray.storage.store import Store
+
+PLAN = "plan.json"
+
+
+def plan_run(
+    settings: RunSettings, method: Planned, devices: Devices, jobs: Mapping[str, Planned]
+) -> RunPlan:
+    """The plan of a run with these settings on machines like these.
+
+    Args:
+        jobs: All jobs by name, of which the run that is planned by may be another one.
+
+    Raises:
+        UserError: `plan.like` is no run to plan by, or the source cannot be read.
+    """
+    source = method.look(settings)
+    times, figures = reference_times(settings, method.job, jobs)
+    stages = [_stage_plan(cost, devices, times.get(cost.like)) for cost in method.costs(settings, source)]
+    driver_bytes, scratch_bytes = _driver_bytes(settings, source, method), _scratch_bytes(settings, source)
+    return RunPlan(
+        source, devices, figures, stages, driver_bytes, scratch_bytes, settings.plan.gpu_hour_price
+    )
+
+
+def show_plan(settings: RunSettings, method: Planned, jobs: Mapping[str, Planned]) -> str:
+    """The plan as people see it; joins a cluster if the run would.
+
+    Raises:
+        UserError: as ``plan_run``; or the run cannot fit, in a sentence that names the setting to change.
+    """
+    plan = plan_run(settings, method, _devices(settings), jobs)
+    check_fit(settings, plan)
+    return render(plan)
+
+
+def _stage_plan(cost: StageCost, devices: Devices, time: Timed | None) -> StagePlan:
+    parallel, gpus = parallel_of(cost, devices), cost.gpus_each if devices.gpus else 0.0
+    if time is None or time.uses != cost.uses:
+        return StagePlan(cost, parallel, None, gpus, None)
+    seconds = cost.times * (time.startup_seconds + time.seconds_a_unit * cost.units / parallel)
+    alike = time.batches == cost.batches and time.on_gpu == bool(gpus)
+    return StagePlan(
+        cost,
+        parallel,
+        seconds if time.tells_of(cost.units) else None,
+        gpus,
+        time.peak_bytes if alike else None,
+    )
+
+
+def _devices(settings: RunSettings) -> Devices:
+    asked, run = settings.plan, settings.run
+    if run.ray_address or os.environ.get("RAY_ADDRESS"):
+        connect(run)
+        found = devices()
+    else:
+        found = this_machine(run)
+    return Devices(
+        cpus=float(asked.cpus or max(found.cpus, run.max_cpus or 0)),
+        gpus=float(max(found.gpus, run.max_gpus or 0) if asked.gpus is None else asked.gpus),
+        gpu_types=found.gpu_types,
+    )
+
+
+def _driver_bytes(settings: RunSettings, source: Source, method: Planned) -> dict[str, float]:
+    evaluation: Evaluation | None = getattr(settings, "evaluation", None)
+    if evaluation is None:
+        return {}
+    px = judged_by(settings).image_px
+    parts = len(evaluation.sources(settings.data))
+    images: dict[str, float] = {"evaluation.max_pairs": parts * evaluation.max_pairs}
+    if "full" in evaluation.baselines:
+        images["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows)
+    copies = 2 * 3 * px**2  # decoded, and in the object store
+    at_once = {name: count * copies for name, count in images.items()}
+    sets = count_sets(evaluation, without=["full"])
+    setting, count = method.size(settings, source)
+    distilled = {setting: sets * count * 3 * px**2}  # those are decoded one by one
+    return at_once | distilled | dict(method.holds(settings, source))
+
+
+def _scratch_bytes(settings: RunSettings, source: Source) -> float:
+    """Bytes that the driver keeps in its temporary folder: features that coresets and prompts are chosen by."""
+    each = source.rows * clip_dim(settings.features.clip) * FEATURE_BYTES
+    joint = {"herding", "k-center"} & set(getattr(getattr(settings, "evaluation", None), "baselines", ()))
+    k_means = getattr(getattr(settings, "synthesis", None), "prompts", "") == "k-means"
+    return max(2 * each if joint else 0, each * source.captions_per_row if k_means else 0)
+
+
+def planned_seconds(run: Store) -> dict[str, float]:
+    """Seconds of each stage by the plan of a run, where it knew them, for one repetition."""
+    stages = run.read_json(PLAN)["stages"] if run.exists(PLAN) else {}
+    return {
+        name: one["seconds"] / one.get("times", 1)
+        for name, one in stages.items()
+        if one["seconds"] is not None
+    }

@@ -1,0 +1,75 @@
+"""Checks of any run before anything expensive; imports neither torch nor Ray."""
+
+from dataclasses import asdict
+from typing import Any
+
+from mmdd_ray.config import Evaluation, PairLearning, Pool, RunSettings
+from mmdd_ray.data.shards import check_data, list_shards
+from mmdd_ray.errors import UserError
+
+
+def check_values(settings: RunSettings) -> None:
+    """Looks at each value, and at the sizes of pools.
+
+    Raises:
+        UserError: One or more are out of their range.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    dataclass: Any = settings
+    try:
+        TypeAdapter(type(settings)).validate_python(asdict(dataclass))
+    except ValidationError as error:
+        complaints = [
+            f"{'.'.join(map(str, found['loc']))}={found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            for found in error.errors()
+        ]
+        raise UserError("; ".join(complaints)) from error
+    for name, pool in vars(settings).items():
+        if isinstance(pool, Pool) and pool.min_actors > pool.max_actors:
+            raise UserError(
+                f"{name}.min_actors={pool.min_actors} is above {name}.max_actors={pool.max_actors}"
+            )
+
+
+def check_sources(settings: RunSettings, labelled: bool) -> None:
+    """Lists the shards of the data, and looks into one of each source that is evaluated on.
+
+    Raises:
+        UserError: There are none, or they are not what they should be.
+    """
+    if not labelled and not settings.data.needs_captions:
+        raise UserError("data.needs_captions=False, but this job needs captions; leave it at True")
+    evaluation: Evaluation | None = getattr(settings, "evaluation", None)
+    if evaluation is None:
+        list_shards(settings.data)
+    else:
+        check_data(settings.data, evaluation, labelled=labelled)
+
+
+def check_all_match(settings: RunSettings) -> None:
+    """Refuses a share of the pairs to match where nothing ever is.
+
+    Raises:
+        UserError: `features.clip_score_fraction` is below 1.
+    """
+    fraction = settings.features.clip_score_fraction
+    if fraction < 1:
+        raise UserError(
+            f"features.clip_score_fraction={fraction:g}, but this job matches no moments; leave it at 1"
+        )
+
+
+def check_matching(matching: PairLearning, pairs_setting: str, pairs: int) -> None:
+    """Looks at how batches and pairs are shared by workers.
+
+    Raises:
+        UserError: They cannot be.
+    """
+    _ = matching.real_pairs_per_worker  # raises where the batch cannot be shared
+    section = matching.section
+    if matching.workers > min(pairs, matching.synthetic_batch):
+        raise UserError(
+            f"{section}.workers={matching.workers} is above {pairs_setting}={pairs} or {section}.synthetic_batch="
+            f"{matching.synthetic_batch}, which they share; lower {section}.workers"
+        )
