@@ -32,6 +32,9 @@ ARITHMETIC = [
     "mmdd_ray.features.moments",
     "mmdd_ray.methods.vlcp.prototypes",
     "mmdd_ray.matching.initial_pairs",
+    "mmdd_ray.methods.trajectory.experts",
+    "mmdd_ray.methods.trajectory.objective",
+    "mmdd_ray.methods.trajectory.training",
     *(module.name for module in pkgutil.walk_packages(mmdd_ray.models.__path__, "mmdd_ray.models.")),
 ]
 
@@ -71,6 +74,7 @@ def test_a_driver_imports_no_torch():
                 "mmdd_ray.methods.edge.stages",
                 "mmdd_ray.methods.covmatch.stages",
                 "mmdd_ray.methods.vlcp.stages",
+                "mmdd_ray.methods.trajectory.stages",
                 "mmdd_ray.methods.evaluate.stages",
             ],
             ["torch", "sklearn"],

@@ -124,7 +124,7 @@ def test_the_coresets_are_planned_by_runs_that_had_no_clip_score() -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["edge_cc3m", "covmatch_flickr30k", "vlcp_imagenette"]
+    "job", ["edge_cc3m", "covmatch_flickr30k", "vlcp_imagenette", "trajectory_flickr30k"]
 )
 def test_times_that_come_with_the_package_tell_of_every_stage(job: str) -> None:
     assert planned(METHODS[job].presets["local"](), LAPTOP).seconds is not None

@@ -7,7 +7,7 @@ other.
 
 from typing import Any
 
-from mmdd_ray.methods import covmatch, edge, evaluate, precompute, vlcp
+from mmdd_ray.methods import covmatch, edge, evaluate, precompute, trajectory, vlcp
 from mmdd_ray.methods.method import Method
 
 METHODS: dict[str, Method[Any]] = {
@@ -16,6 +16,7 @@ METHODS: dict[str, Method[Any]] = {
         edge.METHOD,
         covmatch.METHOD,
         vlcp.METHOD,
+        trajectory.METHOD,
         precompute.METHOD,
         evaluate.METHOD,
     )

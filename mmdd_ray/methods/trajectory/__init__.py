@@ -1,0 +1,33 @@
+"""Trajectory matching: pairs on which a student moves as experts did on the real data (MTT-VL, LoRS)."""
+
+from mmdd_ray.methods.method import Method, Steps
+from mmdd_ray.methods.trajectory.preflight import check, image_bytes, models
+from mmdd_ray.methods.trajectory.presets import PRESETS
+from mmdd_ray.methods.trajectory.settings import Trajectory
+
+WORDS = {
+    "losses": "How far the student ends from the expert, relative to how far the expert went",
+    "examples_note": "The first caption is the one that the pair began as, the second line the real caption whose "
+    "vector is nearest to the one that was learnt.",
+}
+
+
+def _steps() -> Steps[Trajectory]:
+    from mmdd_ray.methods.trajectory.stages import STEPS
+
+    return STEPS
+
+
+METHOD = Method(
+    job="trajectory_flickr30k",
+    settings=Trajectory,
+    presets=PRESETS,
+    models=models,
+    preflight=check,
+    steps=_steps,
+    holds=lambda settings, source: {
+        "experts.max_real_mib": 2 * source.rows * image_bytes(settings)  # decoded, and in the object store
+    },
+    size=lambda settings, source: ("match.pairs", settings.match.pairs),
+    words=lambda settings: WORDS,
+)
