@@ -1,7 +1,8 @@
 """Typed settings: frozen dataclasses with a docstring per field; no torch and no ray, so --help is instant.
 
 Here are the sections that methods share; those of one method are in its own `settings.py`, and so is the whole of
-what a run depends on. Sizes carry their unit in their name. Imports nothing but `errors`.
+what a run depends on. `protocols.py` says which sections a job must have. Sizes carry their unit in their name.
+Imports nothing but `errors`.
 """
 
 from mmdd_ray.config.data import Data

@@ -16,7 +16,8 @@ class Run:
     dir: str | None = operational(None)
     """Run directory, a local path or an s3:// URI. Default: runs/<job>-<preset>."""
     seed: Annotated[int, Ge(0)] = 0
-    """Root of every random choice: each sample, model and split derives its own seed from it."""
+    """Root of every random choice: samples, models and students derive seeds of their own from it; coresets use it
+    as it is."""
     ray_address: str | None = operational(None)
     """Ray cluster to join ("auto" or host:port). Default: that of the environment, or a local one."""
     max_cpus: Count | None = operational(None)

@@ -46,9 +46,9 @@ class Sample:
     captions: tuple[str, ...]
     """At least one; the first is the prompt that the image was drawn from."""
     seed: int
-    """Seed of the image, below 2**63, so that Arrow can hold it."""
+    """Seed of the image, or of the run where none was drawn; below 2**63, so that Arrow can hold it."""
     source_key: str
-    """Key of the real pair whose caption was the prompt."""
+    """Key of the real pair that it goes back to, such as the one whose caption was the prompt."""
     label: int | None = None
     """Class, for labelled sets."""
     extra: Mapping[str, Any] = field(default_factory=dict)

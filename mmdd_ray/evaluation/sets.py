@@ -244,7 +244,9 @@ def coreset(
     seed: int,
     evaluation: Evaluation,
 ) -> tuple[PairSet, list[str]]:
-    """The baseline of that name, "random" or one of `COMPARED`, and the keys of its rows.
+    """The baseline of that name, "random" or one of `COMPARED`, decoded at ``image_px``, and the keys of its rows.
+
+    With the seed of the run these are the very rows that the comparison has under that name.
 
     Raises:
         UserError: The data have changed since features were made.

@@ -2,7 +2,7 @@
 
 A method is data: see `method.py`. To add one, write a folder with `settings.py`, `presets.py`, `preflight.py` and
 `stages.py`, whose `__init__.py` has a `METHOD`, and name it below. Methods import what lies below this room, never each
-other.
+other; `shared_stages.py` and `preset_parts.py` have what they share.
 """
 
 from typing import Any

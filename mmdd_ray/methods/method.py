@@ -51,7 +51,8 @@ class Stage(Generic[S]):
     """Stages whose outputs it reads; earlier ones. Where they change, and only there, it runs again."""
     wanted: Callable[[S], bool] = lambda settings: True
     cost: Callable[[S, Source], StageCost | None] = lambda settings, source: None
-    """None where it takes next to nothing. It is given the settings of a draw, with the baselines of its own."""
+    """None where it takes next to nothing; such a stage has no line in the plan. It is given the settings of a draw,
+    with the baselines of its own."""
     shared: bool = False
     """Whether it does not depend on the seed, so that the first draw does it for all."""
     is_current: Callable[[Context[S]], bool] = lambda context: True
