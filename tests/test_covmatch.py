@@ -18,7 +18,7 @@ from mmdd_ray.data.images import decode_image
 from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
-from mmdd_ray.engine.draws import draw_seed
+from mmdd_ray.engine.seeds import draw_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import pair_numbers, score_table
 from mmdd_ray.features.store import FeatureStore

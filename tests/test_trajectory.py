@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 EXPERTS = Experts(count=2, epochs=2, batch_pairs=8)
 MATCH = Trajectories(
     pairs=6, iterations=4, student_steps=2, max_start_epoch=1, batch_pairs=4, pixel_rate=1.0, text_rate=0.1,
-    similarity="low-rank", rank=2, similarity_rate=0.1,
+    student_rate=0.01, student_rate_rate=1e-5, similarity="low-rank", rank=2, similarity_rate=0.1,
 )  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def test_all_that_is_learnt_moves_and_the_text_encoder_does_not(
 def test_rates_that_are_too_high_are_named(
     real: PairSet, student: DualEncoder, experts: list[list[dict[str, np.ndarray]]]
 ) -> None:
-    wild = matcher(real, student, experts, pixel_rate=1e12, text_rate=1e12, iterations=20)
+    high = {"pixel_rate": 1e12, "text_rate": 1e12, "student_rate": 0.1, "student_rate_rate": 1e-2}
+    wild = matcher(real, student, experts, **high, iterations=20)
     with pytest.raises(UserError, match=r"no finite number in iteration \d+ with match\.pixel_rate=1e\+12"):
         list(wild.run())
 

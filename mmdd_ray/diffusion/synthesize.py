@@ -15,8 +15,10 @@ from mmdd_ray.config import Synthesis
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.engine.actor_pool import BatchActor, Rows, read_batches, run_batches
 from mmdd_ray.engine.cluster import actor_pool
+from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.storage.store import Store
 
 DRAWN_SCHEMA = pa.schema(
@@ -72,7 +74,7 @@ class Guided:
 
 def sample_seeds(run_seed: int, count: int) -> list[int]:
     """Seeds of samples 0 to `count`: each depends on the run's seed and its own index only."""
-    return [int(np.random.SeedSequence((run_seed, i)).generate_state(1)[0]) for i in range(count)]
+    return [derive_seed(run_seed, i) for i in range(count)]
 
 
 def draw(
@@ -125,14 +127,13 @@ class ImageSampler(BatchActor):
         clip: str | None = None,
         guided: Guided | None = None,
     ) -> None:
-        import torch
 
         from mmdd_ray.models.clip import load_clip
         from mmdd_ray.models.generators.generator import load_generator
 
         super().__init__(store)
-        on_gpu = torch.cuda.is_available()
-        device = torch.device("cuda" if on_gpu else "cpu")
+        device = own_device()
+        on_gpu = device.type == "cuda"
         self.clip = load_clip(clip, device) if clip else None
         folder = generator if isinstance(generator, str) else str(generator.fetch(""))
         self.generator = load_generator(folder, device, half_precision=on_gpu)

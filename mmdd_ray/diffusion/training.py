@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmdd_ray.config import Finetune
 from mmdd_ray.engine.data_position import Batch, DataPosition, OpenEpoch
 from mmdd_ray.engine.precision import autocast
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.generators.generator import Generator
 
@@ -108,8 +108,7 @@ class Training:
         return nullcontext()
 
     def _noise(self, step: int, number: int) -> torch.Generator:
-        seed = np.random.SeedSequence((self.seed, step, number, self.rank)).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed))
+        return torch.Generator().manual_seed(derive_seed(self.seed, step, number, self.rank, bits=64))
 
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs, for ``torch.save`` and ``torch.load(weights_only=True)``."""

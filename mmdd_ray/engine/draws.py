@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from mmdd_ray.config import Evaluation
 from mmdd_ray.engine.run_dir import DRAWS
+from mmdd_ray.engine.seeds import draw_seed
 
 SEEDLESS = ("herding", "full")
 """Baselines that are not repeated: herding has no seed, and all the data, or a large part, stand for themselves."""
@@ -58,17 +57,6 @@ def _alone(settings: Any, number: int) -> Any:
         run=replace(settings.run, seed=draw_seed(settings.run.seed, number)),
         evaluation=replace(settings.evaluation, draws=1),
     )
-
-
-def draw_seed(seed: int, number: int) -> int:
-    """The seed of a draw, below 2**32; draw 0 has that of the run.
-
-    Draws are children of the run's seed in NumPy's sense, so none of them has the seed of a sample or of a student,
-    which are made of the pair of both numbers.
-    """
-    if number == 0:
-        return seed
-    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
 def own_baselines(evaluation: Evaluation, number: int) -> tuple[Any, ...]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -25,6 +24,7 @@ from mmdd_ray.engine.cluster import actor_resources, missing, pool_size
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.memory import out_of_memory, peak_bytes
 from mmdd_ray.engine.progress import progress
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.storage.store import Store
 
@@ -162,7 +162,7 @@ def pair_batches(batch_pairs: int, *, seed: int, epoch: int) -> Iterator[Batch]:
     """
     import ray.train
 
-    shuffle_seed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    shuffle_seed = derive_seed(seed, epoch)
     for batch in ray.train.get_dataset_shard(PAIRS).iter_batches(
         batch_size=batch_pairs,
         batch_format="numpy",

@@ -17,9 +17,11 @@ import ray
 from mmdd_ray.config import Classifiers, Evaluation, Students
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine import cluster
+from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory, peak_bytes
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.engine.tasks import as_done
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled import LabelledSet
@@ -174,7 +176,7 @@ class _Bench:
         self._seed = seed
         self._store = stage.store
         resources = cluster.actor_resources(gpus_per_student)
-        self._device = "cuda" if resources["num_gpus"] else "cpu"
+        self._device = device_with(resources)
         # Declared with their GPUs, and not by .options(): then Ray ends a worker after each task on a GPU. torch
         # keeps the first GPU that a process has seen, so students in workers that are used again would pile up on
         # one GPU of a node. Ten seconds of imports are little beside a student that is worth a GPU; on CPUs workers
@@ -207,7 +209,7 @@ class _Bench:
             self._task,
             student.learning_rate,
             # one run seed and two students never share a stream, as they would with seed + index
-            int(np.random.SeedSequence([self._seed, student.seed]).generate_state(1)[0]),
+            derive_seed(self._seed, student.seed),
             self._device,
         )
 

@@ -11,8 +11,10 @@ from mmdd_ray.config import Data, LabelledSettings
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.engine.cluster import actor_resources
+from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import RETRIES, compare
 from mmdd_ray.evaluation.labelled import LabelledSet
@@ -69,7 +71,7 @@ def class_coresets(
         own_ND = feature_ND[rows].astype(np.float32)
         own_ND /= np.linalg.norm(own_ND, axis=1, keepdims=True) + 1e-12
         count = min(per_class, len(rows))
-        own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        own_seed = derive_seed(seed, number)
         for name in names:
             if name == CLIP_SCORE:
                 assert score_N is not None
@@ -94,7 +96,7 @@ def class_scores(
     if captioned:
         return features.clip_scores()
     resources = actor_resources(settings.features.gpus_per_actor)
-    device = "cuda" if resources["num_gpus"] else "cpu"
+    device = device_with(resources)
     encode = ray.remote(max_retries=RETRIES, **resources)(_encode_texts)
     text_CD = ray.get(
         encode.remote(settings.features.clip, list(templates.values()), settings.features.chunk_pairs, device)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.features.shard_pool import ChunkActor
 from mmdd_ray.features.store import feature_table
@@ -51,10 +52,9 @@ class FeatureEncoder(ChunkActor):
     """Encodes one chunk a call, on the GPU if there is one."""
 
     def __init__(self, store: Store, source: EncoderSource) -> None:
-        import torch
 
         super().__init__(store)
-        self.encoder = source.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.encoder = source.load(own_device())
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
         """A table as `feature_table` makes it."""

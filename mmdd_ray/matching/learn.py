@@ -23,6 +23,7 @@ from mmdd_ray.distilled.sample import LEARNT
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.features.moments import Moments
@@ -186,7 +187,7 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
 
 def _real_batches(worker: Worker, job: _Job, epoch: int) -> Iterator[Batch]:
     """This worker's share of an epoch of real batches, augmented."""
-    settings, seed = job.settings, int(np.random.SeedSequence((job.seed, epoch)).generate_state(1)[0])
+    settings, seed = job.settings, derive_seed(job.seed, epoch)
     if job.real is not None:
         yield from cached_batches(ray.get(job.real), settings.real_batch, seed, worker.rank, worker.workers)
         return

@@ -22,6 +22,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.data_position import DataPosition, OpenEpoch
 from mmdd_ray.engine.precision import autocast
 from mmdd_ray.engine.run_dir import differences, resolved
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.matching.objective import (
     Encode,
@@ -369,7 +370,7 @@ def _gather(local_BD: Tensor) -> Tensor:
 
 
 def _seed(seed: int, purpose: str, number: int) -> int:
-    return int(np.random.SeedSequence([seed, *purpose.encode(), number]).generate_state(1)[0])
+    return derive_seed(seed, *purpose.encode(), number)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mmdd_ray.engine.actor_pool import BatchActor, Rows, read_batches, run_batches
 from mmdd_ray.engine.cluster import actor_pool
+from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.methods.edge.settings import Captions
@@ -39,14 +40,11 @@ class Recaptioner(BatchActor):
     """Captions a batch of images, on the GPU if there is one."""
 
     def __init__(self, store: Store, settings: Captions, seed: int) -> None:
-        import torch
 
         from mmdd_ray.models.captioners.captioner import load_captioner
 
         super().__init__(store)
-        self.captioner = load_captioner(
-            settings.model, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self.captioner = load_captioner(settings.model, own_device())
         self.settings, self.seed = settings, seed
 
     def work(self, number: int, rows: Rows) -> pa.Table:

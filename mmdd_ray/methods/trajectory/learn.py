@@ -12,10 +12,12 @@ import torch
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import LEARNT
 from mmdd_ray.engine.cluster import actor_resources, missing
+from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory, peak_bytes
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, train
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.engine.tasks import as_done
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import read_rows
@@ -39,7 +41,7 @@ def train_experts(stage: StageDir, features: FeatureStore, settings: Trajectory)
     """Trains the experts that are missing, on all real pairs; read them with `read_expert`."""
     pairs = _real_pairs(features, settings)
     experts, resources = settings.experts, actor_resources(settings.experts.gpus_per_expert)
-    device = "cuda" if resources["num_gpus"] else "cpu"
+    device = device_with(resources)
     remote = ray.remote(max_retries=RETRIES, **resources)
     left = [
         number for number in range(experts.count) if not stage.store.exists(_file(number, experts.epochs))
@@ -78,7 +80,7 @@ def _real_pairs(features: FeatureStore, settings: Trajectory) -> PairSet:
 
 
 def _seed(settings: Trajectory, number: int) -> int:
-    return int(np.random.SeedSequence((settings.run.seed, number)).generate_state(1)[0])
+    return derive_seed(settings.run.seed, number)
 
 
 def _encode(pairs: PairSet, encoders: Trajectories, device: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.trajectory.experts import MEANS
 from mmdd_ray.methods.trajectory.objective import (
@@ -49,7 +50,7 @@ class TrajectoryMatcher:
             similarity=match.similarity,
             rank=match.rank,
             scale=match.similarity_weight,
-            generator=torch.Generator().manual_seed(_stream(seed, 0)),
+            generator=torch.Generator().manual_seed(derive_seed(seed, 0)),
         ).to(self.device)
         self.optimizer = torch.optim.SGD(self._groups(), momentum=match.momentum)
         self.records: list[dict[str, float]] = []
@@ -76,7 +77,7 @@ class TrajectoryMatcher:
             yield self._iterate(len(self.records) + 1)
 
     def _iterate(self, step: int) -> dict[str, float]:
-        rng = np.random.default_rng(_stream(self.seed, step))
+        rng = np.random.default_rng(derive_seed(self.seed, step))
         expert = int(rng.integers(self.experts.count))
         epoch = int(rng.integers(self.match.max_start_epoch + 1))
         start = self._parameters(expert, epoch)
@@ -130,7 +131,3 @@ class TrajectoryMatcher:
         self.pairs.load_state_dict(state["pairs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.records = list(state["records"])
-
-
-def _stream(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)

@@ -16,6 +16,7 @@ from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.engine.cluster import actor_pool
+from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
@@ -199,12 +200,11 @@ class Describer(ChunkActor):
     """Describes a chunk of images, on the GPU if there is one."""
 
     def __init__(self, store: Store, settings: Describe, names: Mapping[int, str]) -> None:
-        import torch
 
         from mmdd_ray.models.captioners.captioner import load_captioner
 
         super().__init__(store)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
         self.captioner = load_captioner(settings.model, device, "describe.model")
         self.settings, self.names = settings, names
 

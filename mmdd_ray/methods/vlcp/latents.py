@@ -16,8 +16,10 @@ from mmdd_ray.config import Data, Finetune
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import READ_CPUS
 from mmdd_ray.engine.cluster import actor_pool, retry_faults
+from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.features.shard_pool import ChunkActor, map_shards
 from mmdd_ray.features.store import shard_files
 from mmdd_ray.methods.vlcp.describe import Descriptions, ImageClass
@@ -43,12 +45,11 @@ class LatentEncoder(ChunkActor):
     """Encodes a chunk of images with the VAE of the generator, on the GPU if there is one."""
 
     def __init__(self, store: Store, generator: str, descriptions: Descriptions) -> None:
-        import torch
 
         from mmdd_ray.models.generators.generator import load_generator
 
         super().__init__(store)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
         self.generator, self.descriptions = load_generator(generator, device), descriptions
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
@@ -178,7 +179,7 @@ def _prototypes_of_class(
         words=settings.words,
         common=settings.common_words,
         mini_batch_from=settings.mini_batch_from,
-        seed=int(np.random.SeedSequence((seed, label % 2**63)).generate_state(1)[0]),
+        seed=derive_seed(seed, label % 2**63),
     )
     centre_KD = np.stack([one.latent_D for one in found])
     store.write_parquet(_centres_file(label), pa.table({"latent": _latent_column(centre_KD)}))

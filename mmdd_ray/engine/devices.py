@@ -1,0 +1,19 @@
+"""Devices: where a process computes is Ray's choice, read in one place."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def own_device() -> "torch.device":
+    """The device of this process: the GPU that Ray lent it, or else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_with(resources: Mapping[str, object]) -> str:
+    """The device of a task that is started with these options of Ray's."""
+    return "cuda" if resources["num_gpus"] else "cpu"
