@@ -1,4 +1,4 @@
-"""What the claims are measured on: the sets that are compared, and the settings of one world.
+"""The sets that the claims compare, and the settings of one world.
 
 A world is a seed: its data, its validation data (seed + ``VAL_SEEDS``), its test data (seed + ``TEST_SEEDS``) and
 ``run.seed``.

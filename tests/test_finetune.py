@@ -24,11 +24,11 @@ from mmdd_ray.config import Data
 from mmdd_ray.data import shapes
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.data.sources import training_pairs
-from mmdd_ray.diffusion.finetune import LOSSES, finetune
+from mmdd_ray.diffusion.finetune import finetune
 from mmdd_ray.diffusion.training import Training
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.ray_train import pair_batches
-from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.engine.run_dir import LOSSES, StageDir
 from mmdd_ray.methods.edge.losses import contrastive_loss, diversity_loss
 from mmdd_ray.methods.edge.objective import EdgeLoss, EdgeObjective
 from mmdd_ray.methods.edge.settings import EdgeFinetune

@@ -1,4 +1,4 @@
-"""What all formats share: labels, limits, names, storage that fails, Ray, and real data."""
+"""Behaviour that all formats share: labels, limits, names, storage that fails, Ray, and real data."""
 
 import functools
 import http.server

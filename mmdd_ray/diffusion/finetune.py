@@ -21,12 +21,11 @@ from mmdd_ray.data.sources import READ_CPUS
 from mmdd_ray.diffusion.training import Objective, Training
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.models.generators.generator import Generator
 from mmdd_ray.storage.store import Store
 
 GENERATOR = "generator"
-LOSSES = "losses.parquet"
 STATE = "state.pt"
 
 

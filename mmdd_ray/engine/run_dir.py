@@ -41,6 +41,7 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 RECORDS = (MANIFEST, STARTED)
 DRAWS = "draws"
+LOSSES = "losses.parquet"  # of a stage that trains: a row for each step
 LOCK = ".lock"
 LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "diffusers", "transformers", "open_clip_torch", "timm")
 UNSET = "(not set)"

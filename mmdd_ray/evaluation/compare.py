@@ -214,7 +214,7 @@ class _Bench:
         )
 
     def _prepared(self, placed: _Placed) -> ray.ObjectRef[Any] | None:
-        if self._task.prepares and placed.prepared is None:
+        if self._task.prepare is not None and placed.prepared is None:
             placed.prepared = self._prepare.remote(self._task, placed.pairs, self._device)
         return placed.prepared
 
@@ -257,6 +257,7 @@ def _train_and_test(
 
 
 def _prepare(task: Task, given: TrainedOn | HeldOut, device: str) -> np.ndarray:
+    assert task.prepare is not None
     with out_of_memory(task.memory_setting):
         return task.prepare(given, device)
 

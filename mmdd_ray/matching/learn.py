@@ -22,7 +22,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import LEARNT
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
@@ -30,7 +30,7 @@ from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.initial_pairs import start_from, start_from_learnt
 from mmdd_ray.matching.moments import whole_moments
-from mmdd_ray.matching.start import LOSSES, START
+from mmdd_ray.matching.start import START
 from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.models.students import load_student
 from mmdd_ray.storage.store import Store

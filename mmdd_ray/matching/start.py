@@ -14,7 +14,6 @@ from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.storage.redact import redact
 
 START = "start.json"
-LOSSES = "losses.parquet"
 LOSS_COLUMNS = ("step", "covariance", "mean", "contrastive", "total")
 
 

@@ -13,7 +13,7 @@ from mmdd_ray.config import Evaluation, RunSettings, judged_by
 from mmdd_ray.data.inventory import Source
 from mmdd_ray.engine.cluster import Devices, connect, devices, this_machine
 from mmdd_ray.engine.draws import count_sets
-from mmdd_ray.planning.costs import FEATURE_BYTES, StageCost, clip_dim
+from mmdd_ray.planning.costs import FEATURE_BYTES, GREEDY, StageCost, clip_dim
 from mmdd_ray.planning.fit import check_fit
 from mmdd_ray.planning.reference import Timed, reference_times
 from mmdd_ray.planning.run_plan import Planned, RunPlan, StagePlan, parallel_of
@@ -103,7 +103,7 @@ def _driver_bytes(settings: RunSettings, source: Source, method: Planned) -> dic
 def _scratch_bytes(settings: RunSettings, source: Source) -> float:
     """Bytes that the driver keeps in its temporary folder: features that coresets and prompts are chosen by."""
     each = source.rows * clip_dim(settings.features.clip) * FEATURE_BYTES
-    joint = {"herding", "k-center"} & set(getattr(getattr(settings, "evaluation", None), "baselines", ()))
+    joint = {*GREEDY} & set(getattr(getattr(settings, "evaluation", None), "baselines", ()))
     k_means = getattr(getattr(settings, "synthesis", None), "prompts", "") == "k-means"
     return max(2 * each if joint else 0, each * source.captions_per_row if k_means else 0)
 

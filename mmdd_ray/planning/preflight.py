@@ -60,6 +60,15 @@ def check_all_match(settings: RunSettings) -> None:
         )
 
 
+def encoder_models(settings: RunSettings, *sections: str) -> dict[str, str]:
+    """Names of the image and text models of these sections, by setting."""
+    return {
+        f"{section}.{model}": getattr(getattr(settings, section), model)
+        for section in sections
+        for model in ("image_model", "text_model")
+    }
+
+
 def check_matching(matching: PairLearning, pairs_setting: str, pairs: int) -> None:
     """Looks at how batches and pairs are shared by workers.
 

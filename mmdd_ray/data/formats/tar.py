@@ -70,7 +70,7 @@ def _is_blank(found: object) -> bool:
     return not any(text.strip() if isinstance(text, str | bytes) else text is not None for text in texts)
 
 
-# What tarfile raises inside for the two zero blocks at the end of a tar, and for an end without them.
+# Errors that tarfile raises inside for the two zero blocks at the end of a tar, and for an end without them.
 _END_MARKER = tarfile.EOFHeaderError  # type: ignore[attr-defined]
 
 

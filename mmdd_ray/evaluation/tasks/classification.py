@@ -19,14 +19,11 @@ class Classification:
     main_metric = "top-1"
     section = "classifiers"
     memory_setting = "classifiers.batch_images"
-    prepares = False
+    prepare = None
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
         return self.settings.learning_rates
-
-    def prepare(self, given: LabelledSet, device: str) -> np.ndarray:
-        raise NotImplementedError("classifiers need nothing but the images")
 
     def train(
         self,

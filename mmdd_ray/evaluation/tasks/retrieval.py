@@ -1,5 +1,6 @@
 """Image and text retrieval by dual encoders. Imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,10 @@ class Retrieval:
         return self.settings.learning_rates
 
     @property
-    def prepares(self) -> bool:
-        return self.settings.protocol == "frozen-text"
+    def prepare(self) -> Callable[[PairSet | LearntPairs, str], np.ndarray] | None:
+        return self._encode_texts if self.settings.protocol == "frozen-text" else None
 
-    def prepare(self, given: PairSet | LearntPairs, device: str) -> np.ndarray:
+    def _encode_texts(self, given: PairSet | LearntPairs, device: str) -> np.ndarray:
         """Features of all texts, by the text encoder that students leave alone."""
         from mmdd_ray.evaluation.tasks.students import frozen_text_features
 

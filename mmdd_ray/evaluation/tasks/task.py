@@ -1,5 +1,6 @@
 """The protocol of evaluation tasks. Imports no torch."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +33,8 @@ class Task(Protocol):
         ...
 
     @property
-    def prepares(self) -> bool:
-        """Whether something of a set is the same for all students, so that ``prepare`` makes it once."""
-        ...
-
-    def prepare(self, given: Any, device: str) -> np.ndarray:
-        """An array that all students need of a set that they are trained on or tested with."""
+    def prepare(self) -> Callable[[Any, str], np.ndarray] | None:
+        """Makes, on a device, an array that all students need of a set; None where they share nothing."""
         ...
 
     def train(

@@ -1,7 +1,7 @@
 """Checks of a CovMatch run's settings; imports neither torch nor Ray."""
 
 from mmdd_ray.methods.covmatch.settings import Covmatch
-from mmdd_ray.planning.preflight import check_matching
+from mmdd_ray.planning.preflight import check_matching, encoder_models
 
 
 def check(settings: Covmatch) -> None:
@@ -21,10 +21,4 @@ def check(settings: Covmatch) -> None:
 
 def models(settings: Covmatch) -> dict[str, str]:
     """Names of the models that a run loads, by setting."""
-    return {
-        "features.clip": settings.features.clip,
-        "match.image_model": settings.match.image_model,
-        "match.text_model": settings.match.text_model,
-        "students.image_model": settings.students.image_model,
-        "students.text_model": settings.students.text_model,
-    }
+    return {"features.clip": settings.features.clip, **encoder_models(settings, "match", "students")}

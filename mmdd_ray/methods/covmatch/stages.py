@@ -2,12 +2,12 @@
 
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import Sample
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.evaluation.sets import check_kept
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.costs import learning_cost
 from mmdd_ray.matching.moments import read_whole
-from mmdd_ray.matching.start import LOSS_COLUMNS, LOSSES, START, learnt_samples, require_batch
+from mmdd_ray.matching.start import LOSS_COLUMNS, START, learnt_samples, require_batch
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.covmatch.start import start_of_real, start_of_set
 from mmdd_ray.methods.covmatch.start_set import StartSet, read_start_set

@@ -3,7 +3,7 @@
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.coresets import kept_rows
 from mmdd_ray.methods.edge.settings import Edge
-from mmdd_ray.planning.preflight import check_matching
+from mmdd_ray.planning.preflight import check_matching, encoder_models
 
 
 def check(settings: Edge) -> None:
@@ -39,17 +39,10 @@ def _check_candidates(settings: Edge) -> None:
 
 def models(settings: Edge) -> dict[str, str]:
     """Names of the models that a run loads, by setting."""
-    found = {
+    refined = ("refine",) if settings.refine.iterations else ()
+    return {
         "features.clip": settings.features.clip,
         "finetune.generator": settings.finetune.generator,
         "captions.model": settings.captions.model,
-    }
-    if settings.refine.iterations:
-        found |= {
-            "refine.image_model": settings.refine.image_model,
-            "refine.text_model": settings.refine.text_model,
-        }
-    return found | {
-        "students.image_model": settings.students.image_model,
-        "students.text_model": settings.students.text_model,
+        **encoder_models(settings, *refined, "students"),
     }

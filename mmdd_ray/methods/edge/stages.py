@@ -7,7 +7,7 @@ from mmdd_ray.data.inventory import Source
 from mmdd_ray.diffusion.synthesize import draw, read_drawn
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import Sample, single_captions
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.report.beside import beside_real
 from mmdd_ray.evaluation.report.words import set_name
@@ -16,7 +16,7 @@ from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.costs import learning_cost
 from mmdd_ray.matching.moments import read_whole
 from mmdd_ray.matching.start import LOSS_COLUMNS as REFINEMENT_COLUMNS
-from mmdd_ray.matching.start import LOSSES, START, learnt_samples, require_batch, start_of_samples
+from mmdd_ray.matching.start import START, learnt_samples, require_batch, start_of_samples
 from mmdd_ray.methods.edge.choose import choose_drawn
 from mmdd_ray.methods.edge.prompts import check_prompts, choose_prompts
 from mmdd_ray.methods.edge.recaption import read_captions, recaption
@@ -200,7 +200,7 @@ def _figures(context: Context[Edge]) -> Figures:
     done, settings = context.done, context.settings
     kept = _kept(done["synthesize"], done["choose"])
     agreement, pairs = beside_real(kept, features_of(context), settings.data)
-    losses = done["finetune"].store.read_parquet("losses.parquet").to_pydict()
+    losses = done["finetune"].store.read_parquet(LOSSES).to_pydict()
     refinement = done["refine"].store.read_parquet(LOSSES).to_pydict() if "refine" in done else {}
     quality = done["choose"].store.read_json("choice.json")["quality"]
     return Figures(

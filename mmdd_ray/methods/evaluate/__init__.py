@@ -4,7 +4,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Method, Steps
-from mmdd_ray.planning.preflight import check_all_match
+from mmdd_ray.planning.preflight import check_all_match, encoder_models
 from mmdd_ray.storage.store import Store
 
 
@@ -21,11 +21,7 @@ def _check(settings: Evaluate) -> None:
 
 
 def _models(settings: Evaluate) -> dict[str, str]:
-    return {
-        "features.clip": settings.features.clip,
-        "students.image_model": settings.students.image_model,
-        "students.text_model": settings.students.text_model,
-    }
+    return {"features.clip": settings.features.clip, **encoder_models(settings, "students")}
 
 
 def _steps() -> Steps[Evaluate]:

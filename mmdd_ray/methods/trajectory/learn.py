@@ -16,13 +16,13 @@ from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory, peak_bytes
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, train
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.engine.tasks import as_done
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import read_rows
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.matching.start import LOSSES, START
+from mmdd_ray.matching.start import START
 from mmdd_ray.methods.trajectory.experts import train_expert
 from mmdd_ray.methods.trajectory.settings import Experts, Trajectories, Trajectory
 from mmdd_ray.methods.trajectory.training import TrajectoryMatcher

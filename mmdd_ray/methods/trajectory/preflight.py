@@ -2,7 +2,7 @@
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.trajectory.settings import Trajectory
-from mmdd_ray.planning.preflight import check_all_match
+from mmdd_ray.planning.preflight import check_all_match, encoder_models
 
 
 def check(settings: Trajectory) -> None:
@@ -33,10 +33,4 @@ def image_bytes(settings: Trajectory) -> int:
 
 def models(settings: Trajectory) -> dict[str, str]:
     """Names of the models that a run loads, by setting."""
-    return {
-        "features.clip": settings.features.clip,
-        "match.image_model": settings.match.image_model,
-        "match.text_model": settings.match.text_model,
-        "students.image_model": settings.students.image_model,
-        "students.text_model": settings.students.text_model,
-    }
+    return {"features.clip": settings.features.clip, **encoder_models(settings, "match", "students")}

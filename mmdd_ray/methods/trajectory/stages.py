@@ -1,11 +1,11 @@
 """The stages of trajectory matching, from shards to report."""
 
 from mmdd_ray.data.inventory import Source
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.sets import check_kept, coreset
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.matching.start import LOSSES, START, learnt_samples
+from mmdd_ray.matching.start import START, learnt_samples
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
     FEATURES,

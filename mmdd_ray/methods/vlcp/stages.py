@@ -10,12 +10,13 @@ from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import Sample
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.evaluation.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import FEATURES, export_stage, features_of, set_folder
 from mmdd_ray.methods.vlcp.describe import (
+    CLASSES,
     Descriptions,
     ImageClass,
     check_names,
@@ -108,9 +109,15 @@ def _prompted(drawn: Store, labels: tuple[int, ...], per_class: int, px: int) ->
     return ray.put(labelled_images(images, [label for label in labels for _ in range(per_class)], labels, px))
 
 
-def _classes(context: Context[Vlcp]) -> list[ImageClass]:
+def _found_classes(context: Context[Vlcp]) -> list[ImageClass]:
+    """The classes by the features, which takes a pass over all of their labels."""
     settings = context.settings
     return read_classes(features_of(context), settings.data, settings.describe)
+
+
+def _classes(context: Context[Vlcp]) -> list[ImageClass]:
+    """The classes that the stage `describe` has noted."""
+    return [ImageClass(**one) for one in context.store("describe").read_json(CLASSES)]
 
 
 def _texts(context: Context[Vlcp]) -> Descriptions:
@@ -122,7 +129,7 @@ def _texts(context: Context[Vlcp]) -> Descriptions:
 def _check(context: Context[Vlcp]) -> None:
     """Finds before anything is described that images or names of classes are missing, or are others than before."""
     settings = context.settings
-    classes = _classes(context)
+    classes = _found_classes(context)
     batch = {"finetune.batch_pairs": settings.finetune.batch_pairs}
     features_of(context).require(batch, settings.data.uri)
     check_names(context.run.store.child("describe"), classes, settings.describe.class_names)
@@ -163,7 +170,7 @@ def _compare(stage: StageDir, contexts: Sequence[Context[Vlcp]]) -> StageResult:
 
 
 def _figures(context: Context[Vlcp]) -> Figures:
-    losses = context.store("finetune").read_parquet("losses.parquet").to_pydict()
+    losses = context.store("finetune").read_parquet(LOSSES).to_pydict()
     return Figures(losses={name: losses[name] for name in LOSS_COLUMNS if name in losses})
 
 
@@ -219,7 +226,7 @@ STEPS: Steps[Vlcp] = Steps(
             name="describe",
             needs=("features",),
             run=lambda stage, context: describe_images(
-                stage, context.settings.data, context.settings.describe, _classes(context)
+                stage, context.settings.data, context.settings.describe, _found_classes(context)
             ),
             cost=_describe_cost,
             shared=True,
@@ -245,10 +252,10 @@ STEPS: Steps[Vlcp] = Steps(
             cost=_latents_cost,
             shared=True,
         ),
-        Stage(name="prototypes", needs=("features", "latents"), run=_find, cost=_prototypes_cost),
+        Stage(name="prototypes", needs=("features", "describe", "latents"), run=_find, cost=_prototypes_cost),
         Stage(
             name="synthesize",
-            needs=("features", "describe", "finetune", "prototypes"),
+            needs=("describe", "finetune", "prototypes"),
             run=lambda stage, context: synthesize(
                 stage, context.done["prototypes"], context.done["finetune"], _texts(context), context.settings
             ),
@@ -257,7 +264,7 @@ STEPS: Steps[Vlcp] = Steps(
             ),
         ),
         export_stage(
-            ("prototypes", "synthesize"),
+            ("describe", "prototypes", "synthesize"),
             lambda context: (
                 samples(
                     context.done["prototypes"],
@@ -273,7 +280,7 @@ STEPS: Steps[Vlcp] = Steps(
         ),
         Stage(
             name="prompts",
-            needs=("features", "describe"),
+            needs=("describe",),
             run=lambda stage, context: draw_prompts(
                 stage, _classes(context), _texts(context), context.settings
             ),
