@@ -15,13 +15,13 @@ from mmdd_ray.distilled.sample import LEARNT, Sample, single_captions
 from mmdd_ray.engine.cluster import connected
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.evaluation.compare import compare
+from mmdd_ray.evaluation.held_out import read_held_out
 from mmdd_ray.evaluation.sets import (
     COMPARED,
     EVALUATION,
     baseline_sets,
     choose_coresets,
     held_out_sets,
-    read_rows,
     synthetic_set,
 )
 from mmdd_ray.features.precompute import precompute
@@ -102,7 +102,8 @@ def held_out(
     run: RunDir, generators: Mapping[str, StageDir], settings: Edge, prompts: int
 ) -> dict[str, dict[str, float]]:
     """How drawings for right captions of test scenes look to CLIP, by generator; all begin with the same noise."""
-    rows = read_rows(settings.evaluation.sources(settings.data)["test"])[:prompts]
+    test = settings.evaluation.sources(settings.data)["test"]
+    rows = read_held_out(test, settings.evaluation.max_pairs).rows[:prompts]
     seeds = sample_seeds(settings.run.seed, len(rows))
     drawings = [SampleRequest(at, row.captions[0], seeds[at], row.key) for at, row in enumerate(rows)]
     px, clip = settings.finetune.image_px, settings.features.clip
@@ -168,7 +169,8 @@ def evaluated(
     px = students.image_px
 
     def body(stage: StageDir) -> StageResult:
-        val, test = held_out_sets(settings, RejectList(stage.store, None))
+        held_out = held_out_sets(settings, RejectList(stage.store, None))[0]
+        val, test = held_out["val"], held_out["test"]
         compared = {
             name: made.resized(px) if isinstance(made, LearntPairs) else synthetic_set(made, px)
             for name, made in sets.items()

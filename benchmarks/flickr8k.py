@@ -27,7 +27,8 @@ from mmdd_ray.engine.precision import bfloat16_is_fast
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.evaluation.compare import compare
 from mmdd_ray.evaluation.pairs import PairSet
-from mmdd_ray.evaluation.sets import COMPARED, EVALUATION, coreset, read_pair_set
+from mmdd_ray.evaluation.sets import COMPARED, EVALUATION, coreset, held_out_sets, read_pair_set
+from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.methods.covmatch import stages
@@ -219,10 +220,8 @@ def sets_of(
 
 
 def evaluate(stage: StageDir, sets: dict[str, PairSet | LearntPairs], settings: Covmatch) -> StageResult:
-    px = settings.students.image_px
-    val, test = (
-        read_pair_set(source, px)[0] for source in settings.evaluation.sources(settings.data).values()
-    )
+    held_out = held_out_sets(settings, RejectList(stage.store, None))[0]
+    val, test = held_out["val"], held_out["test"]
     found = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, found)
     return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))

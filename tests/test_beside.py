@@ -92,7 +92,7 @@ def drawings(sources: list[int], text_ND: np.ndarray, image_ND: np.ndarray) -> l
     return [
         {
             "prompt": f"no. {row}",
-            "source_key": f"k{row}",
+            "source_key": f"{'ab'[row >= ROWS // 2]}/k{row}",
             "image": plain(255 - row),
             "image_feature": image_D,
             "text_feature": text_D,
@@ -139,7 +139,13 @@ def test_data_that_have_changed_leave_a_gap_and_long_captions_are_cut(
     data, features, _ = dataset
     rng = np.random.default_rng(3)
     drawn = drawings([1, 2, 4], unit_rows(rng, 3), unit_rows(rng, 3))
-    drawn[0]["prompt"] = "x" * 5000
+    long = "x" * 5000
+    drawn[0]["prompt"] = long
+    own = tmp_path / "features" / features.files[0]
+    rows = [
+        {**row, "captions": [long]} if row["key"] == "k1" else row for row in pq.read_table(own).to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(own)), own)
     table = pq.read_table(tmp_path / "data" / "a.parquet")
     changed = [{**row, "key": "another"} if row["key"] == "k2" else row for row in table.to_pylist()]
     changed[4]["image"] = b"no image"

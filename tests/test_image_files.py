@@ -6,8 +6,9 @@ import pytest
 from source_files import coco, jpeg, read, write_images, write_json
 
 from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.data.checks import check_data
 from mmdd_ray.data.pair import Row, safe_name
-from mmdd_ray.data.shards import check_data, list_shards
+from mmdd_ray.data.shards import list_shards
 from mmdd_ray.errors import UserError
 
 
@@ -29,7 +30,7 @@ def test_coco_captions_are_grouped_by_image(tmp_path):
         ("gone.jpg", "missing image"),
         ("folder", "missing image"),
         ("../secret.jpg", "unsafe image path"),
-        ("/etc/passwd", "unsafe image path"),
+        ("/etc/passwd", "absolute image path"),
         ("", "unsafe image path"),
         ("a\0.jpg", "unsafe image path"),
         ("a" * 300 + ".jpg", "unsafe image path"),
@@ -50,11 +51,15 @@ def test_karpathy_train_takes_restval_along(tmp_path):
         for split in splits
     ]
     data = Data(uri=write_json(tmp_path / "dataset.json", {"images": images}))
-    assert [row.captions for row in read(data)] == [[split] for split in splits]
+    with pytest.raises(
+        UserError, match=r"holds several splits: restval, test, train, val; .* data.split=train"
+    ):
+        list_shards(data)
+    assert [row.captions for row in read(replace(data, split="all"))] == [[split] for split in splits]
     assert [row.key for row in read(replace(data, split="train"))] == ["train", "restval"]
     assert [row.image for row in read(replace(data, split="test"))] == [jpeg(3)]
-    with pytest.raises(ValueError, match=r"data.split='dev' .* restval, test, train, val"):
-        list_shards(replace(data, split="dev"))
+    with pytest.raises(ValueError, match=r"data.split='extra' .* restval, test, train, val"):
+        list_shards(replace(data, split="extra"))
 
 
 @pytest.mark.parametrize(
@@ -109,8 +114,8 @@ def test_splits_of_one_karpathy_file_share_its_image_folder(tmp_path):
         ["val"],
         ["test"],
     ]
-    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_split='dev' is not in"):
-        check_data(data, replace(evaluation, test_split="dev"))
+    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_split='extra' is not in"):
+        check_data(data, replace(evaluation, test_split="extra"))
 
 
 def test_a_missing_image_root_is_named(tmp_path):

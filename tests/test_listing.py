@@ -8,10 +8,12 @@ import pytest
 from source_files import fates, jpeg, pair, read, write_json, write_parquet, write_tar
 
 from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.data.checks import check_data
 from mmdd_ray.data.inventory import read_downloads
+from mmdd_ray.data.listing import expand_braces
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shapes import pairs
-from mmdd_ray.data.shards import check_data, expand_braces, find_shards, list_shards
+from mmdd_ray.data.shards import find_shards, list_shards
 from mmdd_ray.errors import StorageError, UserError
 
 

@@ -373,5 +373,6 @@ def test_planned_seconds_are_kept_where_there_are_any(tmp_path: Path) -> None:
 def test_asking_for_the_plan_starts_no_run(tmp_path: Path) -> None:
     job = [sys.executable, "jobs/edge_cc3m.py", "local", "--plan", "--run.dir", str(tmp_path / "run")]
     shown = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert shown.stdout.startswith("source       2,000 pairs in 2 shards\n")
+    assert shown.stdout.startswith("data            2,000 procedural scenes\n")
+    assert "\nsource       2,000 pairs in 2 shards\n" in shown.stdout
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.draws import Draw
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation import sets
+from mmdd_ray.evaluation import held_out, sets
 from mmdd_ray.evaluation.report.words import set_name
 from mmdd_ray.features.coresets import clip_score, herding, pair_scores, random_subset
 from mmdd_ray.features.rejects import RejectList
@@ -139,7 +139,7 @@ def test_clip_score_looks_at_first_captions_and_is_a_start_for_covmatch(
         assert score[chosen].min() >= np.sort(score)[-kept]
         start, keys = sets.coreset(features, "clip-score", DATA, 5, 32, 1, evaluation)
         rows = rows_of(DATA)
-        assert keys == [rows[row].key for row in chosen]
+        assert keys == [rows[row].name for row in chosen]
         assert start.captions == [rows[row].captions[:1] for row in chosen]
 
 
@@ -197,11 +197,11 @@ def read_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluate:
     def read(data: Data) -> SimpleNamespace:
         return SimpleNamespace(iter_rows=lambda: map(asdict, reversed(rows_of(data))))
 
-    monkeypatch.setattr(sets, "read_pairs", read)
+    monkeypatch.setattr(held_out, "read_pairs", read)
     folder = tmp_path / "images" / "a class"
     folder.mkdir(parents=True)
     for number, pair in enumerate(shapes.pairs(0, 8, seed=9)):
-        folder.joinpath(f"{number}.png").write_bytes(pair["image"] if number % 4 else b"not an image")
+        folder.joinpath(f"{number}.png").write_bytes(pair["image"] if number % 4 else b"no image %d" % number)
     uri = str(folder.parent)
     return Evaluate(
         set="", data=replace(DATA, max_reject_ratio=0.3), evaluation=Evaluation(val=uri, test=uri)
@@ -217,9 +217,9 @@ def test_refused_validation_and_test_rows_are_listed_beside_those_of_the_feature
     of_features.save()
     for _ in range(2):  # a resumed stage lists nothing twice
         listed = RejectList(run.child("evaluate"), run)
-        val, test = sets.held_out_sets(read_here, listed)
+        pairs, _ = sets.held_out_sets(read_here, listed)
         listed.save()
-    assert (val.n_images, test.n_images) == (6, 6)
+    assert {part: own.n_images for part, own in pairs.items()} == {"val": 6, "test": 6}
     found = [tuple(row.values()) for row in run.read_parquet("rejects.parquet").to_pylist()]
     assert len(found) == 5
     assert [(shard.partition("/")[0], reason) for shard, _, reason in found] == [
@@ -244,8 +244,8 @@ def test_mostly_refused_validation_rows_stop_the_comparison_and_name_their_setti
 
 
 def test_validation_data_without_any_pair_name_their_setting(read_here: Evaluate, tmp_path: Path) -> None:
-    for path in (tmp_path / "images" / "a class").iterdir():
-        path.write_bytes(b"not an image")
+    for number, path in enumerate((tmp_path / "images" / "a class").iterdir()):
+        path.write_bytes(b"no image %d" % number)
     with pytest.raises(ValueError, match=r"^evaluation\.val=.*none of the 8 rows.*8 not an image"):
         sets.held_out_sets(
             read_here, RejectList(Store(str(tmp_path / "run" / "evaluate")), Store(str(tmp_path / "run")))

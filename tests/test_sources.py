@@ -38,15 +38,15 @@ def test_labelled_images_need_no_caption_where_none_is_needed(tmp_path):
     rows = read(Data(uri=tar, needs_captions=False))
     assert fates(rows) == [
         ("a", None),
-        ("b", "missing caption"),
-        ("c", "missing caption"),
+        ("b", "label is not an integer"),
+        ("c", "neither label nor caption"),
         ("d", None),
     ]
     assert [(row.label, row.captions) for row in rows if row.reject is None] == [(7, ["7"]), (3, ["3"])]
     rows = read(Data(uri=parquet, needs_captions=False))
     assert [(row.label, row.captions, row.reject) for row in rows] == [
         (4, ["4"], None),
-        (None, [], "missing caption"),
+        (None, [], "neither label nor caption"),
     ]
     named = write_tar(tmp_path / "2.tar", [*pair("e"), ("e.cls", b"owl"), *pair("f"), ("f.cls", b"-2")])
     assert [(row.label, row.reject) for row in read(Data(uri=named))] == [(None, None), (-2, None)]

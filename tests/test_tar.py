@@ -63,7 +63,9 @@ BAD_SAMPLES = {
     "member too large": [("x.jpg", b"0" * (2**20 + 1)), ("x.txt", b"a dog")],
     "unreadable json": [("x.jpg", jpeg()), ("x.json", b'{"caption": "a d'), ("x.txt", b"a dog")],
     "label is not an integer": [("x.jpg", jpeg()), ("x.json", b'{"caption": "a dog", "label": "dog"}')],
-    "duplicate key": pair("good", "another dog"),
+    "several images in one sample": [("x.jpg", jpeg()), ("x.png", jpeg()), ("x.txt", b"a dog")],
+    "negative label": [("x.jpg", jpeg()), ("x.json", b'{"caption": "a dog", "label": -2}')],
+    "Git LFS pointer": [("x.jpg", b"version https://git-lfs.github.com/spec/v1\n"), ("x.txt", b"a dog")],
 }
 
 

@@ -80,7 +80,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     drawn = list(shapes.pairs(0, 200, seed=1, labelled=True))
     classes = sorted({pair["label"] for pair in drawn})
     assert [sample.label for sample in samples] == [label for label in classes for _ in range(2)]
-    by_key = {pair["key"]: pair for pair in drawn}
+    by_key = {f"shapes-00000/{pair['key']}": pair for pair in drawn}
     for sample in samples:
         assert sample.extra["class_name"] == shapes.CLASS_NAMES[sample.label]
         members = sample.extra["cluster"]

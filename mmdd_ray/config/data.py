@@ -13,21 +13,26 @@ class Data:
     """A source of image-caption pairs."""
 
     uri: str
-    """WebDataset tars (brace ranges and globs), Parquet, COCO or Karpathy JSON, an image folder, or
-    shapes:ROWS?seed=S (docs/world.md). Local paths, s3://, gs:// and hf:// work alike."""
+    """WebDataset tars (brace ranges and globs), Parquet, a folder of images, captions in JSON, JSON lines or CSV, or
+    shapes:ROWS?seed=S (docs/world.md); docs/data.md shows each layout. Several sources have "::" between them, or are
+    arguments of their own. Local paths, s3://, gs:// and hf:// work alike."""
     image_root: str | None = None
-    """Folder of the image files, for COCO and Karpathy JSON. Default: the folder of the JSON file."""
+    """Folder of the image files that a JSON, JSON lines or CSV file names. Default: the folder of that file."""
     split: str | None = None
-    """Split to keep, for Karpathy JSON ("train" also takes "restval"). Default: all."""
+    """Split to keep, where a source holds several: of Karpathy JSON ("train" also takes "restval"), or of files and
+    folders that "train", "validation" or "test" names; "all" keeps everything. Where there are several, it must be
+    given."""
     image_column: str = "image"
-    """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct."""
+    """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct; if there is no "image",
+    img2dataset's "jpg", "png" or "webp". Column of CSV and JSON lines with the path of the image; if there is no
+    "image", "file_name" and the like. In tars a member that another name than "image" asks for, e.g. "input.jpg"."""
     caption_columns: tuple[str, ...] = ("captions", "caption", "text")
-    """Parquet columns or JSON keys that may hold captions, a string or a list. The first column that is there
-    is read; in tars the first key that is not blank, or else the .txt member."""
+    """Columns or JSON keys that may hold captions, a string or a list. The first that is not blank is read; beside
+    images and in tars the .txt member, if none is there."""
     needs_captions: bool = True
     """Whether images without a caption are refused. VLCP can do with their labels, and names for these."""
     key_column: str = "key"
-    """Parquet column with unique keys. If there is no "key", keys are made of file name and row number; a column
+    """Parquet column with names for rows. If there is no "key", they are made of file name and row number; a column
     asked for by another name must be there."""
     label_column: str = "label"
     """Parquet column or JSON key with the integer class; in tars, where no JSON has it, the .cls member. If there is no
@@ -46,3 +51,8 @@ class Data:
     max_reject_ratio: Annotated[float, Ge(0), Le(1)] = 0.2
     """The run stops when more than this share of the rows had to be rejected, or of the files of a brace range are not
     there."""
+
+    @property
+    def names_image_column(self) -> bool:
+        """Whether somebody asked for an image column by name."""
+        return self.image_column != type(self).image_column

@@ -27,7 +27,8 @@ class Evaluation:
     test_image_root: str | None = None
     """Folder of the image files of `test`, by the same rule."""
     max_pairs: Count = 1000
-    """At most this many images of val and of test are used."""
+    """At most this many images of val and of test are used, drawn over all of their source by their content: the same
+    ones in every run."""
     seeds: Count = 3
     """Students per set; the report gives mean and standard deviation over them."""
     draws: Count = extending(1)
@@ -60,7 +61,7 @@ class Evaluation:
                 image_root = data.image_root
             split = getattr(self, f"{part}_split")
             if uri is not None:
-                found[part] = replace(data, uri=uri, split=split, image_root=image_root, limit=self.max_pairs)
+                found[part] = replace(data, uri=uri, split=split, image_root=image_root, limit=None)
         return found
 
 

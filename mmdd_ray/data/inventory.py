@@ -18,7 +18,7 @@ from mmdd_ray.data.formats import FORMATS
 from mmdd_ray.data.formats.format import HEAD_ROWS, Head
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
-from mmdd_ray.data.shards import list_shards
+from mmdd_ray.data.shards import list_shards, stem
 from mmdd_ray.errors import StorageError
 from mmdd_ray.storage.remote import transporting
 
@@ -44,7 +44,7 @@ def read_downloads(shards: Sequence[Shard]) -> dict[str, Download]:
 
 
 def _read(shard: Shard) -> Download | None:
-    fs, path = url_to_fs(f"{shard.uri.rpartition('.')[0]}_stats.json")
+    fs, path = url_to_fs(f"{stem(shard.uri)}_stats.json")
     try:
         with transporting(shard.uri, "reading the record of"):
             content = fs.cat_file(path)

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+Kind = Literal["tar", "parquet", "files", "scenes"]
+Texts = Literal["whole", "lines", "list"]
+"""What a text holds: one caption, a caption on each line, or a list of captions as JSON or Python write it."""
+
 
 class Entry(NamedTuple):
     """A row of a source that stores its images as single files; ``path`` is relative to the image folder."""
@@ -12,6 +16,8 @@ class Entry(NamedTuple):
     captions: tuple[Any, ...] = ()
     label: Any = None
     reject: str | None = None
+    beside: tuple[str, ...] = ()
+    """Files of the same name that say more of the image, by their paths."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Shard:
 
     name: str
     """Unique in its dataset and safe as a file name, so outputs can be named by it."""
-    kind: Literal["tar", "parquet", "files", "scenes"]
+    kind: Kind
     uri: str
     """The tar or Parquet file, the folder of the image files, or the shapes: URI."""
     size_bytes: int | None = None
@@ -29,5 +35,9 @@ class Shard:
     """Rows to read. None: all of the file."""
     start: int = 0
     """First row of the slice, for shapes."""
+    texts: Texts = "whole"
+    """What its .txt members, or the cells of its caption columns, hold; seen at the head of the source."""
+    partition: tuple[tuple[str, str], ...] = ()
+    """Columns that the folders name as Hive does, ``label=3/``, and their value."""
     entries: tuple[Entry, ...] = field(default=(), repr=False)
     """The rows of the slice, for single image files."""

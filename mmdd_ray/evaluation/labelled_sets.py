@@ -17,10 +17,11 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import RETRIES, compare
+from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.sets import CLIP_SCORE, EVALUATION, read_rows
+from mmdd_ray.evaluation.sets import CLIP_SCORE, EVALUATION, judge_held_out
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
-from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
+from mmdd_ray.features.rejects import Reject, RejectList
 from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
 from mmdd_ray.storage.store import Store
 
@@ -171,24 +172,25 @@ def held_out_images(
     features: FeatureStore,
     classes: tuple[int, ...],
     listed: RejectList,
-) -> LabelledSet:
-    """The validation or test images; `listed` takes the refused rows, with val/ or test/ before their shards.
+) -> tuple[LabelledSet, HeldOut]:
+    """The validation or test images, and what was read for them.
+
+    `listed` takes the refused rows, with val/ or test/ before their shards.
 
     Raises:
         UserError: More than `data.max_reject_ratio` of the rows were refused, no image is left, or the classes are
             numbered in another way than in the training data.
     """
-    rows = read_rows(data)
+    read = read_held_out(data, settings.evaluation.max_pairs)
     setting = f"evaluation.{part}"
     if settings.data.needs_captions:
-        _same_names(rows, features, f"{setting}={data.uri}", settings.data.uri)
+        _same_names(read.rows, features, f"{setting}={data.uri}", settings.data.uri)
     try:
-        found, rejects = _labelled(rows, classes, data, settings)
+        found, lost = _labelled(read.rows, classes, data, settings)
     except UserError as error:
         raise UserError(f"{setting}={data.uri}: {error}") from error
-    tally = RejectBudget(setting, data.max_reject_ratio, listed, total_rows=len(rows))
-    tally.add(len(rows), [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
-    return found
+    judge_held_out(part, data, read, lost, listed)
+    return found, read
 
 
 def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: str) -> None:
@@ -230,10 +232,13 @@ def compare_classifiers(
     settings, classes = draws[0], tuple(templates)
     listed = RejectList(stage.store, run_store)
     sources = settings.evaluation.sources(settings.data)
-    test = held_out_images("test", sources["test"], settings, features, classes, listed)
-    val = test  # which a grid of one learning rate has no use for
+    read: dict[str, HeldOut] = {}
     if len(settings.classifiers.learning_rates) > 1:
-        val = held_out_images("val", sources["val"], settings, features, classes, listed)
+        val, read["val"] = held_out_images("val", sources["val"], settings, features, classes, listed)
+    test, read["test"] = held_out_images("test", sources["test"], settings, features, classes, listed)
+    if "val" not in read:
+        val = test  # which a grid of one learning rate has no use for
+    about = common_images(read, features.image_digests())
     listed.save()
     real = [
         item for own in draws for item in real_rows(features, own, templates, per_class, captioned).items()
@@ -242,7 +247,7 @@ def compare_classifiers(
     for name, labelled in real_sets(features, real, settings, classes):
         sets.setdefault(name, []).append(ray.put(labelled))
     found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
-    stage.store.write_json(EVALUATION, found)
+    stage.store.write_json(EVALUATION, found | {"held_out": about})
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
         rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,

@@ -18,6 +18,7 @@ from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import compare
+from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
@@ -74,25 +75,40 @@ def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple
         raise UserError(f"{setting}={data.uri}: {error}") from error
 
 
-def held_out_sets(settings: PairSettings, listed: RejectList) -> tuple[PairSet, PairSet]:
-    """Validation and test pairs; `listed` takes the refused rows, with val/ or test/ before their shards.
+def held_out_sets(
+    settings: PairSettings, listed: RejectList
+) -> tuple[dict[str, PairSet], dict[str, HeldOut]]:
+    """Validation and test pairs, and what was read for them, both by "val" and "test".
+
+    `listed` takes the refused rows, with val/ or test/ before their shards.
 
     Raises:
         UserError: More than `data.max_reject_ratio` of the rows of one of them were refused, or no pair is left.
     """
-    sources = settings.evaluation.sources(settings.data)
-    return _held_out("val", sources["val"], settings, listed), _held_out(
-        "test", sources["test"], settings, listed
-    )
+    pairs, read = {}, {}
+    for part, source in settings.evaluation.sources(settings.data).items():
+        setting = f"evaluation.{part}"
+        read[part] = read_held_out(source, settings.evaluation.max_pairs)
+        try:
+            pairs[part], lost = PairSet.from_rows(
+                read[part].rows, image_px=settings.students.image_px, max_pixels=source.max_image_pixels
+            )
+        except UserError as error:
+            raise UserError(f"{setting}={source.uri}: {error}") from error
+        judge_held_out(part, source, read[part], lost, listed)
+    return pairs, read
 
 
-def _held_out(part: str, source: Data, settings: PairSettings, listed: RejectList) -> PairSet:
-    setting = f"evaluation.{part}"
-    pairs, rejects = read_pair_set(source, settings.students.image_px, setting)
-    rows_in = pairs.n_images + len(rejects)
-    tally = RejectBudget(setting, source.max_reject_ratio, listed, total_rows=rows_in)
-    tally.add(rows_in, [(f"{part}/{shard}", key, reason) for shard, key, reason in rejects])
-    return pairs
+def judge_held_out(
+    part: str, source: Data, read: HeldOut, lost: Sequence[Reject], listed: RejectList
+) -> None:
+    """Counts the refused rows of a source, and those that decoding lost.
+
+    Raises:
+        UserError: They are more than `data.max_reject_ratio` allows.
+    """
+    tally = RejectBudget(f"evaluation.{part}", source.max_reject_ratio, listed, total_rows=read.rows_in)
+    tally.add(read.rows_in, [(f"{part}/{shard}", key, why) for shard, key, why in (*read.rejects, *lost)])
 
 
 def compared_coresets(evaluation: Evaluation) -> list[str]:
@@ -244,7 +260,7 @@ def coreset(
     seed: int,
     evaluation: Evaluation,
 ) -> tuple[PairSet, list[str]]:
-    """The baseline of that name, "random" or one of `COMPARED`, decoded at ``image_px``, and the keys of its rows.
+    """The baseline of that name, "random" or one of `COMPARED`, decoded at ``image_px``, and where its rows are from.
 
     With the seed of the run these are the very rows that the comparison has under that name.
 
@@ -257,7 +273,7 @@ def coreset(
     else:
         indices = dict(choose_coresets(features, [name], pairs, seed, evaluation))[name]
     rows = fetch_pairs(data, [addresses[row] for row in indices.tolist()])
-    return _decoded(rows, name, data, image_px), [row.key for row in rows]
+    return _decoded(rows, name, data, image_px), [row.name for row in rows]
 
 
 def _decoded(rows: list[Row], name: str, data: Data, image_px: int) -> PairSet:
@@ -296,7 +312,9 @@ def compare_with_baselines(
     settings = draws[0]
     px, data = settings.students.image_px, settings.data
     listed = RejectList(stage.store, run_store)
-    val, test = held_out_sets(settings, listed)
+    held_out, read = held_out_sets(settings, listed)
+    val, test = held_out["val"], held_out["test"]
+    about = common_images(read, features.image_digests())
     listed.save()
     chosen = [
         item
@@ -310,7 +328,7 @@ def compare_with_baselines(
     for baseline, pairs in _fetched(features, data, chosen, px):
         sets.setdefault(baseline, []).append(ray.put(pairs))
     result = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
-    stage.store.write_json(EVALUATION, result)
+    stage.store.write_json(EVALUATION, result | {"held_out": about})
     return StageResult(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
         rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
-from mmdd_ray.data.pair import Row
+from mmdd_ray.data.pair import Row, digest64
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
 
@@ -58,6 +58,8 @@ class Chunk:
                 "key": pa.array([row.key for row in self.pairs], pa.string()),
                 "captions": pa.array([row.captions for row in self.pairs], pa.list_(pa.string())),
                 "label": pa.array([row.label for row in self.pairs], pa.int64()),
+                "image_digest": pa.array([digest64(row.image or b"") for row in self.pairs], pa.int64()),
+                "pair_digest": pa.array([_pair_digest(row) for row in self.pairs], pa.int64()),
                 "image": pa.array([image.tobytes() for image in self.images], pa.binary()),
             }
         )
@@ -90,6 +92,11 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
         chunk.add(row, data, image_px)
     chunk.is_last, chunk.digest = True, seen.hexdigest()
     yield chunk
+
+
+def _pair_digest(row: Row) -> int:
+    said = repr((row.label, row.captions)).encode()
+    return digest64(row.image or b"", said)
 
 
 def _ipc(table: pa.Table) -> bytes:

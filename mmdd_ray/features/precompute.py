@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pandas.util import hash_array
 
 from mmdd_ray.config import Data, Features
 from mmdd_ray.data.inventory import Download, about_source, read_downloads
@@ -82,7 +81,7 @@ def precompute(
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
     """
     source = source or ClipSource(features.clip)
-    shards, missing = find_shards(data)
+    shards, missing, _ = find_shards(data)
     if missing:
         print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)
@@ -168,7 +167,7 @@ def _commit(
             f"look at {listed.path}"
         )
     duplicates = _drop_duplicates(store)
-    tally.add(0, [(shard, key, "duplicate key") for shard, key in zip(*_names(duplicates), strict=True)])
+    tally.add(0, [(shard, key, "duplicate pair") for shard, key in zip(*_names(duplicates), strict=True)])
     tally.judge()
     agreement: dict[str, dict[str, float]] = {}
     if features.clip_score_fraction < 1:
@@ -226,15 +225,14 @@ def _added_up(store: Store, shards: Sequence[str]) -> Moments:
 
 
 def _drop_duplicates(store: Store) -> pa.Table:
-    """Takes rows whose key an earlier shard has out of the feature files, and returns them.
+    """Takes rows that an earlier row equals in image, captions and label out of the feature files, and returns them.
 
-    (Reading refuses duplicates within a shard.) The rows are saved before any file is rewritten, so a run that
-    is killed in between still knows them all. Keys are compared by 64-bit hash: among 3.3 million, two
-    different ones collide with a chance of 3e-7.
+    They are saved before any file is rewritten, so a run that is killed in between still knows them all. Equality is
+    that of 64-bit hashes: among 3.3 million rows, two different ones collide with a chance of 3e-7.
     """
     files = FeatureStore(store).files
     if not store.exists(DUPLICATES):
-        hashes = [hash_array(store.read_parquet(f, ["key"])["key"].to_numpy()) for f in files]
+        hashes = [store.read_parquet(file, ["pair_digest"])["pair_digest"].to_numpy() for file in files]
         _, first = np.unique(np.concatenate(hashes), return_index=True)
         repeated = np.setdiff1d(np.arange(sum(map(len, hashes))), first)
         starts = np.cumsum([0, *map(len, hashes)])

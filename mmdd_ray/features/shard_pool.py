@@ -48,7 +48,8 @@ class ChunkActor(ABC):
         """A table with the results for the chunk.
 
         Args:
-            pairs: Columns index, key, captions and label of its B usable pairs, at least one.
+            pairs: Columns index, key, captions, label, image_digest (of the file) and pair_digest (of image, captions
+                and label) of its B usable pairs, at least one.
             images_BHWC: Their images, uint8.
         """
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
@@ -46,7 +45,7 @@ def feature_table(pairs: pa.Table, shard: str, image_ND: np.ndarray, text_PD: np
     """A chunk as a table: one row per image, whose `text` column holds a feature for each of its captions.
 
     Args:
-        pairs: The columns index, key, captions and label of N images.
+        pairs: The columns index, key, captions, label and more of N images.
         shard: Where they come from.
         image_ND: Image features, stored as float16.
         text_PD: Features of all captions, image by image.
@@ -199,7 +198,7 @@ class FeatureStore:
         return Agreeing.of(self.scores(shard), self._store.read_json(AGREEMENT)["threshold"])
 
     def duplicates(self) -> list[tuple[str, int]]:
-        """(shard, index) of the rows that were left out because an earlier shard has their key."""
+        """(shard, index) of the rows that were left out because an earlier one has their image, captions and label."""
         table = self._store.read_parquet(DUPLICATES, ["shard", "index"])
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
@@ -270,34 +269,48 @@ class FeatureStore:
         return _on_disk(map(text_features, self.tables(["text"])))
 
     def captions_at(self, numbers: np.ndarray) -> list[tuple[str, str]]:
-        """(caption, key of its image) of the captions with these numbers among all, in their order."""
+        """(caption, shard/key of its image) of the captions with these numbers among all, in their order."""
         found: dict[int, tuple[str, str]] = {}
         wanted, start = np.unique(numbers), 0
-        for table in self.tables(["key", "captions"]):
+        for table in self.tables(["shard", "key", "captions"]):
             counts = _counts(table)
             ends = start + np.cumsum(counts)
             stop = int(ends[-1]) if len(ends) else start
             for number in wanted[(wanted >= start) & (wanted < stop)].tolist():
                 row = int(np.searchsorted(ends, number, side="right"))
                 captions = table["captions"][row].as_py()
-                found[number] = captions[number - (int(ends[row]) - len(captions))], table["key"][row].as_py()
+                name = f"{table['shard'][row].as_py()}/{table['key'][row].as_py()}"
+                found[number] = captions[number - (int(ends[row]) - len(captions))], name
             start = stop
         return [found[number] for number in numbers.tolist()]
 
-    def images_of(self, keys: Collection[str]) -> dict[str, StoredImage]:
-        """The images with these keys, without keys that no row has.
+    def image_digests(self) -> np.ndarray:
+        """(rows,) int64 digests of the image files."""
+        columns = [table["image_digest"].to_numpy() for table in self.tables(["image_digest"])]
+        return np.concatenate([np.empty(0, np.int64), *columns])
 
-        One pass over the keys of all rows; features are read of the chunks only that have one of the rows.
+    def images_of(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], StoredImage]:
+        """The images with these shard/keys and captions, without those that no row has.
+
+        Reads the keys and captions of the shards that are named, and features of the chunks that have one of the rows.
         """
-        wanted = pa.array(sorted(set(keys)), pa.string())
-        found: dict[str, StoredImage] = {}
-        for name in self.files:
-            if len(found) == len(wanted):  # keys are unique
-                break
-            is_wanted = pc.is_in(self._store.read_parquet(name, ["key"])["key"], value_set=wanted)
-            if pc.any(is_wanted).as_py():
-                table = self._store.read_parquet(name, ["shard", "index", "key", "image"]).filter(is_wanted)
-                names = (table[column].to_pylist() for column in ("key", "shard", "index"))
-                for key, shard, index, feature in zip(*names, image_features(table), strict=True):
-                    found[key] = StoredImage((shard, index), feature)
+        left = set(wanted)
+        shards = {name.partition("/")[0] for name, _ in left}
+        found: dict[tuple[str, str], StoredImage] = {}
+        for file in self.files:
+            shard = file.split("/")[1]
+            if shard not in shards or not left:
+                continue
+            table = self._store.read_parquet(file, ["key", "captions"])
+            said = zip(table["key"].to_pylist(), table["captions"].to_pylist(), strict=True)
+            rows = {}
+            for row, (key, captions) in enumerate(said):
+                for one in {(f"{shard}/{key}", caption) for caption in captions} & left:
+                    rows[one] = row
+            if rows:
+                table = self._store.read_parquet(file, ["index", "image"])
+                feature_ND = image_features(table)
+                for one, row in rows.items():
+                    found[one] = StoredImage((shard, table["index"][row].as_py()), feature_ND[row])
+                left -= rows.keys()
         return found

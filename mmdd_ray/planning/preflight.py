@@ -4,8 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from mmdd_ray.config import Evaluation, PairLearning, Pool, RunSettings
-from mmdd_ray.data.shards import check_data, list_shards
+from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.errors import UserError
+from mmdd_ray.storage.redact import redact
 
 
 def check_values(settings: RunSettings) -> None:
@@ -33,7 +34,7 @@ def check_values(settings: RunSettings) -> None:
 
 
 def check_sources(settings: RunSettings, labelled: bool) -> None:
-    """Lists the shards of the data, and looks into one of each source that is evaluated on.
+    """Looks at all sources, and prints what was found.
 
     Raises:
         UserError: There are none, or they are not what they should be.
@@ -42,9 +43,12 @@ def check_sources(settings: RunSettings, labelled: bool) -> None:
         raise UserError("data.needs_captions=False, but this job needs captions; leave it at True")
     evaluation: Evaluation | None = getattr(settings, "evaluation", None)
     if evaluation is None:
-        list_shards(settings.data)
+        found = {"data": check_source(settings.data, labelled=False).says}
     else:
-        check_data(settings.data, evaluation, labelled=labelled)
+        found = check_data(settings.data, evaluation, labelled=labelled)
+    for setting, lines in found.items():
+        for line in lines:
+            print(f"{setting:<15} {redact(line)}", flush=True)
 
 
 def check_all_match(settings: RunSettings) -> None:

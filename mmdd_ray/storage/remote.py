@@ -7,7 +7,7 @@ The libraries have tried again by then, for about ten seconds.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 from fsspec.core import url_to_fs
 
@@ -65,6 +65,6 @@ class _Stored(io.RawIOBase):
         super().close()
 
 
-def open_stored(uri: str, **options: Any) -> BinaryIO:
+def open_stored(uri: str, **options: Any) -> io.BufferedReader:
     """Opens a stored file for buffered reading; ``options`` are those of its file system."""
     return io.BufferedReader(_Stored(uri, **options), BUFFER_BYTES)

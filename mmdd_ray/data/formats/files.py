@@ -1,105 +1,55 @@
-"""Single image files: how an annotation file or a folder lists them."""
+"""Single image files: how a folder lists them, and how they are read."""
 
 import hashlib
 import os
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen
-from mmdd_ray.data.pair import Row, RowMaker
+from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen, lfs_complaint
+from mmdd_ray.data.formats.samples import TEXT_SUFFIXES, Judge, Sample, sample_row
+from mmdd_ray.data.pair import IMAGE_SUFFIXES, LFS_POINTER, Row, RowMaker
 from mmdd_ray.data.shard import Entry, Shard
-from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import open_stored
 
-
-def json_entries(document: Any, data: Data) -> list[Entry]:
-    """Rows of a COCO captions or Karpathy JSON document, in its order; UserError for any other layout."""
-    try:
-        images = document["images"]
-        if "annotations" in document:
-            return _coco_entries(images, document["annotations"], data)
-        if any("sentences" in image for image in images):
-            return _karpathy_entries(images, data)
-    except (AttributeError, KeyError, TypeError):
-        pass
-    keys = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
-    raise UserError(
-        f"data.uri={data.uri} is neither COCO captions ({{images: [{{id, file_name}}], annotations: "
-        f"[{{image_id, caption}}]}}) nor Karpathy JSON ({{images: [{{filename, sentences: [{{raw}}], "
-        f"split}}]}}): found {keys}"
-    )
+PROBE_THREADS = 16
 
 
-def _coco_entries(images: list[dict[str, Any]], annotations: list[dict[str, Any]], data: Data) -> list[Entry]:
-    if data.split is not None:
-        raise UserError(
-            f"data.split={data.split!r} works with Karpathy JSON only; name the file of the split"
-        )
-    captions: dict[Any, list[Any]] = {image["id"]: [] for image in images}
-    strays = []
-    for annotation in annotations:
-        if annotation["image_id"] in captions:
-            captions[annotation["image_id"]].append(annotation["caption"])
-        else:
-            strays.append(Entry(f"image-{annotation['image_id']}", None))  # refused: "missing image"
-    return [
-        _entry(image["file_name"], image["file_name"], captions[image["id"]], image.get(data.label_column))
-        for image in images
-    ] + strays
+def suffix_of(path: str) -> str:
+    """The lower-case suffix of a path, without its dot."""
+    return posixpath.splitext(path)[1][1:].lower()
 
 
-def _karpathy_entries(images: list[dict[str, Any]], data: Data) -> list[Entry]:
-    splits = {image["split"] for image in images} if data.split is not None else set()
-    if data.split is not None and data.split not in splits:
-        raise UserError(f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(sorted(splits))}")
-    kept = {data.split, "restval"} if data.split == "train" else {data.split}
-    return [
-        _entry(
-            image["filename"],
-            "/".join(filter(None, (image.get("filepath"), image["filename"]))),
-            [sentence["raw"] for sentence in image["sentences"]],
-            image.get(data.label_column),
-        )
-        for image in images
-        if data.split is None or image["split"] in kept
-    ]
+def is_image(path: str) -> bool:
+    """Whether the name of a file is that of an image."""
+    return suffix_of(path) in IMAGE_SUFFIXES
 
 
-def _entry(name: str, path: str, captions: list[Any], label: Any) -> Entry:
-    key = posixpath.splitext(name)[0]
-    if not _stays_inside(path):
-        return Entry(key, None, reject="unsafe image path")
-    return Entry(key, path, tuple(captions), label)
+def class_folders(paths: Sequence[str]) -> list[str]:
+    """The first sub-folders of these paths: names of classes, sorted; whole numbers by value."""
+    names = {path.split("/")[0] for path in paths if "/" in path}
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
-def _stays_inside(path: str) -> bool:
-    """Whether a path found in a data file is a plain relative one that a file system can hold."""
-    parts = path.split("/")
-    return (
-        path.isprintable() and ".." not in parts and all(0 < len(os.fsencode(part)) <= 255 for part in parts)
-    )
-
-
-def folder_entries(paths: Sequence[str]) -> list[Entry]:
+def folder_entries(paths: Sequence[str], classes: Sequence[str]) -> list[Entry]:
     """Rows of an image folder from its files' relative paths, in an order that mixes the classes.
 
-    It is that of a hash of their paths: any run of rows, such as a shard, a batch or the first rows, has all classes.
-
     The first sub-folder is the class: its name, underscores as spaces, is the caption and its place among
-    the sorted names the label. A file outside any class has no caption and will be refused. The key is the
+    ``classes`` the label. A file outside any class has no caption and will be refused. The key is the
     path without suffix, or with it where files differ in nothing else.
     """
-    classes = sorted({path.split("/")[0] for path in paths if "/" in path})
     label_of = {name: label for label, name in enumerate(classes)}
     stems = {path: posixpath.splitext(path)[0] for path in paths}
     taken = Counter([*stems.values(), *paths])  # 1.jpg.png must not take the key of a 1.jpg beside 1.gif
     entries = []
-    for path in sorted(paths, key=lambda path: (hashlib.blake2s(os.fsencode(path)).digest(), path)):
+    for path in mixed(paths):
         label = label_of[path.split("/")[0]] if "/" in path else None
         captions = () if label is None else (classes[label].replace("_", " "),)
         key = stems[path] if taken[stems[path]] == 1 else path
@@ -107,28 +57,63 @@ def folder_entries(paths: Sequence[str]) -> list[Entry]:
     return entries
 
 
+def mixed(paths: Sequence[str]) -> list[str]:
+    """These paths in the order of their hashes: any run of rows, such as a shard or a batch, is like all of them."""
+    return sorted(paths, key=lambda path: (hashlib.blake2s(os.fsencode(path)).digest(), path))
+
+
+def texts_beside(paths: Sequence[str]) -> dict[str, list[str]]:
+    """The .txt, .json and .cls files that have the name of an image among these paths, by the image."""
+    images = {posixpath.splitext(path)[0]: path for path in paths if is_image(path)}
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        stem, suffix = posixpath.splitext(path)
+        if suffix[1:].lower() in TEXT_SUFFIXES and stem in images:
+            found[images[stem]].append(path)
+    return dict(found)
+
+
+def sample_entries(paths: Sequence[str], texts: dict[str, list[str]]) -> list[Entry]:
+    """Rows of images that have texts of the same name beside them; one without is refused for want of a caption."""
+    return [
+        Entry(posixpath.splitext(path)[0], path, beside=tuple(texts.get(path, ()))) for path in mixed(paths)
+    ]
+
+
 class FilesFormat:
     """A ``Format``: the entries of a shard name the files."""
 
     def probe(self, shard: Shard, data: Data) -> Seen:
         rows = len(shard.entries)
-        judged = [entry for entry in shard.entries if entry.reject is None]
-        if not judged:
+        head = [entry for entry in shard.entries if entry.reject is None and entry.path is not None]
+        if not head:
             return Seen(rows)
-        if not any(entry.captions for entry in judged):
+        spoken = any(entry.captions or entry.beside for entry in head)
+        if not spoken and not (not data.needs_captions and any(entry.label is not None for entry in head)):
             return Seen(
                 rows,
-                complaint=f"none of the first {len(judged)} images of {data.uri} has a caption; "
-                "in an image folder every image must lie in the sub-folder of its class",
+                complaint=f"none of the first {len(head)} images of {data.uri} has a caption; in an image folder every "
+                "image must lie in the sub-folder of its class, or have a .txt of the same name beside it; if a file "
+                "says what is in them, name that file (docs/data.md)",
             )
-        fs, root = url_to_fs(shard.uri)
-        paths = [f"{root}/{entry.path}" for entry in judged[:PROBE_ROWS] if entry.path is not None]
-        if paths and not any(map(fs.exists, paths)):
+        head = head[:PROBE_ROWS]
+        with ThreadPoolExecutor(PROBE_THREADS) as pool:
+            starts = list(pool.map(lambda entry: _start(shard, entry), head))
+        if not any(start is not None for start in starts):
             return Seen(
                 rows,
-                complaint=f"none of the first {len(paths)} images exists, e.g. {paths[0]}; set data.image_root",
+                complaint=f"none of the first {len(head)} images exists, e.g. {shard.uri}/{head[0].path}; "
+                "set data.image_root",
             )
-        return Seen(rows, fits=True)
+        pointer = next((e for e, start in zip(head, starts, strict=True) if start == LFS_POINTER), None)
+        if pointer is not None:
+            return Seen(rows, complaint=lfs_complaint(f"{shard.uri}/{pointer.path}"))
+        if not any(entry.beside for entry in head):
+            return Seen(rows, fits=True)
+        judging = Judge(shard.uri, data)
+        for entry in islice((entry for entry in head if entry.beside), PROBE_ROWS):
+            judging.look(_sample(shard, entry, data.max_member_mib * 2**20))
+        return judging.seen()
 
     def count(self, shard: Shard) -> int | None:
         return shard.rows
@@ -141,11 +126,37 @@ class FilesFormat:
             if only is not None and maker.index not in only:
                 maker.skip(1)
                 continue
-            image = None
-            if entry.path is not None:
-                try:
-                    with open_stored(f"{shard.uri}/{entry.path}") as file:
-                        image = file.read(maker.max_bytes + 1)
-                except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                    pass  # refused as "missing image"
+            if entry.beside:
+                yield sample_row(_sample(shard, entry, maker.max_bytes), maker, shard.texts)
+                continue
+            image = None if entry.path is None else _content(shard, entry.path, maker.max_bytes)
             yield maker.make(entry.key, image, entry.captions, entry.label, entry.reject)
+
+
+def _sample(shard: Shard, entry: Entry, max_bytes: int) -> Sample:
+    """The sample that an image and the texts beside it are."""
+    sample = Sample(entry.key)
+    for path in (*filter(None, [entry.path]), *entry.beside):
+        content = _content(shard, path, max_bytes)
+        if content is not None:
+            sample.parts[suffix_of(path)] = content
+    return sample
+
+
+def _content(shard: Shard, path: str, max_bytes: int) -> bytes | None:
+    """The file, up to one byte more than it may have; None if it is not there."""
+    try:
+        with open_stored(f"{shard.uri}/{path}") as file:
+            return file.read(max_bytes + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None  # refused as "missing image"
+
+
+def _start(shard: Shard, entry: Entry) -> bytes | None:
+    """As many bytes as tell a Git LFS pointer; None if the file is not there."""
+    fs, path = url_to_fs(f"{shard.uri}/{entry.path}")
+    try:
+        size = fs.info(path)["size"]  # S3 has no range of an empty file
+        return fs.cat_file(path, end=min(size, len(LFS_POINTER))) if size else b""
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None

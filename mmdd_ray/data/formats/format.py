@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.pair import Row, RowMaker
-from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.shard import Shard, Texts
 
 PROBE_ROWS = 32  # that are looked at to tell whether settings fit the data
 HEAD_ROWS = 500  # that are looked at to tell what all of them are like
@@ -17,6 +17,9 @@ class Seen(NamedTuple):
     rows: int
     fits: bool = False
     complaint: str | None = None
+    texts: Texts = "whole"
+    notes: tuple[str, ...] = ()
+    """What people should know of how it is read."""
 
 
 class Head(NamedTuple):
@@ -47,3 +50,8 @@ class Format(Protocol):
     def read(self, shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
         """Its rows; with ``only``, others than those with these numbers may be left out by ``maker.skip``."""
         ...
+
+
+def lfs_complaint(path: str) -> str:
+    """The sentence about a file that git left out."""
+    return f"{path} is a Git LFS pointer, not the file itself; get the files with git lfs pull"

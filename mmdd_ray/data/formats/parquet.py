@@ -1,19 +1,26 @@
 """Parquet files with encoded images."""
 
-from collections.abc import Collection, Iterator
-from typing import IO, NamedTuple
+import ast
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.formats.format import Head, Seen
-from mmdd_ray.data.pair import Row, RowMaker
-from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen, lfs_complaint
+from mmdd_ray.data.formats.samples import is_blank
+from mmdd_ray.data.pair import LFS_POINTER, Row, RowMaker
+from mmdd_ray.data.shard import Shard, Texts
 from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import open_stored
 
 PARQUET_BATCH_ROWS = 64
+DOWNLOADED_IMAGES = ("jpg", "png", "webp")  # img2dataset's image column, by the encoding that it was told
+DOWNLOAD_COLUMNS = frozenset({"url", "status", "error_message"})  # that tell img2dataset's files
 # pyarrow raises plain OSError for damaged pages, and cannot decode text that is no UTF-8.
 _PARQUET_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -22,13 +29,18 @@ class ParquetLayout(NamedTuple):
     """The columns of one Parquet file to read; None where the file has none."""
 
     image: str
-    captions: str | None
+    captions: tuple[str, ...]
+    """The first that is not blank is read."""
     key: str | None
     label: str | None
+    status: str | None
+    """Of a download: a row without an image is none, where this is not "success"."""
 
     @property
     def columns(self) -> list[str]:
-        return [name for name in self if name is not None]
+        """All of them, each once."""
+        named = (self.image, *self.captions, self.key, self.label, self.status)
+        return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_parquet(file: IO[bytes]) -> pq.ParquetFile | None:
@@ -39,14 +51,24 @@ def open_parquet(file: IO[bytes]) -> pq.ParquetFile | None:
         return None
 
 
-def parquet_rows(file: IO[bytes], maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-    """The rows of a Parquet file; row groups without any row of ``only`` are not read."""
+def parquet_rows(
+    file: IO[bytes],
+    maker: RowMaker,
+    only: Collection[int] | None,
+    texts: Texts = "whole",
+    partition: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Row]:
+    """The rows of a Parquet file; row groups without any row of ``only`` are not read.
+
+    Args:
+        partition: Columns that the folders name, and their value.
+    """
     parquet = open_parquet(file)
     if parquet is None:
         yield maker.make("", None, None, reject="unreadable parquet")
         return
     try:
-        layout = parquet_layout(parquet.schema_arrow, maker.data)
+        layout = parquet_layout(parquet.schema_arrow, maker.data, partition)
     except UserError:  # one odd file among good ones; a whole dataset of them was stopped by the probe
         layout = None
     for group in range(parquet.num_row_groups):
@@ -55,51 +77,99 @@ def parquet_rows(file: IO[bytes], maker: RowMaker, only: Collection[int] | None)
             maker.skip(len(rows))
             continue
         if layout is not None:
-            yield from _row_group(parquet, group, layout, maker)
+            yield from _row_group(parquet, group, layout, maker, texts, partition)
         reason = "wrong columns" if layout is None else "unreadable row group"
         yield from (maker.make("", None, None, reject=reason) for _ in range(maker.index, rows.stop))
 
 
-def _row_group(parquet: pq.ParquetFile, group: int, layout: ParquetLayout, maker: RowMaker) -> Iterator[Row]:
+def _row_group(
+    parquet: pq.ParquetFile,
+    group: int,
+    layout: ParquetLayout,
+    maker: RowMaker,
+    texts: Texts,
+    partition: Mapping[str, str],
+) -> Iterator[Row]:
     """Rows of one row group; ends early where it is damaged."""
+    label = _partition_label(maker.data, partition)
     try:
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=layout.columns):
-            column = {name: batch.column(name).to_pylist() for name in layout.columns}
-            nothing = [None] * batch.num_rows
-            for key, image, captions, label in zip(
-                column[layout.key] if layout.key else nothing,
-                column[layout.image],
-                column[layout.captions] if layout.captions else nothing,
-                column[layout.label] if layout.label else nothing,
-                strict=True,
-            ):
+            for row in batch.to_pylist():
+                image, key = _image_bytes(row[layout.image]), row.get(layout.key)
+                if layout.status and image is None and row[layout.status] != "success":
+                    maker.skip(1)  # a URL that img2dataset could not download
+                    continue
                 yield maker.make(
                     f"{maker.shard}-{maker.index:06d}" if key is None else str(key),
-                    image["bytes"] if isinstance(image, dict) else image,
-                    captions,
-                    label,
+                    image,
+                    _captions(row, layout, texts),
+                    row[layout.label] if layout.label else label,
                 )
     except _PARQUET_DAMAGE:
         return
 
 
-def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
-    """Finds the columns named in ``data``; UserError, listing the columns there are, if one is wrong."""
-    there = f"the file has the columns {', '.join(schema.names) or '(none)'}"
-    if data.image_column not in schema.names:
-        raise UserError(f"data.image_column={data.image_column!r} is not in {data.uri}: {there}")
-    if not _is_image(schema.field(data.image_column).type):
+def _image_bytes(cell: Any) -> bytes | None:
+    return cell["bytes"] if isinstance(cell, dict) else cell
+
+
+def _captions(row: Mapping[str, Any], layout: ParquetLayout, texts: Texts) -> object:
+    """The first caption column that is not blank; if all are, the first."""
+    cells = [row[name] for name in layout.captions]
+    found = next((cell for cell in cells if not is_blank(cell)), cells[0] if cells else None)
+    if texts == "list" and isinstance(found, str) and (listed := listed_texts(found)) is not None:
+        return listed
+    return found
+
+
+def listed_texts(text: str) -> list[Any] | None:
+    """The list that a text is, as JSON or Python write one; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(one, str | None) for one in found):
+            return found
+    return None
+
+
+def _partition_label(data: Data, partition: Mapping[str, str]) -> int | None:
+    text = partition.get(data.label_column, "")
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+
+
+def parquet_layout(
+    schema: pa.Schema, data: Data, partition: Mapping[str, str] = MappingProxyType({})
+) -> ParquetLayout:
+    """Finds the columns named in ``data``; UserError, listing the columns there are, if one is wrong.
+
+    Args:
+        partition: Columns that the folders name, and their value.
+    """
+    names = schema.names
+    there = f"the file has the columns {', '.join(names) or '(none)'}"
+    image = data.image_column
+    if image not in names and not data.names_image_column:
+        image = next((name for name in DOWNLOADED_IMAGES if name in names), image)
+    if image not in names:
+        raise UserError(f"data.image_column={image!r} is not in {data.uri}: {there}")
+    if not _is_image(schema.field(image).type):
         raise UserError(
-            f"data.image_column={data.image_column!r} holds {schema.field(data.image_column).type}, "
+            f"data.image_column={image!r} holds {schema.field(image).type}, "
             f"not encoded images (binary, or a struct with a field 'bytes'): {there}"
         )
-    captions = next((name for name in data.caption_columns if name in schema.names), None)
-    if captions is None and (data.needs_captions or data.label_column not in schema.names):
+    captions = tuple(name for name in data.caption_columns if name in names)
+    has_label = data.label_column in names or _partition_label(data, partition) is not None
+    if not captions and (data.needs_captions or not has_label):
         wanted = ", ".join(data.caption_columns) or "empty"
         raise UserError(f"none of data.caption_columns ({wanted}) is in {data.uri}: {there}")
-    if captions is not None and not _is_text(schema.field(captions).type):
+    texts = tuple(name for name in captions if _is_text(schema.field(name).type))
+    if captions and not texts:
         raise UserError(
-            f"data.caption_columns: {captions!r} holds {schema.field(captions).type}, not text: {there}"
+            f"data.caption_columns: {captions[0]!r} holds {schema.field(captions[0]).type}, not text: {there}"
         )
     key, label = (_named(setting, schema, data, there) for setting in ("key_column", "label_column"))
     if label is not None and not pa.types.is_integer(schema.field(label).type):
@@ -107,7 +177,8 @@ def parquet_layout(schema: pa.Schema, data: Data) -> ParquetLayout:
             f"data.label_column={label!r} holds {schema.field(label).type}, not integers; "
             f"name another column, or '' for none: {there}"
         )
-    return ParquetLayout(data.image_column, captions, key, label)
+    status = "status" if DOWNLOAD_COLUMNS.issubset(names) else None
+    return ParquetLayout(image, texts, key, label, status)
 
 
 def _named(setting: str, schema: pa.Schema, data: Data, there: str) -> str | None:
@@ -125,12 +196,17 @@ def _named(setting: str, schema: pa.Schema, data: Data, there: str) -> str | Non
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
+    if pa.types.is_null(kind):  # of a file whose rows have none; a look at them says so
+        return True
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    if pa.types.is_dictionary(kind) or any(is_list(kind) for is_list in lists):
         return _is_text(kind.value_type)
+    if pa.types.is_null(kind):
+        return True
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
@@ -139,15 +215,17 @@ class ParquetFormat:
 
     def probe(self, shard: Shard, data: Data) -> Seen:
         with open_stored(shard.uri) as file:
+            if file.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
+                return Seen(1, complaint=lfs_complaint(shard.uri))
             parquet = open_parquet(file)
             if parquet is None:
                 return Seen(1)  # its one refused row
             rows = parquet.metadata.num_rows
             try:
-                parquet_layout(parquet.schema_arrow, data)
+                layout = parquet_layout(parquet.schema_arrow, data, dict(shard.partition))
             except UserError as error:
                 return Seen(rows, complaint=str(error) if rows else None)
-            return Seen(rows, fits=rows > 0)
+            return _judged(rows, _head_rows(parquet, layout), layout, shard.uri)
 
     def count(self, shard: Shard) -> int:
         with open_stored(shard.uri) as file:
@@ -163,4 +241,31 @@ class ParquetFormat:
 
     def read(self, shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
         with open_stored(shard.uri) as file:
-            yield from parquet_rows(file, maker, only)
+            yield from parquet_rows(file, maker, only, shard.texts, dict(shard.partition))
+
+
+def _head_rows(parquet: pq.ParquetFile, layout: ParquetLayout) -> list[dict[str, Any]]:
+    """The first rows; none where they are damaged."""
+    try:
+        batches = parquet.iter_batches(PROBE_ROWS, columns=layout.columns)
+        return next((batch.to_pylist() for batch in batches if batch.num_rows), [])
+    except _PARQUET_DAMAGE:
+        return []
+
+
+def _judged(rows: int, head: list[dict[str, Any]], layout: ParquetLayout, uri: str) -> Seen:
+    """The verdict on the first rows of a file that has these columns."""
+    cells = [row[layout.image] for row in head]
+    paths = [cell["path"] for cell in cells if isinstance(cell, dict) and cell.get("path")]
+    if head and not layout.status and not any(map(_image_bytes, cells)):
+        bare = f", but paths, e.g. {paths[0]}: embed the images" if paths else ""
+        return Seen(
+            rows,
+            complaint=f"{layout.image!r} of the first {len(head)} rows of {uri} holds no image{bare}; see docs/data.md",
+        )
+    texts = [row[layout.captions[0]] for row in head] if layout.captions else []
+    texts = [text for text in texts if not is_blank(text)]
+    if texts and all(isinstance(text, str) and listed_texts(text) for text in texts):
+        note = f"each cell of {layout.captions[0]!r} is the text of a list, whose items are read as captions"
+        return Seen(rows, fits=rows > 0, texts="list", notes=(note,))
+    return Seen(rows, fits=rows > 0)

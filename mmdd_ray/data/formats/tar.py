@@ -1,73 +1,24 @@
 """WebDataset tars."""
 
 import io
-import json
-import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from typing import IO, Any, Self, cast
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.formats.format import HEAD_ROWS, PROBE_ROWS, Head, Seen
-from mmdd_ray.data.pair import IMAGE_SUFFIXES, Row, RowMaker, is_label
-from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.compression import CompressionError, codec_of, decompressed, open_decompressed
+from mmdd_ray.data.formats.format import HEAD_ROWS, PROBE_ROWS, Head, Seen, lfs_complaint
+from mmdd_ray.data.formats.samples import READ_SUFFIXES, TEXT_SUFFIXES, Judge, Sample, last_suffix, sample_row
+from mmdd_ray.data.pair import IMAGE_SUFFIXES, LFS_POINTER, Row, RowMaker
+from mmdd_ray.data.shard import Shard, Texts
 from mmdd_ray.storage.remote import open_stored
 
+MAX_MEMBERS = 100  # of a sample
 MAX_READS_OF_NOTHING = 100  # at the end of a tar; a whole one needs one or two
 MAX_TAR_PADDING = (
     2**20
 )  # zeros after the end marker; tar fills up its last record, of 10 KiB unless told otherwise
-
-
-@dataclass(slots=True)
-class TarSample:
-    """Neighbouring tar members of one key. ``parts`` by lower-case suffix; b"" for those not read."""
-
-    key: str
-    parts: dict[str, bytes] = field(default_factory=dict)
-    reject: str | None = None
-
-    @property
-    def image(self) -> bytes | None:
-        return next((self.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.parts), None)
-
-    def record(self) -> dict[str, Any]:
-        """The fields of its .json member, none if there is none; sets ``reject`` if it is unreadable."""
-        if "json" not in self.parts or self.reject is not None:
-            return {}
-        try:
-            record = json.loads(self.parts["json"])
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            self.reject = "unreadable json"
-            return {}
-        return record
-
-    def label(self, record: dict[str, Any], data: Data) -> object:
-        """The value under ``data.label_column`` in the JSON record, or else the .cls member if it is an integer."""
-        if (found := record.get(data.label_column)) is not None or not data.label_column:
-            return found
-        text = self.parts.get("cls", b"").decode(errors="replace").strip()
-        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
-
-    def captions(self, record: dict[str, Any], data: Data) -> object:
-        """The value that the JSON record has under ``data.caption_columns``, then the .txt member: the first not blank.
-
-        If all are blank, the first there is; None if there is none.
-        """
-        candidates = [*(record.get(name) for name in data.caption_columns), self.parts.get("txt")]
-        found = [candidate for candidate in candidates if candidate is not None]
-        return next(
-            (candidate for candidate in found if not _is_blank(candidate)), found[0] if found else None
-        )
-
-
-def _is_blank(found: object) -> bool:
-    texts = found if isinstance(found, list) else [found]
-    return not any(text.strip() if isinstance(text, str | bytes) else text is not None for text in texts)
 
 
 # Errors that tarfile raises inside for the two zero blocks at the end of a tar, and for an end without them.
@@ -129,13 +80,16 @@ def _check_padding(file: IO[bytes]) -> None:
         raise _DamagedTar("something after the end marker")
 
 
-def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
+def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
     """Groups the members of a tar by key: as in WebDataset, the path up to the first dot of the file name.
+
+    Where nothing but a longer key tells samples apart, ``photo_v1.0.jpg`` and ``photo_v1.0.txt`` are the sample
+    ``photo_v1.0``: members that share the name up to the last dot, an image and what is said of it.
 
     Only regular files are ever read, and none above ``max_bytes``. A tar that breaks off or is damaged ends
     in one refused sample, with the key of the member that was hit if there is one.
     """
-    sample: TarSample | None = None
+    sample: Sample | None = None
     reading = False
     broken: str | None = None
     try:
@@ -148,28 +102,58 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[TarSample]:
                 if member.isdir() or not stem:  # hidden files, such as macOS puts beside each file
                     continue
                 key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
-                if sample is None or key != sample.key or suffix in sample.parts:
+                if sample is None or key != sample.key or _begins_another(sample, suffix):
                     if sample is not None:
-                        yield sample
-                    sample = TarSample(key)
+                        yield _with_whole_key(sample)
+                    sample = Sample(key)
                 sample.parts[suffix] = b""
                 if not member.isreg():
                     sample.reject = "link or device in tar"
-                elif suffix in (*IMAGE_SUFFIXES, "txt", "json", "cls"):
-                    if member.size > max_bytes:
+                elif last_suffix(suffix) in READ_SUFFIXES:
+                    too_large = member.size > max_bytes
+                    if too_large and "." not in suffix:
                         sample.reject = "member too large"
                         continue
                     reading = True
-                    sample.parts[suffix] = archive.extractfile(member).read()  # type: ignore[union-attr]
+                    # of one that may be left unread, a byte more than it may have, so that who wants it can tell
+                    size = max_bytes + 1 if too_large else -1
+                    sample.parts[suffix] = archive.extractfile(member).read(size)  # type: ignore[union-attr]
                     reading = False
             _check_padding(archive.fileobj)  # type: ignore[arg-type]
     except tarfile.TarError as error:
         broken = "damaged tar" if isinstance(error, _DamagedTar) else "truncated tar"
+    except CompressionError:
+        broken = "damaged compression"
     if sample is not None:
         sample.reject = broken if reading else sample.reject
-        yield sample
+        yield _with_whole_key(sample)
     if broken is not None and not reading:
-        yield TarSample("", reject=broken)
+        yield Sample("", reject=broken)
+
+
+def _begins_another(sample: Sample, suffix: str) -> bool:
+    """Whether a member of the same key up to the first dot belongs to the next sample."""
+    if suffix in sample.parts or len(sample.parts) == MAX_MEMBERS:
+        return True
+    shared = _rest_of_key(sample)
+    return bool(shared) and suffix.rpartition(".")[0] != shared
+
+
+def _with_whole_key(sample: Sample) -> Sample:
+    """The sample under its name up to the last dot, if its image and what is said of it share that."""
+    if rest := _rest_of_key(sample):
+        parts = {last_suffix(suffix): content for suffix, content in sample.parts.items()}
+        return Sample(f"{sample.key}.{rest}", parts, sample.reject)
+    return sample
+
+
+def _rest_of_key(sample: Sample) -> str:
+    """The part of a key behind its first dot that an image and what is said of it share; empty if there is none."""
+    rests = {suffix.rpartition(".")[0] for suffix in sample.parts}
+    kinds = {last_suffix(suffix) for suffix in sample.parts}
+    if len(rests) > 1 or kinds.isdisjoint(IMAGE_SUFFIXES) or kinds.isdisjoint(TEXT_SUFFIXES):
+        return ""
+    return next(iter(rests))
 
 
 def write_tar_samples(file: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
@@ -190,54 +174,29 @@ class TarFormat:
     """A ``Format``: as img2dataset and WebDataset write it."""
 
     def probe(self, shard: Shard, data: Data) -> Seen:
-        suffixes: set[str] = set()
-        json_keys: set[str] = set()
-        labels: list[object] = []  # that are none, of samples that are pairs otherwise
-        rows = judged = 0
-        with open_stored(shard.uri) as file:
+        judging = Judge(shard.uri, data)
+        with open_stored(shard.uri) as stored:
+            start = stored.peek(len(LFS_POINTER))
+            if start.startswith(LFS_POINTER):
+                return Seen(1, complaint=lfs_complaint(shard.uri))
+            file = decompressed(stored, codec_of(start))
             head = islice(tar_samples(file, data.max_member_mib * 2**20), PROBE_ROWS)
             for sample, following in pairwise(chain(head, [None])):
                 assert sample is not None
-                rows += 1
-                record = sample.record()
-                cut_off = (
-                    following is not None and not following.key
-                )  # where the tar breaks, members may lack
-                if cut_off or sample.reject is not None:
-                    continue
-                judged += 1
-                suffixes |= sample.parts.keys()
-                json_keys |= record.keys()
-                label = sample.label(record, data)
-                says = sample.captions(record, data) is not None or not (label is None or data.needs_captions)
-                if sample.image is not None and says:
-                    if is_label(label):
-                        return Seen(rows, fits=True)
-                    labels.append(label)
-        if not judged:
-            return Seen(rows)
-        if labels:
-            return Seen(
-                rows,
-                complaint=f"data.label_column={data.label_column!r} holds {labels[0]!r:.50} in {shard.uri}, "
-                f"not integers; name another key, or '' for none: found JSON keys {sorted(json_keys)}",
-            )
-        return Seen(
-            rows,
-            complaint=f"none of the first {judged} samples of {shard.uri} has both an image "
-            f"({', '.join(IMAGE_SUFFIXES)}) and captions (txt, or json with {', '.join(data.caption_columns)}); "
-            f"found members {', '.join('.' + suffix for suffix in sorted(suffixes))} "
-            f"and JSON keys {sorted(json_keys)}",
-        )
+                # where the tar breaks, members may lack
+                cut_off = following is not None and not following.key
+                judging.skip() if cut_off else judging.look(sample)
+        return judging.seen()
 
     def count(self, shard: Shard) -> None:
         return None
 
     def head(self, shard: Shard, data: Data) -> Head:
         rows, members, keys = 0, set[str](), set[str]()
-        with open_stored(shard.uri) as file:
-            counted = _Counted(file)
-            for sample in islice(tar_samples(counted, data.max_member_mib * 2**20), HEAD_ROWS):  # type: ignore[arg-type]
+        with open_stored(shard.uri) as stored:
+            codec, counted = codec_of(stored.peek(4)), _Counted(stored)
+            file = decompressed(io.BufferedReader(counted), codec)
+            for sample in islice(tar_samples(file, data.max_member_mib * 2**20), HEAD_ROWS):
                 rows += 1
                 members |= sample.parts.keys()
                 keys |= sample.record().keys()
@@ -245,26 +204,28 @@ class TarFormat:
         return Head(rows, counted.bytes, f"{found}; JSON keys {', '.join(sorted(keys))}" if keys else found)
 
     def read(self, shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
-        with open_stored(shard.uri) as file:
-            yield from tar_rows(file, maker)
+        with open_decompressed(shard.uri) as file:
+            yield from tar_rows(file, maker, shard.texts)
 
 
-def tar_rows(file: IO[bytes], maker: RowMaker) -> Iterator[Row]:
+def tar_rows(file: IO[bytes], maker: RowMaker, texts: Texts = "whole") -> Iterator[Row]:
     """The rows of a WebDataset tar."""
     for sample in tar_samples(file, maker.max_bytes):
-        record = sample.record()
-        captions, label = sample.captions(record, maker.data), sample.label(record, maker.data)
-        yield maker.make(sample.key, sample.image, captions, label, sample.reject)
+        yield sample_row(sample, maker, texts)
 
 
-class _Counted:
+class _Counted(io.RawIOBase):
     """Counts what is read through it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.bytes = 0
         self._file = file
 
-    def read(self, size: int = -1) -> bytes:
-        found = self._file.read(size)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read(len(buffer))
+        buffer[: len(found)] = found
         self.bytes += len(found)
-        return found
+        return len(found)

@@ -36,47 +36,50 @@ def beside_real(
 ) -> tuple[dict[str, float], list[Beside]]:
     """The figures of `Agreement` over all of `drawn`, and the pairs whose real images agree least, the worst first.
 
-    Reads the keys of all real pairs, the features of those that are wanted, and no image but those that are shown.
+    Reads keys and captions of the shards that prompts are from, the features of those that are wanted, and no image but
+    those that are shown.
 
     Args:
         drawn: One at least, with the columns `prompt`, `source_key`, `image`, `image_feature` and `text_feature` of
             `DRAWN_SCHEMA`; the prompts are captions of real pairs.
         features: Of the real pairs, by the same CLIP model.
     """
-    real = features.images_of({row["source_key"] for row in drawn})
+    names = [(row["source_key"], row["prompt"]) for row in drawn]
+    real = features.images_of(names)
     text_ND, drawn_ND = (np.stack([row[name] for row in drawn]) for name in ("text_feature", "image_feature"))
-    real_ND = np.stack([real[row["source_key"]].feature for row in drawn])
+    real_ND = np.stack([real[name].feature for name in names])
     agreement = Agreement.of(text_ND, real_ND, drawn_ND)
     worst = agreement.worst_real(shown)
-    keys = [drawn[number]["source_key"] for number in worst]
-    images = _real_images({key: real[key].address for key in keys}, data)
+    images = _real_images({names[number]: real[names[number]].address for number in worst}, data)
     return agreement.figures(), [
         Beside(
             caption=_cut(drawn[number]["prompt"]),
-            real=images.get(key),
+            real=images.get(names[number]),
             drawn=png_bytes(thumbnail(drawn[number]["image"])),
             real_score=float(agreement.real_N[number]),
             drawn_score=float(agreement.drawn_N[number]),
         )
-        for number, key in zip(worst, keys, strict=True)
+        for number in worst
     ]
 
 
-def _real_images(addresses: Mapping[str, tuple[str, int]], data: Data) -> dict[str, bytes]:
-    """Small PNG files by key, without those that the data do not have any more."""
+def _real_images(
+    addresses: Mapping[tuple[str, str], tuple[str, int]], data: Data
+) -> dict[tuple[str, str], bytes]:
+    """Small PNG files by shard/key and caption, without those that the data do not have any more."""
     try:
         rows = fetch_pairs(data, list(addresses.values()))
     except UserError:  # the data have changed since; a finished run shall have its report all the same
         return {}
     found = {}
-    for key, row in zip(addresses, rows, strict=True):
-        if row.key != key or row.image is None:
+    for (name, caption), row in zip(addresses, rows, strict=True):
+        if row.name != name or row.image is None:
             continue
         try:
             pixels = decode_image(row.image, max_pixels=data.max_image_pixels)
         except BadImage:
             continue
-        found[key] = png_bytes(shrunk(Image.fromarray(pixels)))
+        found[name, caption] = png_bytes(shrunk(Image.fromarray(pixels)))
     return found
 
 

@@ -61,6 +61,7 @@ def build_report(
         "scores": scores,
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]) if evaluation else {},
         "sets": _without_metrics(evaluation["sets"]) if evaluation else {},
+        "held_out": evaluation.get("held_out", {}) if evaluation else {},
         "real_images": features["rows_out"] if features else None,
         "source": features["extra"].get("source") if features else None,
         "stages": _beside_plan(stages, planned_seconds(run)),

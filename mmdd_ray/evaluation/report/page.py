@@ -12,6 +12,7 @@ from mmdd_ray.data.inventory import about_source
 from mmdd_ray.distilled.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
+from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import METRICS
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
@@ -79,6 +80,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         about_full=about_full(report),
         has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
+        about_held_out=about_held_out(report["held_out"]),
         charts={name: Markup(svg) for name, svg in _charts(report).items()},
         examples=[
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))

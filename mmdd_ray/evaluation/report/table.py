@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.data.inventory import about_source
+from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.text import (
     duration_text,
@@ -58,6 +59,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
         )
     if report["source"]:
         blocks += [f"{'source':<13}{line}" for line in about_source(report["source"])[:-1]]
+    blocks += [f"{'held out':<13}{line}" for line in about_held_out(report["held_out"])]
     resumed = [name for name, stage in report["stages"].items() if stage["resumed"]]
     footnote = f" (only the last attempt of {', '.join(resumed)})" if resumed else ""
     blocks.append(f"{'time':<13}{duration_text(report['seconds'])}{footnote}")

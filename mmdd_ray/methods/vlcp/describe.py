@@ -29,7 +29,7 @@ CLASSES = "classes.json"
 SHARDS_HELD = 4  # of descriptions, in a reading task
 # in a URI that is no image folder's; the labels of a folder are places among its sub-folders
 FILES = re.compile(r"\.(tar|parquet|json)\b|^shapes:")
-UNKNOWN = "object"  # class of a row that is left out in the end, because an earlier shard has its key
+UNKNOWN = "object"  # class of a row that is left out in the end, because an earlier row is the same
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class LatentEncoder(ChunkActor):
         self.generator, self.descriptions = load_generator(generator, device), descriptions
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
-        """A table with shard, index, key, label, description and latent (flattened float16)."""
+        """A table with shard, index, key (of shard and key), label, description and latent (flattened float16)."""
         import torch
 
         self.generator.latent_side(images_BHWC.shape[1])  # raises where there is none
@@ -66,7 +66,7 @@ class LatentEncoder(ChunkActor):
             {
                 "shard": [shard] * len(pairs),
                 "index": pairs["index"],
-                "key": pairs["key"],
+                "key": [f"{shard}/{key}" for key in pairs["key"].to_pylist()],
                 "label": pairs["label"],
                 "description": texts,
                 "latent": _latent_column(latent_BD),

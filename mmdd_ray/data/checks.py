@@ -1,0 +1,98 @@
+"""A look at all sources of a run before it: whether they fit, are labelled, and are not the same. No Ray."""
+
+from collections.abc import Sequence
+from itertools import chain, islice
+from urllib.parse import parse_qs
+
+from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.data.formats.format import PROBE_ROWS
+from mmdd_ray.data.listing import reachable
+from mmdd_ray.data.pair import UNSAID
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.shards import PROBE_SHARDS, Listing, find_shards
+from mmdd_ray.errors import UserError
+
+
+def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) -> dict[str, list[str]]:
+    """Looks at all three sources of a run.
+
+    Args:
+        labelled: Whether their rows must be labelled.
+
+    Returns:
+        What was found, for people, by the setting that names the source.
+
+    Raises:
+        UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also
+            may not have files in common with the training data.
+    """
+    listings = {"data": check_source(data, labelled)}
+    for name, source in evaluation.sources(data).items():
+        setting = f"evaluation.{name}"
+        try:
+            listings[setting] = check_source(source, labelled)
+            if missing := listings[setting].missing:
+                raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
+        except UserError as error:
+            sentence = str(error)
+            for own in ("split", "image_root"):  # the other settings of the source are those of data
+                sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
+            raise UserError(f"evaluation.{name}: {sentence}") from error
+        _refuse_common(setting, listings["data"].shards, listings[setting].shards)
+    says = {setting: listing.says for setting, listing in listings.items()}
+    held_out = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
+    if all(held_out):
+        val, test = (_addresses(listing.shards) for listing in held_out if listing)
+        if common := val & test:
+            says["evaluation.test"].append(
+                f"{len(common):,} files are those of evaluation.val, e.g. {min(common)}: learning rates are chosen on "
+                "what is tested"
+            )
+    return says
+
+
+def check_source(data: Data, labelled: bool) -> Listing:
+    """Looks at one source.
+
+    Raises:
+        UserError: as ``find_shards``; or rows must be labelled, and none is.
+    """
+    listing = find_shards(data)
+    if not labelled:
+        return listing
+    with reachable("data.uri", data.uri):
+        rows = chain.from_iterable(
+            islice(iter_shard(shard, data), PROBE_ROWS) for shard in listing.shards[:PROBE_SHARDS]
+        )
+        labels = [row.label for row in rows if row.reject in (None, UNSAID)]
+    if labels and labels.count(None) == len(labels):
+        raise UserError(
+            f"none of the first {len(labels)} images of {data.uri} has a label (-1 stands for none); name the column "
+            "that has it as data.label_column, or use an image folder with one sub-folder per class"
+        )
+    return listing
+
+
+def _refuse_common(setting: str, training: Sequence[Shard], held_out: Sequence[Shard]) -> None:
+    """Refuses validation or test data that are among the training data, by their files."""
+    own = _addresses(held_out)
+    if common := _addresses(training) & own:
+        raise UserError(
+            f"{setting}: {len(common):,} of its {len(own):,} files are among those of data.uri, too, e.g. "
+            f"{min(common)}; name others, or leave them out of data.uri"
+        )
+
+
+def _addresses(shards: Sequence[Shard]) -> set[str]:
+    """Names of the files of rows, or of the seed of scenes."""
+    found: set[str] = set()
+    for shard in shards:
+        if shard.kind == "files":
+            found |= {f"{shard.uri}/{entry.path}" for entry in shard.entries if entry.path}
+        elif shard.kind == "scenes":
+            seed = parse_qs(shard.uri.partition("?")[2]).get("seed", ["0"])[0]
+            found.add(f"the scenes of seed {seed}")
+        else:
+            found.add(shard.uri)
+    return found

@@ -1,0 +1,228 @@
+"""Files that name images and say what is in them: COCO and Karpathy JSON, lists in JSON, JSON lines, CSV and TSV."""
+
+import csv
+import io
+import json
+import os
+import posixpath
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmdd_ray.config import Data
+from mmdd_ray.data.shard import Entry
+from mmdd_ray.data.splits import ALL, word_split
+from mmdd_ray.errors import UserError
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+ANNOTATION_SUFFIXES = (".json", *TABLE_SUFFIXES)
+# Hugging Face's name for the path of an image, and those of open_clip, BLIP and others
+PATH_COLUMNS = ("file_name", "filename", "image", "image_path", "filepath", "path")
+ABSOLUTE = "absolute image path"
+
+
+class Annotated(NamedTuple):
+    """What such a file holds."""
+
+    entries: list[Entry]
+    """In its order; the paths are relative to the image folder."""
+    kind: str
+    """For people."""
+
+
+def read_annotations(name: str, content: bytes, root: str, data: Data) -> Annotated:
+    """The rows of an annotation file.
+
+    Args:
+        name: Of the file; its suffix says what it is.
+        root: The image folder, for paths that are absolute.
+
+    Raises:
+        UserError: It is not what its name says, or of a layout that is not read.
+    """
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"data.uri={data.uri}: {name} is a Git LFS pointer; get the file itself (git lfs pull)"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.uri={data.uri}: {name} is not UTF-8: {error}") from error
+    if name.lower().endswith(TABLE_SUFFIXES):
+        found = Annotated(_row_entries(_table_rows(name, text, data), root, data), f"rows of {name}")
+    else:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"data.uri={data.uri} is not JSON: {error}") from error
+        found = json_entries(document, root, data)
+    absolute = [entry.key for entry in found.entries if entry.reject == ABSOLUTE]
+    if found.entries and len(absolute) == len(found.entries):
+        raise UserError(
+            f"data.uri={data.uri}: the paths of its images are absolute, e.g. that of {absolute[0]}, and none lies in "
+            f"{root}; set data.image_root to a folder above them, or make them relative to it"
+        )
+    return found
+
+
+def json_entries(document: Any, root: str, data: Data) -> Annotated:
+    """Rows of a COCO captions or Karpathy JSON document, or of a list of images with captions.
+
+    Raises:
+        UserError: It has any other layout.
+    """
+    try:
+        if isinstance(document, list):
+            return Annotated(_row_entries(document, root, data), "rows of a JSON list")
+        images = document["images"]
+        if "annotations" in document:
+            return Annotated(_coco_entries(images, document["annotations"], root, data), "COCO captions")
+        if any("sentences" in image for image in images):
+            return Annotated(_karpathy_entries(images, root, data), "Karpathy JSON")
+    except (AttributeError, KeyError, TypeError):
+        pass
+    keys = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
+    raise UserError(
+        f"data.uri={data.uri} is neither COCO captions ({{images: [{{id, file_name}}], annotations: "
+        f"[{{image_id, caption}}]}}) nor Karpathy JSON ({{images: [{{filename, sentences: [{{raw}}], "
+        f"split}}]}}) nor a list of [{{image, caption}}]: found {keys}"
+    )
+
+
+def _coco_entries(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], root: str, data: Data
+) -> list[Entry]:
+    _refuse_split(data)
+    captions: dict[Any, list[Any]] = {image["id"]: [] for image in images}
+    strays = []
+    for annotation in annotations:
+        if annotation["image_id"] in captions:
+            captions[annotation["image_id"]].append(annotation["caption"])
+        else:
+            strays.append(annotation["image_id"])
+    written = {str(number): number for number in captions}
+    if strays and not any(captions.values()) and (twin := written.get(str(strays[0]))) is not None:
+        raise UserError(
+            f"data.uri={data.uri}: annotations name the image {strays[0]!r}, but images have the id {twin!r}; "
+            "write both as numbers"
+        )
+    entries = [
+        make_entry(
+            image["file_name"], image["file_name"], captions[image["id"]], image.get(data.label_column), root
+        )
+        for image in images
+    ]
+    return entries + [Entry(f"image-{stray}", None) for stray in strays]  # refused: "missing image"
+
+
+def _karpathy_entries(images: list[dict[str, Any]], root: str, data: Data) -> list[Entry]:
+    splits = sorted({image["split"] for image in images if "split" in image})
+    if data.split is None and len(splits) > 1:
+        raise UserError(
+            f"data.uri={data.uri} holds several splits: {', '.join(splits)}; name one as data.split, e.g. "
+            f"data.split={'train' if 'train' in splits else splits[0]}, or take everything with data.split={ALL}"
+        )
+    wanted = data.split
+    if wanted not in (None, ALL, *splits):
+        wanted = next((split for split in splits if word_split(split) == word_split(str(wanted))), None)
+        if wanted is None or word_split(wanted) is None:
+            raise UserError(f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(splits)}")
+    kept = {wanted, "restval"} if wanted == "train" else {wanted}
+    return [
+        make_entry(
+            image["filename"],
+            "/".join(filter(None, (image.get("filepath"), image["filename"]))),
+            [sentence["raw"] for sentence in image["sentences"]],
+            image.get(data.label_column),
+            root,
+        )
+        for image in images
+        if wanted in (None, ALL) or image["split"] in kept
+    ]
+
+
+def _refuse_split(data: Data) -> None:
+    if data.split not in (None, ALL):
+        raise UserError(
+            f"data.split={data.split!r}, but {data.uri} does not say of its images which split they are in; name the "
+            "file of the split"
+        )
+
+
+def _table_rows(name: str, text: str, data: Data) -> list[dict[str, Any]]:
+    if name.lower().endswith((".csv", ".tsv")):
+        delimiter = "\t" if name.lower().endswith(".tsv") or "\t" in text.partition("\n")[0] else ","
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            raise UserError(f"data.uri={data.uri}: {name} is not CSV: {error}") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"data.uri={data.uri}: line {number} of {name} is not JSON: {error}") from error
+    return rows
+
+
+def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> list[Entry]:
+    """Rows that name an image and say what is in it; those of one image are one entry with several captions."""
+    _refuse_split(data)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise TypeError
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    column = _path_column(names, data)
+    captions = [name for name in data.caption_columns if name in names]
+    if rows and (column is None or not (captions or data.label_column in names)):
+        wanted = "the path of an image" if column is None else f"captions ({', '.join(data.caption_columns)})"
+        setting = "data.image_column" if column is None else "data.caption_columns"
+        raise UserError(
+            f"no column of {data.uri} has {wanted}; name it as {setting}: found {', '.join(map(str, names))}"
+        )
+    said: dict[str, list[Any]] = defaultdict(list)
+    labels: dict[str, Any] = {}
+    for row in rows:
+        named = row.get(str(column))
+        path = named if isinstance(named, str) else ""
+        text = next((row[name] for name in captions if row.get(name)), None)
+        said[path] += text if isinstance(text, list) else [text] if text is not None else []
+        labels.setdefault(path, _number(row.get(data.label_column)))
+    return [make_entry(path, path, texts, labels[path], root) for path, texts in said.items()]
+
+
+def _path_column(names: Sequence[str], data: Data) -> str | None:
+    wanted = (data.image_column,) if data.names_image_column else PATH_COLUMNS
+    return next((name for name in wanted if name in names), None)
+
+
+def _number(found: Any) -> Any:
+    """A number that CSV holds as text."""
+    try:
+        return int(found) if isinstance(found, str) and len(found) < 19 else found
+    except ValueError:
+        return found or None
+
+
+def make_entry(name: str, path: str, captions: Sequence[Any], label: Any, root: str) -> Entry:
+    """The row of an image; refused where its path leads out of the image folder.
+
+    Raises:
+        AttributeError, TypeError: ``path`` is no text.
+    """
+    key = posixpath.splitext(name)[0]
+    inside = posixpath.relpath(path, root) if posixpath.isabs(path) and posixpath.isabs(root) else path
+    if posixpath.isabs(path) and (inside == path or inside.startswith("..")):
+        return Entry(key, None, reject=ABSOLUTE)
+    if not stays_inside(inside):
+        return Entry(key, None, reject="unsafe image path")
+    return Entry(key, inside, tuple(captions), label)
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path found in a data file is a plain relative one that a file system can hold."""
+    parts = path.split("/")
+    return (
+        path.isprintable() and ".." not in parts and all(0 < len(os.fsencode(part)) <= 255 for part in parts)
+    )

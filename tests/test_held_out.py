@@ -1,0 +1,100 @@
+"""Validation and test images: rows of one image are one image, and a sample is of all the source."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from source_files import jpeg, write_parquet
+
+from mmdd_ray.config import Data
+from mmdd_ray.data.pair import Row, digest64
+from mmdd_ray.evaluation.held_out import about_held_out, common_images, join_rows, read_held_out
+from mmdd_ray.evaluation.retrieval import retrieval_metrics
+
+ROW = Row("a", 0, "k", b"image", ["a dog"], None, None)
+
+
+def row(index: int, image: bytes, *captions: str, label: int | None = None, shard: str = "a") -> Row:
+    return Row(shard, index, f"k{index}", image, list(captions), label, None)
+
+
+def test_rows_of_one_image_are_one_image_with_all_of_their_captions():
+    rows = [
+        row(0, b"x", "one"),
+        row(1, b"y", "other"),
+        row(2, b"x", "two", "one"),
+        row(3, b"x", "one"),
+        row(4, b"y", "other"),
+        replace(ROW, index=5, image=None, reject="missing image"),
+    ]
+    for order in (rows, rows[::-1]):
+        found = join_rows(order, 10)
+        assert [(one.index, one.image, one.captions) for one in found.rows] == [
+            (0, b"x", ["one", "two"]),
+            (1, b"y", ["other"]),
+        ]
+        assert (found.rows_in, found.images, found.repeated) == (6, 2, 2)
+        assert found.rejects == [("a", "k", "missing image")]
+
+
+def test_an_image_with_two_labels_keeps_the_first_and_the_other_is_refused():
+    found = join_rows(
+        [row(1, b"x", "b", label=2), row(0, b"x", "a", label=1), row(2, b"x", "a", label=1)], 10
+    )
+    assert [(one.label, one.captions) for one in found.rows] == [(1, ["a"])]
+    assert found.rejects == [("a", "k1", "same image with another label")]
+    assert found.repeated == 1
+
+
+def test_a_sample_is_of_the_whole_source_and_the_same_however_it_is_stored():
+    rows = [row(n % 300, b"%d" % n, "x", label=n // 300, shard=f"{n // 300:02d}") for n in range(3000)]
+    found = join_rows(rows, 500)
+    counts = Counter(one.label for one in found.rows)
+    assert (len(found.rows), found.images) == (500, 3000)
+    assert set(counts) == set(range(10))  # sorted by label as the rows are
+    assert max(counts.values()) < 80  # 50 expected, with a deviation of 6.2
+    assert [(one.shard, one.index) for one in found.rows] == sorted(
+        (one.shard, one.index) for one in found.rows
+    )
+    shuffled = [
+        replace(rows[n], shard="z", index=i) for i, n in enumerate(np.random.default_rng(0).permutation(3000))
+    ]
+    assert {one.image for one in join_rows(shuffled, 500).rows} == {one.image for one in found.rows}
+    assert {one.image for one in join_rows(rows, 100).rows} < {one.image for one in found.rows}
+    assert len(join_rows(rows, 5000).rows) == 3000
+
+
+def test_images_in_common_are_counted_by_their_bytes():
+    val = join_rows([row(0, b"x", "a"), row(1, b"y", "b")], 10)
+    test = join_rows([row(7, b"y", "c"), row(8, b"z", "d"), row(9, b"w", "d"), row(9, b"w", "d")], 10)
+    training = np.array([digest64(image) for image in (b"z", b"w", b"v")], np.int64)
+    about = common_images({"val": val, "test": test}, training)
+    assert about["val"]["common"] == {"training": 0}
+    assert about["test"]["common"] == {"training": 2, "val": 1}
+    assert about_held_out(about) == [
+        "test: 1 of 4 rows repeat another, and were left out",
+        "test: 2 of 3 images are also training images, byte for byte",
+        "test: 1 of 3 images are also val images, byte for byte",
+    ]
+    assert about_held_out(
+        common_images({"test": join_rows([row(0, b"x", "a"), row(1, b"y", "b")], 1)}, training)
+    ) == ["test: 1 of 2 images, drawn by their content"]
+
+
+@pytest.mark.ray
+def test_a_perfect_model_is_perfect_on_one_row_a_caption(ray_cluster, tmp_path):
+    images = [jpeg(10 * n) for n in range(20)]
+    columns = {
+        "image": [image for image in images for _ in range(5)],
+        "caption": [f"no. {n}, view {view}" for n in range(20) for view in range(5)],
+    }
+    found = read_held_out(Data(uri=write_parquet(tmp_path / "test.parquet", columns)), 1000)
+    assert [one.image for one in found.rows] == images
+    assert [one.captions for one in found.rows] == [
+        [f"no. {n}, view {view}" for view in range(5)] for n in range(20)
+    ]
+    owner = np.repeat(np.arange(20), 5)
+    feature_N = np.eye(20, dtype=np.float32)
+    scores = retrieval_metrics(feature_N, feature_N[owner], owner)
+    assert scores["ir@1"] == scores["tr@1"] == 100

@@ -1,0 +1,547 @@
+"""What folders and lists of sources hold, as people have them: read for what they are, or refused before the run."""
+
+import bz2
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from source_files import (
+    coco,
+    fates,
+    jpeg,
+    pair,
+    read,
+    tar_bytes,
+    write_images,
+    write_json,
+    write_parquet,
+    write_tar,
+)
+
+from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.data.checks import check_data
+from mmdd_ray.data.compression import codec_of
+from mmdd_ray.data.formats.parquet import listed_texts
+from mmdd_ray.data.shards import find_shards, list_shards
+from mmdd_ray.data.splits import path_split
+from mmdd_ray.errors import UserError
+
+
+def captions_of(data: Data) -> dict[str, list[str]]:
+    """Captions by key; fails where a row is refused."""
+    rows = read(data)
+    assert {row.reject for row in rows} == {None}
+    return {row.key: row.captions for row in rows}
+
+
+def says(uri: object, **settings: object) -> list[str]:
+    return find_shards(Data(uri=str(uri), **settings)).says  # type: ignore[arg-type]
+
+
+# ---- several sources
+
+
+def test_sources_are_read_one_after_the_other_each_with_its_own_rows(tmp_path):
+    for source, count in (("cc3m", 2), ("sbu", 1)):
+        (tmp_path / source).mkdir()
+        for number in range(count):
+            write_tar(tmp_path / source / f"{number:05d}.tar", pair("k0") + pair("k1", level=number))
+    write_images(tmp_path / "pets", "cat/0.jpg", "dog/0.jpg")
+    tars = f"{tmp_path}/cc3m/{{00000..00001}}.tar::{tmp_path}/sbu/00000.tar"
+    rows = read(Data(uri=tars))
+    assert [row.key for row in rows] == ["k0", "k1"] * 3
+    assert len({(row.shard, row.key) for row in rows}) == 6
+    both = Data(uri=f"{tars}::{tmp_path}/pets")
+    assert [row.reject for row in read(both)] == [None] * 8
+    assert says(both.uri) == [
+        f"{tmp_path}/cc3m/{{00000..00001}}.tar: 2 tars",
+        f"{tmp_path}/sbu/00000.tar: 1 tar",
+        f"{tmp_path}/pets: 2 images in 2 classes: cat, dog",
+    ]
+
+
+def test_classes_of_several_image_folders_are_numbered_together(tmp_path):
+    write_images(tmp_path / "a", "cat/0.jpg", "fox/0.jpg")
+    write_images(tmp_path / "b", "dog/0.jpg", "cat/1.jpg")
+    rows = read(Data(uri=f"{tmp_path}/a::{tmp_path}/b"))
+    assert {(row.captions[0], row.label) for row in rows} == {("cat", 0), ("dog", 1), ("fox", 2)}
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("{0}/0.tar::{0}/0.tar", "twice"),
+        ("{0}/0.tar::{0}/*.tar", "twice"),
+        ("{0}/0.tar::", "names nothing on one side"),
+        ("simplecache::{0}/0.tar", "stands between sources, and simplecache is none"),
+        ("{0}/0.tar::{0}/nowhere.tar", "nowhere.tar: no such file"),
+    ],
+)
+def test_sources_that_are_none_are_one_sentence(tmp_path, uri, complaint):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    with pytest.raises(UserError, match=complaint):
+        list_shards(Data(uri=uri.format(tmp_path)))
+
+
+# ---- folders
+
+
+def test_an_image_folder_says_its_classes_and_what_it_leaves_out(tmp_path):
+    write_images(tmp_path, "cat/0.jpg", "dog/1.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/cat/._0.jpg")
+    write_images(tmp_path, "cat/._0.jpg")
+    assert {(row.captions[0], row.label) for row in read(Data(uri=str(tmp_path)))} == {("cat", 0), ("dog", 1)}
+    assert says(tmp_path) == [
+        "2 images in 2 classes: cat, dog; not read: 3 hidden files, e.g. .ipynb_checkpoints/0.jpg"
+    ]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write_images(tmp_path / "store", "dog/0.jpg", "dog/1.jpg", "cats/0.jpg")
+    write_images(tmp_path / "subset", "fox/0.jpg")
+    (tmp_path / "subset/dog").symlink_to("../store/dog")
+    (tmp_path / "subset/cat").mkdir()
+    (tmp_path / "subset/cat/0.jpg").symlink_to("../../store/cats/0.jpg")
+    (tmp_path / "subset/fox/up").symlink_to("..")
+    (tmp_path / "subset/fox/lost.jpg").symlink_to("nowhere.jpg")
+    rows = read(Data(uri=str(tmp_path / "subset")))
+    good = sorted((row.captions[0], row.label) for row in rows if row.reject is None)
+    assert good == [("cat", 0), ("dog", 1), ("dog", 1), ("fox", 2)]
+    assert [row.reject for row in rows if row.reject] == ["missing image"]
+
+
+def test_a_link_to_nothing_among_tars_is_one_sentence(tmp_path):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    (tmp_path / "1.tar").symlink_to("/nowhere/1.tar")
+    with pytest.raises(UserError, match=r"1\.tar is a link to /nowhere/1\.tar, which is not there"):
+        list_shards(Data(uri=str(tmp_path)))
+
+
+def test_whole_numbers_as_classes_are_sorted_by_value(tmp_path):
+    write_images(tmp_path, *(f"{n}/x.jpg" for n in range(12)))
+    assert {row.captions[0]: row.label for row in read(Data(uri=str(tmp_path)))} == {
+        str(n): n for n in range(12)
+    }
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    write_images(tmp_path, "train/cat/0.jpg", "train/dog/1.jpg", "val/cat/2.jpg", "noise.csv")
+    with pytest.raises(UserError, match=r"splits, not of classes: train, val; .*/train, or data.split=train"):
+        list_shards(Data(uri=str(tmp_path)))
+    assert len(read(Data(uri=str(tmp_path / "train")))) == 2
+    assert [row.image for row in read(Data(uri=str(tmp_path), split="validation"))] == [jpeg(2)]
+    with pytest.raises(UserError, match=r"data.split='test' is not in"):
+        list_shards(Data(uri=str(tmp_path), split="test"))
+
+
+def test_img2dataset_files_are_samples(tmp_path):
+    for shard, key in (("00000", "000000000"), ("00001", "000010000")):
+        write_images(tmp_path, f"{shard}/{key}.jpg")
+        (tmp_path / shard / f"{key}.txt").write_text(f"a picture of {key}")
+        write_json(tmp_path / shard / f"{key}.json", {"caption": f"a picture of {key}", "status": "success"})
+        write_json(tmp_path / f"{shard}_stats.json", {"count": 1})
+    assert sorted(captions_of(Data(uri=str(tmp_path))).values()) == [
+        ["a picture of 000000000"],
+        ["a picture of 000010000"],
+    ]
+
+
+def test_captions_in_text_files_beside_images_are_read_and_lacking_ones_counted(tmp_path):
+    write_images(tmp_path, "10_dogs/1.png", "10_dogs/2.png")
+    (tmp_path / "10_dogs/1.txt").write_text("a dog on a chair")
+    rows = read(Data(uri=str(tmp_path)))
+    assert sorted((row.captions, row.reject) for row in rows) == [
+        ([], "missing caption"),
+        (["a dog on a chair"], None),
+    ]
+    assert says(tmp_path) == ["2 images with captions in .txt of the same name; 1 of them have none"]
+
+
+METADATA = {"0.png": "a red field", "1.png": "a blue field"}
+
+
+def _write_metadata(path: Path) -> None:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("file_name", "text"), *METADATA.items()])
+    else:
+        lines = [json.dumps({"file_name": name, "text": text}) for name, text in METADATA.items()]
+        path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_of_a_hugging_face_folder_are_the_captions(tmp_path, name):
+    write_images(tmp_path / "train", *METADATA, "2.png")
+    _write_metadata(tmp_path / "train" / name)
+    for uri in (tmp_path, tmp_path / "train"):
+        assert sorted(captions_of(Data(uri=str(uri))).values()) == [["a blue field"], ["a red field"]]
+    assert says(tmp_path) == [
+        f"2 images of train/{name}; not read: 1 image that no row names, e.g. train/2.png"
+    ]
+    write_images(tmp_path / "test", *METADATA)
+    _write_metadata(tmp_path / "test" / name)
+    with pytest.raises(UserError, match=r"has several splits: test .* train"):
+        list_shards(Data(uri=str(tmp_path)))
+    assert len(read(Data(uri=str(tmp_path), split="train"))) == 2
+    assert len(read(Data(uri=str(tmp_path), split="all"))) == 4
+
+
+def test_a_checkout_with_a_banner_is_its_parquet(tmp_path):
+    write_images(tmp_path, "assets/banner.png")
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", {"image": [jpeg()], "text": ["a dog"]})
+    assert [row.captions for row in read(Data(uri=str(tmp_path)))] == [["a dog"]]
+    assert says(tmp_path) == ["1 Parquet file (train); not read: 1 image, e.g. assets/banner.png"]
+
+
+def test_folders_of_hive_are_columns(tmp_path):
+    for label in (3, 12):
+        (tmp_path / f"label={label}").mkdir()
+        write_parquet(tmp_path / f"label={label}" / "0.parquet", {"image": [jpeg(label)], "text": ["a dog"]})
+    assert {row.label: row.image for row in read(Data(uri=str(tmp_path)))} == {3: jpeg(3), 12: jpeg(12)}
+
+
+def test_tars_one_folder_deeper_are_read(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", pair(folder))
+    assert [row.key for row in read(Data(uri=str(tmp_path)))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [("x-train-0.tar", "x-test-0.tar"), ("0.tar", "x-test-0.tar")])
+def test_tars_of_several_splits_are_not_mixed(tmp_path, names):
+    for level, name in enumerate(names):
+        write_tar(tmp_path / name, pair("x", level=level))
+    for uri in (str(tmp_path), f"{tmp_path}/*.tar"):
+        with pytest.raises(UserError, match=r"has several splits: .*test .*; name one as data.split"):
+            list_shards(Data(uri=uri))
+        assert [row.image for row in read(Data(uri=uri, split="test"))] == [jpeg(1)]
+        assert len(read(Data(uri=uri, split="all"))) == 2
+    named = ",".join(names)
+    assert len(read(Data(uri=f"{tmp_path}/{{{named}}}"))) == 2  # who names each file means it
+    with pytest.raises(UserError, match=r"data.split='val' is not in .*: it has "):
+        list_shards(Data(uri=str(tmp_path), split="val"))
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("cc3m-train-0000.tar", "train"),
+        ("valid-00000-of-00001.parquet", "validation"),
+        ("val2017/0.tar", "validation"),
+        ("data/test/train/0.tar", "train"),
+        ("latest/contrast.tar", None),
+        ("split=test/0.parquet", "test"),
+        ("2017/0.tar", None),
+    ],
+)
+def test_words_of_splits_in_paths(path, split):
+    assert path_split(path) == split
+
+
+def test_cocos_root_points_to_its_captions(tmp_path):
+    write_images(tmp_path / "train2017", "1.jpg")
+    (tmp_path / "annotations").mkdir()
+    write_json(tmp_path / "annotations" / "captions_train2017.json", coco("1.jpg"))
+    with pytest.raises(
+        UserError, match=r"annotations/captions_train2017\.json, and the folder of its images"
+    ):
+        list_shards(Data(uri=str(tmp_path)))
+
+
+def test_tars_and_foreign_parquet_are_told_apart(tmp_path):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    write_parquet(tmp_path / "other.parquet", {"image": [jpeg()], "text": ["a dog"]})
+    with pytest.raises(UserError, match=r"name either, .*/\*\.tar or .*/\*\.parquet"):
+        list_shards(Data(uri=str(tmp_path)))
+
+
+@pytest.mark.parametrize("folder", ["[2024] photos", "x{1}", "x{1,2}", "q?", "star*", "50%off", "c#1", "a b"])
+def test_a_path_that_exists_is_that_path(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    write_tar(tmp_path / folder / "00000.tar", pair("x"))
+    for uri in (folder, f"{folder}/00000.tar"):
+        assert fates(read(Data(uri=f"{tmp_path}/{uri}"))) == [("x", None)]
+    if "{1,2}" not in folder:
+        assert fates(read(Data(uri=f"{tmp_path}/{folder}/{{00000..00000}}.tar"))) == [("x", None)]
+
+
+# ---- tars
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        (".tar", gzip.compress),
+        (".tar.gz", gzip.compress),
+        (".tgz", gzip.compress),
+        (".tar.bz2", bz2.compress),
+        (".tar.zst", lambda content: pa.compress(content, "zstd", asbytes=True)),
+    ],
+)
+def test_compressed_tars_are_read_and_damage_to_them_is_told(
+    tmp_path, suffix: str, compress: Callable[[bytes], bytes]
+):
+    members = [member for n in range(4) for member in pair(f"k{n}", level=n)]
+    content = compress(tar_bytes(members))
+    path = tmp_path / f"00000{suffix}"
+    path.write_bytes(content)
+    data = Data(uri=str(tmp_path))
+    assert [shard.name for shard in list_shards(data)] == ["00000"]
+    assert fates(read(data)) == [(f"k{n}", None) for n in range(4)]
+    path.write_bytes(content[: len(content) - 12])
+    assert read(Data(uri=str(path)))[-1].reject in ("damaged compression", "truncated tar")
+
+
+def test_names_of_compressions():
+    assert [codec_of(head) for head in (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"a.jpg", b"")] == [
+        "gzip",
+        "zstd",
+        None,
+        None,
+    ]
+
+
+def test_dots_in_keys_cost_no_sample(tmp_path):
+    members = [member for n in range(3) for member in pair(f"photo_v1.{n}", level=n)] + pair("plain")
+    rows = read(Data(uri=write_tar(tmp_path / "0.tar", members)))
+    assert [row.image for row in rows] == [jpeg(0), jpeg(1), jpeg(2), jpeg()]
+    assert [row.reject for row in rows] == [None] * 4
+    assert len({row.key for row in rows}) == 4
+
+
+def test_several_images_of_a_sample_want_one_to_be_named(tmp_path):
+    members = [("a.input.jpg", jpeg(1)), ("a.target.jpg", jpeg(2)), ("a.txt", b"a dog")]
+    uri = write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(
+        UserError, match=r"several images: \.input\.jpg, \.target\.jpg; name one.* data.image_column="
+    ):
+        list_shards(Data(uri=uri))
+    assert [row.image for row in read(Data(uri=uri, image_column="target.jpg"))] == [jpeg(2)]
+    with pytest.raises(UserError, match=r"no sample of .* has data.image_column='depth.png'"):
+        list_shards(Data(uri=uri, image_column="depth.png"))
+    aside = [*pair("a", level=1), ("a.seg.png", jpeg(2))]
+    assert [row.image for row in read(Data(uri=write_tar(tmp_path / "1.tar", aside)))] == [jpeg(1)]
+
+
+def test_lines_of_a_text_are_captions_where_all_have_several(tmp_path):
+    five = "\n".join(f"view {n}" for n in range(5))
+    uri = write_tar(tmp_path / "0.tar", [m for n in range(3) for m in pair(f"k{n}", f"{five}\n", level=n)])
+    assert [row.captions for row in read(Data(uri=uri))] == [[f"view {n}" for n in range(5)]] * 3
+    assert says(uri) == ["1 tar", "each line of a .txt is a caption"]
+    mixed = write_tar(tmp_path / "1.tar", pair("a", "one\ncaption") + pair("b", "another"))
+    assert [row.captions for row in read(Data(uri=mixed))] == [["one caption"], ["another"]]
+    assert "1 of the first 2 .txt have several lines" in says(mixed)[1]
+
+
+def test_a_text_and_json_that_differ_are_noted(tmp_path):
+    uri = write_tar(tmp_path / "0.tar", [*pair("a"), ("a.json", b'{"caption": "IMG_1234.JPG"}')])
+    assert "of 1 of the first 1 samples, JSON (captions, caption, text) and .txt differ" in says(uri)[1]
+    assert [row.captions for row in read(Data(uri=uri, caption_columns=()))] == [["a dog"]]
+
+
+@pytest.mark.parametrize(
+    ("members", "settings", "complaint"),
+    [
+        (
+            [("a.jpg", jpeg()), ("b.jpg", jpeg()), ("a.txt", b"x"), ("b.txt", b"y")],
+            {},
+            r"not neighbours .* 'a'.*--sort=name",
+        ),
+        ([("a.jpg", jpeg()), ("a.cls", b"n01440764")], {"needs_captions": False}, r"\.cls holds 'n01440764'"),
+        ([("a.jpg", b""), ("a.0.txt", b"x")], {}, "a key ends at the first dot"),
+    ],
+)
+def test_odd_tars_are_one_sentence(tmp_path, members, settings, complaint):
+    uri = write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(UserError, match=complaint):
+        list_shards(Data(uri=uri, **settings))
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.parquet", "a/0.jpg", "c.json"])
+def test_git_lfs_pointers_are_told_before_the_run(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UserError, match=r"is a Git LFS pointer"):
+        list_shards(Data(uri=str(path if path.suffix != ".jpg" else tmp_path)))
+
+
+def test_utf16_without_a_mark_is_not_taken_for_text(tmp_path):
+    uri = write_tar(
+        tmp_path / "0.tar", [*pair("a"), ("b.jpg", jpeg()), ("b.txt", "a dog".encode("utf-16-le"))]
+    )
+    assert fates(read(Data(uri=uri))) == [("a", None), ("b", "caption is not UTF-8")]
+
+
+def test_a_null_among_captions_is_left_out(tmp_path):
+    record = {"captions": ["good one", None]}
+    uri = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg()), ("a.json", json.dumps(record).encode())])
+    assert [row.captions for row in read(Data(uri=uri))] == [["good one"]]
+
+
+# ---- Parquet
+
+
+def test_img2datasets_parquet_has_rows_that_were_never_downloaded(tmp_path):
+    columns = {
+        "key": [*"abc"],
+        "jpg": [jpeg(1), None, None],
+        "url": ["http://x"] * 3,
+        "caption": ["a dog"] * 3,
+        "status": ["success", "failed_to_download", "success"],
+        "error_message": [None, "404", None],
+    }
+    uri = write_parquet(tmp_path / "00000.parquet", columns)
+    rows = read(Data(uri=uri))
+    assert [(row.key, row.index, row.reject) for row in rows] == [("a", 0, None), ("c", 2, "missing image")]
+    assert rows == read(Data(uri=uri, image_column="jpg"))
+
+
+IMAGE = [{"bytes": jpeg(), "path": None}] * 2
+TWO = ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "captions"),
+    [
+        ({"caption": [["a dog", None], ["a cat", None]]}, [["a dog"], ["a cat"]]),
+        ({"caption": pa.array([None, None], pa.string()), "text": TWO}, [["a dog"], ["a cat"]]),
+        ({"caption": pa.nulls(2), "text": TWO}, [["a dog"], ["a cat"]]),
+        ({"caption": ["a cow", None], "text": TWO}, [["a cow"], ["a cat"]]),
+        ({"caption": pa.array([TWO, TWO], pa.list_(pa.string(), 2))}, [TWO, TWO]),
+        ({"caption": [json.dumps(TWO), json.dumps(TWO[:1])]}, [TWO, TWO[:1]]),
+        ({"caption": [str(TWO), str(TWO)]}, [TWO, TWO]),
+        ({"caption": ["[a dog]", "[a cat]"]}, [["[a dog]"], ["[a cat]"]]),
+        ({"caption": ["[1, 2]", "[]"]}, [["[1, 2]"], ["[]"]]),
+    ],
+)
+def test_captions_in_parquet(tmp_path, columns, captions):
+    uri = write_parquet(tmp_path / "0.parquet", {"image": IMAGE, **columns})
+    assert [row.captions for row in read(Data(uri=uri))] == captions
+
+
+def test_the_text_of_a_list_is_never_run():
+    assert listed_texts("[__import__('os').getcwd()]") is None
+    assert listed_texts("[" * 100_000) is None
+    assert listed_texts("['a', None]") == ["a", None]
+
+
+def test_images_that_are_only_paths_are_told_before_the_run(tmp_path):
+    uri = write_parquet(
+        tmp_path / "0.parquet", {"image": [{"bytes": None, "path": "train/0.jpg"}], "text": ["a dog"]}
+    )
+    with pytest.raises(UserError, match=r"holds no image, but paths, e.g. train/0.jpg: embed the images"):
+        list_shards(Data(uri=uri))
+
+
+def test_minus_one_is_no_label(tmp_path):
+    for name, label in (("train", [0, 1]), ("test", [-1, -1]), ("mixed", [1, -1])):
+        write_parquet(tmp_path / f"{name}.parquet", {"image": [jpeg(7), jpeg(8)], "label": label})
+    data = Data(uri=f"{tmp_path}/train.parquet", needs_captions=False)
+    test = Evaluation(val=None, test=f"{tmp_path}/test.parquet")  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"^evaluation.test: none of the first 2 images .* \(-1 stands for none\)"
+    ):
+        check_data(data, test, labelled=True)
+    rows = read(replace(data, uri=f"{tmp_path}/mixed.parquet"))
+    assert [(row.label, row.reject) for row in rows] == [(1, None), (None, "neither label nor caption")]
+
+
+# ---- annotation files
+
+
+def test_images_of_one_name_and_two_suffixes_are_two(tmp_path):
+    write_images(tmp_path, "1.jpg", "1.png")
+    assert [row.image for row in read(Data(uri=write_json(tmp_path / "c.json", coco("1.jpg", "1.png"))))] == [
+        jpeg(0),
+        jpeg(1),
+    ]
+
+
+def test_absolute_paths_are_read_inside_the_image_folder_alone(tmp_path):
+    write_images(tmp_path / "images", "1.jpg")
+    uri = write_json(tmp_path / "c.json", coco(f"{tmp_path}/images/1.jpg"))
+    assert len(captions_of(Data(uri=uri, image_root=str(tmp_path / "images")))) == 1
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"absolute.*set data.image_root to a folder above them"):
+        list_shards(Data(uri=uri, image_root=str(tmp_path / "other")))
+
+
+def test_ids_of_another_type_are_told(tmp_path):
+    write_images(tmp_path, "1.jpg")
+    document = coco("1.jpg")
+    document["annotations"][0]["image_id"] = "0"
+    with pytest.raises(UserError, match=r"annotations name the image '0', but images have the id 0"):
+        list_shards(Data(uri=write_json(tmp_path / "c.json", document)))
+
+
+def test_lists_of_images_with_captions_are_read(tmp_path):
+    """As BLIP and others ship Flickr30K: one row a caption for training, all captions of an image for testing."""
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    train = [
+        {"image": "a.jpg", "caption": "one"},
+        {"image": "b.jpg", "caption": "x"},
+        {"image": "a.jpg", "caption": "two"},
+    ]
+    test = [{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["x"]}]
+    for rows in (train, test):
+        assert captions_of(Data(uri=write_json(tmp_path / "c.json", rows))) == {
+            "a": ["one", "two"],
+            "b": ["x"],
+        }
+
+
+def test_a_table_as_open_clip_takes_it_is_read(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "c.tsv").write_text("filepath\ttitle\na.jpg\tone, two\nb.jpg\tx\n")
+    data = Data(uri=str(tmp_path / "c.tsv"), caption_columns=("title",))
+    assert captions_of(data) == {"a": ["one, two"], "b": ["x"]}
+    with pytest.raises(
+        UserError, match=r"captions .*; name it as data.caption_columns: found filepath, title"
+    ):
+        list_shards(Data(uri=data.uri))
+    with pytest.raises(UserError, match=r"the path of an image; name it as data.image_column"):
+        list_shards(replace(data, image_column="img"))
+
+
+# ---- training and test data
+
+
+def test_a_file_is_not_tested_on_that_is_trained_on(tmp_path):
+    for n in range(3):
+        write_tar(tmp_path / f"{n}.tar", pair("x", level=n))
+    data = Data(uri=f"{tmp_path}/{{0..1}}.tar")
+    with pytest.raises(
+        UserError, match=r"^evaluation.test: 1 of its 1 files are among those of data.uri, .*/1\.tar"
+    ):
+        check_data(data, Evaluation(val=f"{tmp_path}/2.tar", test=f"{tmp_path}/1.tar"))
+    one = f"{tmp_path}/1.tar"
+    found = check_data(replace(data, uri=f"{tmp_path}/0.tar"), Evaluation(val=one, test=one))
+    assert found["evaluation.test"][1].startswith("1 files are those of evaluation.val")
+
+
+def test_a_karpathy_file_wants_its_split_named(tmp_path):
+    images = [
+        {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": split}]}
+        for split in ("train", "test")
+    ]
+    write_images(tmp_path, "train.jpg", "test.jpg")
+    data = Data(uri=write_json(tmp_path / "dataset.json", {"images": images}))
+    test = Evaluation(val=None, test=data.uri, test_split="test")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"holds several splits: test, train; .* data.split=train"):
+        check_data(data, test)
+    with pytest.raises(UserError, match=r"evaluation.test: 1 of its 1 files are among those of data.uri"):
+        check_data(replace(data, split="all"), test)
+    assert check_data(replace(data, split="train"), test)["data"] == ["Karpathy JSON: 1 image, 1 caption"]
+
+
+def test_scenes_of_one_seed_are_not_both_trained_and_tested_on():
+    with pytest.raises(UserError, match=r"the scenes of seed 1"):
+        check_data(
+            Data(uri="shapes:9?seed=1"), Evaluation(val="shapes:9?seed=2", test="shapes:5?wrong=0&seed=1")
+        )
