@@ -14,12 +14,14 @@ from typing import TypeVar
 
 import tyro
 
+from mmdd_ray.data.listing import SOURCES
 from mmdd_ray.engine.cluster import set_environment
 from mmdd_ray.errors import ClusterError, StorageError, UserError
 from mmdd_ray.storage.redact import redact
 
 Settings = TypeVar("Settings")
 
+SOURCE_SETTINGS = ("data.uri", "evaluation.val", "evaluation.test")  # which take several sources
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|StorageError): (.*)$", re.MULTILINE)
 # of pyarrow, through which Ray Train writes
@@ -47,13 +49,27 @@ def parse(
     settings = tyro.cli(
         type(default),
         default=default,
-        args=arguments,
+        args=_joined(arguments),
         prog=f"jobs/{job}.py {preset}",
         description=f"{_first_line(type(default))}\n\nPresets, the first argument:\n{about}",
         use_underscores=True,  # as the error messages spell them
         config=(tyro.conf.AvoidSubcommands,),  # an optional section is given by the preset
     )
     return preset, settings
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with several behind an option that names data as the one that ``::`` makes of them."""
+    joined: list[str] = []
+    joining = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            joining = argument.removeprefix("--") in SOURCE_SETTINGS
+        elif joining and not joined[-1].startswith("--"):
+            joined[-1] += f"{SOURCES}{argument}"
+            continue
+        joined.append(argument)
+    return joined
 
 
 def start(job: str) -> int:
@@ -93,6 +109,9 @@ def main(job: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # of a pager that was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        return EXIT_FAILED
     except Exception as error:
         known = _known(error)
         if known is None or os.environ.get("MMDD_RAY_TRACEBACK", "0") != "0":

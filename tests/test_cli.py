@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmdd_ray.cli import main, parse
-from mmdd_ray.config import Run
+from mmdd_ray.config import Data, Evaluation, Run
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.errors import StorageError, UserError
 
@@ -35,6 +35,14 @@ class Settings:
     run: Run = field(default_factory=Run)
     finetune: Finetune = field(default_factory=Finetune)
     captioner: Finetune | None = field(default_factory=Finetune)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Distils data."""
+
+    data: Data
+    evaluation: Evaluation
 
 
 def local() -> Settings:
@@ -73,6 +81,22 @@ def run_job(*arguments):
 def test_the_first_preset_is_the_default():
     assert parse("toy", PRESETS, []) == ("local", local())
     assert parse("toy", PRESETS, ["--run.seed", "3"]) == ("local", replace(local(), run=Run(seed=3)))
+
+
+def test_several_sources_are_one_setting():
+    presets = {"local": lambda: Evaluated(data=Data(uri="x"), evaluation=Evaluation(val="v", test="t"))}
+    arguments = ["--data.uri", "a/0.tar", "b/{0..1}.tar", "c/", "--data.limit", "3"]
+    arguments += ["--evaluation.test", "d", "e", "--evaluation.val", "f"]
+    settings = parse("toy", presets, arguments)[1]
+    assert settings.data == Data(uri="a/0.tar::b/{0..1}.tar::c/", limit=3)
+    assert (settings.evaluation.test, settings.evaluation.val) == ("d::e", "f")
+
+
+def test_a_pager_that_is_closed_ends_without_a_word():
+    job = "import sys; from mmdd_ray.cli import main; sys.exit(main(lambda: print('x' * 10**6)))"
+    command = f'"{sys.executable}" -c "{job}" | head -c 1'
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert (shown.stdout, shown.stderr) == ("x", "")
 
 
 def test_a_preset_is_changed_field_by_field():

@@ -144,6 +144,7 @@ def test_img2dataset_files_are_samples(tmp_path):
         (tmp_path / shard / f"{key}.txt").write_text(f"a picture of {key}")
         write_json(tmp_path / shard / f"{key}.json", {"caption": f"a picture of {key}", "status": "success"})
         write_json(tmp_path / f"{shard}_stats.json", {"count": 1})
+        write_parquet(tmp_path / f"{shard}.parquet", {"url": ["http://x"], "caption": ["a picture"]})
     assert sorted(captions_of(Data(uri=str(tmp_path))).values()) == [
         ["a picture of 000000000"],
         ["a picture of 000010000"],

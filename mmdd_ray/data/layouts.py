@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -120,16 +120,17 @@ def _folder_layout(folder: Stored, data: Data) -> Layout:
     top = children(folder.uri)
     files = [one for one in top if not one.is_folder]
     tars = [one for one in files if _is_tar(one.uri)]
-    parquet = [one for one in files if _is_parquet(one.uri)]
+    below = _names([one for one in top if one.is_folder])
+    # img2dataset puts a table of URLs, 00000.parquet, beside a folder of images, 00000/
+    parquet = [one for one in files if _is_parquet(one.uri) and _names([one])[0].split(".")[0] not in below]
     if tars or parquet:
         _refuse_both(tars, parquet, folder.uri)
         chosen = tars or parquet
-        below = [one.uri.rpartition("/")[2] for one in top if one.is_folder]
         chosen = _of_split(chosen, folder.uri, folder.uri, data)
         return _shard_files("tar" if tars else "parquet", chosen, folder.uri, _not_read("sub-folder", below))
     found = tree(folder.uri)
     sizes = dict(found.files)
-    contents = _contents(sizes)
+    contents = _contents([path for path in sizes if not (_is_parquet(path) and path.split(".")[0] in below)])
     found_shards: dict[Kind, list[str]] = {"tar": contents.tars, "parquet": contents.parquet}
     for kind, paths in found_shards.items():
         if paths:
@@ -143,7 +144,7 @@ def _folder_layout(folder: Stored, data: Data) -> Layout:
     return _image_layout(folder.uri, contents.images, found, data)
 
 
-def _contents(paths: Mapping[str, int | None]) -> _Contents:
+def _contents(paths: Sequence[str]) -> _Contents:
     return _Contents(
         [path for path in paths if _is_tar(path)],
         [path for path in paths if _is_parquet(path)],

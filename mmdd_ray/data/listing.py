@@ -100,11 +100,13 @@ def find(source: str) -> Found:
         UserError: No file matches, or a range runs backwards.
         FileNotFoundError: The only file is not there.
     """
+    url_to_fs(source)[0].invalidate_cache()  # fsspec remembers listings for the life of the process
     if _has_signs(source) and _exists(source):
         return Found(source, [_info(source)], [], 1, is_listed=True)
     patterns = expand_braces(source)
+    first, others = _hits(patterns[0]), patterns[1:]  # which lists the folder, where the storage does that
     with ThreadPoolExecutor(LIST_THREADS) as pool:
-        hits = list(pool.map(_hits, patterns))
+        hits = [first, *pool.map(_hits, others)]
     missing = [pattern for pattern, hit in zip(patterns, hits, strict=True) if not hit]
     stored = sorted({one for hit in hits for one in hit})
     globbed = any(map(_is_glob, patterns))
@@ -198,7 +200,6 @@ def _hits(pattern: str) -> list[Stored]:
     except FileNotFoundError:
         return []
     fs, path = url_to_fs(pattern)
-    fs.invalidate_cache()
     found = [_stored(fs, info) for info in fs.glob(path, detail=True).values()]
     return [one for one in found if not is_hidden(one.uri.rpartition("/")[2])]
 
@@ -218,7 +219,6 @@ def _exists(uri: str) -> bool:
 
 def _info(uri: str) -> Stored:
     fs, path = url_to_fs(uri)
-    fs.invalidate_cache()  # fsspec remembers listings for the life of the process
     return _stored(fs, fs.info(path))
 
 

@@ -5,6 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from hashlib import sha256
 from typing import Any
 
@@ -97,8 +98,9 @@ def precompute(
         commit=_at_commit(features, scored),
         source=source,
     )
-    for rows_in, rejects in chunks:
-        tally.add(rows_in, rejects)
+    with closing(chunks):  # or else Ray Data would be asked to stop when Ray is gone
+        for rows_in, rejects in chunks:
+            tally.add(rows_in, rejects)
     tally.judge()
     return _commit(stage.store, run_store, shards, missing, data, features, source, scored or stage.store)
 

@@ -7,7 +7,7 @@ sees counts and refused rows alone: what actors make stays with them and in stor
 import pickle
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ def map_shards(
     pool: ActorPool,
     commit: Callable[[Store, str, list[str]], None] | None = None,
     **arguments: Any,
-) -> Iterator[tuple[int, list[Reject]]]:
+) -> Generator[tuple[int, list[Reject]]]:
     """Has every chunk of `shards` worked off into the folder of `stage`; yields rows and refused rows of each.
 
     Args:

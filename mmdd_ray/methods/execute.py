@@ -8,6 +8,7 @@ from mmdd_ray.config import RunSettings
 from mmdd_ray.engine.draws import draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir
 from mmdd_ray.methods import METHODS
+from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
@@ -46,6 +47,7 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
     """
     method = method_of(settings)
     with open_session(method, settings, preset) as run:
+        settings = at_commits(settings, run.store)
         steps = method.steps()
         contexts = list(_run_stages(run, steps, settings))
         if steps.compare is None:
@@ -131,6 +133,7 @@ def _report(
         agreement=figures.agreement,
         labels=figures.labels,
         words=method.words(first.settings),
+        commits=run.store.read_json(COMMITS) if run.store.exists(COMMITS) else {},
         command=command,
     )
     write_report(report, run.store, figures.beside)

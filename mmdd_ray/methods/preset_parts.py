@@ -22,10 +22,12 @@ LABELLED_TEST_SCENES = "shapes:1000?seed=3&labelled=1&wrong=0&vague=0&captions=1
 # The moments to match are those of the pairs that are right, as far as CLIP knows.
 BETTER_HALF = Features(clip_score_fraction=0.5)
 
-CC3M = Data(uri="s3://YOUR-BUCKET/cc3m/{00000..00331}.tar")
+# 2,905,954 pairs as WebDataset. Its validation shards serve for both: those of even numbers for validation, and those
+# of odd ones for the test.
+CC3M = Data(uri="hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0575}.tar")
 CC3M_EVALUATION = Evaluation(
-    val="s3://YOUR-BUCKET/cc3m-val/00000.tar",
-    test="s3://YOUR-BUCKET/cc3m-val/00001.tar",
+    val="hf://datasets/pixparse/cc3m-wds/cc3m-validation-*[02468].tar",
+    test="hf://datasets/pixparse/cc3m-wds/cc3m-validation-*[13579].tar",
     max_pairs=5000,
     seeds=5,
 )

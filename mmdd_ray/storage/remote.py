@@ -35,10 +35,13 @@ class _Stored(io.RawIOBase):
     """A stored file that is read."""
 
     def __init__(self, uri: str, **options: Any) -> None:
-        self._uri = uri
+        self._uri, self._options, self._at = uri, options, 0
         with transporting(uri, "reading"):
-            fs, path = url_to_fs(uri, **options)
-            self._file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
+            self._file = self._open()
+
+    def _open(self) -> Any:
+        fs, path = url_to_fs(self._uri, **self._options)
+        return fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -48,13 +51,26 @@ class _Stored(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with transporting(self._uri, "reading"):
-            found = self._file.read(len(buffer))
+            try:
+                found = self._file.read(len(buffer))
+            except Exception:
+                if not self._at:  # nothing is lost when the whole file is read again
+                    raise
+                self._reopen()
+                found = self._file.read(len(buffer))
         buffer[: len(found)] = found
+        self._at += len(found)
         return len(found)
+
+    def _reopen(self) -> None:
+        """Goes on at the same place with a new connection, once the library has given the old one up."""
+        self._file = self._open()
+        self._file.seek(self._at)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with transporting(self._uri, "reading"):
-            return self._file.seek(offset, whence)
+            self._at = self._file.seek(offset, whence)
+            return self._at
 
     def tell(self) -> int:
         return self._file.tell()

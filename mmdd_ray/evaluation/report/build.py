@@ -26,6 +26,7 @@ def build_report(
     agreement: Mapping[str, float] | None = None,
     labels: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
+    commits: Mapping[str, str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The content of ``report.json``, from the manifests of the run directory ``run`` and these figures.
@@ -38,6 +39,7 @@ def build_report(
         agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
         labels: of sets, where people write them otherwise than files.
         words: titles and notes of the method's part.
+        commits: that data on the Hugging Face hub were read at, by repository and revision.
         command: what the user typed to start the run.
 
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
@@ -64,6 +66,7 @@ def build_report(
         "held_out": evaluation.get("held_out", {}) if evaluation else {},
         "real_images": features["rows_out"] if features else None,
         "source": features["extra"].get("source") if features else None,
+        "commits": dict(commits or {}),
         "stages": _beside_plan(stages, planned_seconds(run)),
         "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
         "rejects": _all_rejects(stages),

@@ -43,7 +43,7 @@ def local() -> Edge:
 
 
 def cc3m() -> Edge:
-    """A GPU cluster: CC3M as img2dataset writes it, Stable Diffusion 1.5, LLaVA captions."""
+    """A GPU cluster: CC3M from the hub, Stable Diffusion 1.5, LLaVA captions."""
     return Edge(
         run=AUTOSCALING,
         data=CC3M,
