@@ -46,7 +46,7 @@ lint: setup
 
 fuzz: setup
 	@echo "== ten thousand hostile inputs of every format (a quarter of an hour)"
-	MMDD_FUZZ_CASES=10000 $(BIN)/python -m pytest -o timeout=3600 tests/test_fuzz.py
+	MMDD_FUZZ_CASES=10000 $(BIN)/python -m pytest -o timeout=3600 tests/test_fuzz.py tests/test_fuzz_sources.py
 
 chaos: setup
 	@echo "== lost workers, actors, machines and drivers in every stage of every method (an hour on two cores)"

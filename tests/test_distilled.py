@@ -5,6 +5,8 @@ import html
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -29,6 +31,7 @@ from mmdd_ray.distilled.read import check_images, read_distilled
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import _by_class, _with_class, write_distilled
 from mmdd_ray.errors import UserError
+from mmdd_ray.models import zoo
 from mmdd_ray.storage.store import Store
 
 HOSTILE = "a <script>alert(1)</script> | [link](http://x) *star* & 'quote'\n# title 猫"
@@ -234,7 +237,7 @@ def test_the_stages_of_open_clips_trainer_read_it(tmp_path: Path) -> None:
 
     samples = _samples(4)
     _write(samples, tmp_path)
-    # as open_clip_train.data.get_wds_dataset 3.3 builds them; it does not run with webdataset 1.0 itself
+    # as open_clip_train.data.get_wds_dataset 3.3 builds them
     pipeline = wds.DataPipeline(
         wds.SimpleShardList(str(tmp_path / "00000.tar")),
         wds.tarfile_to_samples(),
@@ -248,6 +251,26 @@ def test_the_stages_of_open_clips_trainer_read_it(tmp_path: Path) -> None:
     batches = list(pipeline)
     assert [np.shape(images) for images, _ in batches] == [(3, 32, 32, 3), (1, 32, 32, 3)]
     assert [text for _, texts in batches for text in texts] == [s.captions[0].upper() for s in samples]
+
+
+@pytest.mark.job
+def test_open_clip_trains_by_the_command_of_the_card(tmp_path: Path) -> None:
+    samples = _samples(4)
+    _write(samples, tmp_path)
+    block = re.search(r"```bash\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    assert block
+    command = shlex.split(block[1].replace("\\\n", " "))
+    assert command[0] == "python"
+    small = ["--model", f"local-dir:{zoo.local_folder('tiny-clip')}", "--epochs", "1", "--batch-size", "2"]
+    trained = subprocess.run(
+        [sys.executable, *command[1:], *small, "--logs", str(tmp_path / "logs"), "--name", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert "Train Epoch: 0 [4/4 (100%)]" in trained.stderr + trained.stdout
 
 
 def test_hugging_face_datasets_reads_it(tmp_path: Path) -> None:

@@ -290,6 +290,21 @@ def test_a_mostly_broken_source_stops_the_run(ray_cluster: None, shards: Path, t
     assert [row["reason"] for row in pq.read_table(rejects).to_pylist()] == ["not an image"]
 
 
+@pytest.mark.job
+def test_a_refusal_after_ray_has_begun_is_one_sentence_and_nothing_else(tmp_path: Path) -> None:
+    for number in range(6):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image %d" % number)
+    job = [sys.executable, "jobs/precompute.py", "--data.uri", str(tmp_path / "data"), "--run.num_cpus", "1"]
+    run = subprocess.run(
+        [*job, "--run.dir", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") <= 2, run.stderr
+    assert "error: data.uri: 6 of the first 6 rows were refused (6 not an image)" in run.stderr
+
+
 @pytest.mark.ray
 def test_duplicates_of_other_shards_count_as_refused(ray_cluster: None, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 of the first 60 rows.*\(2 duplicate pair, 1 not an image\)"):

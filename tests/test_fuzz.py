@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.formats.files import json_entries
+from mmdd_ray.data.formats.annotations import json_entries
 from mmdd_ray.data.formats.parquet import parquet_rows
 from mmdd_ray.data.formats.tar import tar_rows
 from mmdd_ray.data.images import BadImage, decode_image
@@ -51,7 +51,6 @@ def judge(rows: list[Row]) -> None:
     """What every reader promises of its rows, whatever it read."""
     assert [row.index for row in rows] == list(range(len(rows)))
     usable = [row for row in rows if row.reject is None]
-    assert len({row.key for row in usable}) == len(usable)
     for row in rows:
         assert re.fullmatch(r"[\w.-]{0,100}", row.key, re.ASCII)
         assert not row.key.startswith(".")
@@ -141,7 +140,22 @@ JSON = st.recursive(
 STEMS = st.sampled_from(
     ("a", "b", "c", "ü", "dir/a", "/etc/passwd", "../../up", "..", ".hidden", "x" * 300, "猫")
 )
-SUFFIXES = st.sampled_from((*IMAGE_SUFFIXES, "txt", "json", "PNG", "seg.png", "npy", ""))
+SUFFIXES = st.sampled_from(
+    (
+        *IMAGE_SUFFIXES,
+        "txt",
+        "json",
+        "PNG",
+        "seg.png",
+        "npy",
+        "",
+        "cls",
+        "v1.jpg",
+        "v1.txt",
+        "v2.jpg",
+        "v2.json",
+    )
+)
 KINDS = st.sampled_from(
     (
         *[tarfile.REGTYPE] * 12,
@@ -190,9 +204,9 @@ def members(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
     """Name, type and content of a tar member."""
     suffix = draw(SUFFIXES)
     name = f"{draw(STEMS)}.{suffix}" if suffix else draw(STEMS)
-    if suffix == "json":
+    if suffix.endswith("json"):
         content = draw(records())
-    elif suffix == "txt":
+    elif suffix.endswith(("txt", "cls")):
         content = draw(TEXT_MEMBERS)
     else:
         whole = st.sampled_from(images())
@@ -223,17 +237,28 @@ def read_tar(content: bytes) -> list[Row]:
 def test_every_sample_of_a_tar_is_counted(found: list[tuple[str, bytes, bytes]]) -> None:
     rows = read_tar(tar_of(found))
     judge(rows)
-    samples: list[tuple[str, set[str]]] = []  # key and suffixes of neighbours, plainly
+    samples: list[tuple[str, list[str]]] = []  # key and suffixes of neighbours, plainly
     for name, kind, _ in found:
         folder, stem = posixpath.split(name.removeprefix("./"))
         stem, _, suffix = stem.partition(".")
         if kind == tarfile.DIRTYPE or not stem:
             continue
         key = f"{folder}/{stem}".lstrip("/")
-        if not samples or samples[-1][0] != key or suffix.lower() in samples[-1][1]:
-            samples.append((key, set()))
-        samples[-1][1].add(suffix.lower())
+        before = samples[-1][1] if samples and samples[-1][0] == key else None
+        if before is None or suffix.lower() in before or ends_by_its_own(before, suffix.lower()):
+            samples.append((key, []))
+        samples[-1][1].append(suffix.lower())
     assert len(rows) == len(samples)
+
+
+def ends_by_its_own(suffixes: list[str], following: str) -> bool:
+    """Whether v1.jpg and v1.txt are a sample that another suffix does not belong to."""
+    parts = [posixpath.splitext(f"x.{suffix}") for suffix in suffixes]
+    names, kinds = {name for name, _ in parts}, {kind[1:] for _, kind in parts}
+    whole = (
+        len(names) == 1 and names != {"x"} and kinds & {*IMAGE_SUFFIXES} and kinds & {"txt", "json", "cls"}
+    )
+    return bool(whole) and posixpath.splitext(f"x.{following}")[0] not in names
 
 
 @generated
@@ -330,6 +355,9 @@ NAMES = st.sampled_from(
 ODD = NAMES | JSON
 DOCUMENTS = st.one_of(
     JSON,
+    st.lists(
+        st.dictionaries(st.sampled_from(("image", "file_name", "caption", "text", "label")), ODD), max_size=5
+    ),
     st.fixed_dictionaries(
         {
             "images": st.lists(st.fixed_dictionaries({"id": ODD, "file_name": ODD}), max_size=4) | JSON,
@@ -363,7 +391,7 @@ DOCUMENTS = st.one_of(
 def test_annotations_name_files_inside_their_folder_or_are_refused(document: Any, split: str | None) -> None:
     data = Data(uri="x.json", split=split)
     try:
-        entries = json_entries(document, data)
+        entries = json_entries(document, "/images", data).entries
     except UserError:
         return
     maker = RowMaker("shard", data)

@@ -19,6 +19,7 @@ SOURCES = "::"  # between sources, as open_clip has it
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+MOST_FILES = 1_000_000  # of a range; more are a slip of the finger, and would fill the memory
 HIDDEN = ("__MACOSX", "@eaDir")  # folders that systems leave beside people's files
 
 
@@ -128,6 +129,8 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     if bounds := RANGE.fullmatch(group[1]):
         first, last = bounds.groups()
+        if int(last) - int(first) >= MOST_FILES:
+            raise UserError(f"data.uri: the range {group[0]} has more than {MOST_FILES:,} files; name fewer")
         width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 1
         options = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:

@@ -58,8 +58,10 @@ def choose_split(found: Mapping[str | None, Sequence[str]], wanted: str | None, 
     if wanted is not None:
         split = word_split(wanted)
         if split not in names:
-            there = f"it has {_listed(found)}" if names else "no file or folder in it is named by a split"
-            raise UserError(f"data.split={wanted!r} is not in {uri}: {there}")
+            none = "no file or folder in it is named by a split; if it is all of one, set data.split to None"
+            raise UserError(
+                f"data.split={wanted!r} is not in {uri}: {f'it has {_listed(found)}' if names else none}"
+            )
         return split
     if not names or len(found) == 1:
         return None

@@ -7,6 +7,7 @@ from mmdd_ray.errors import StorageError
 from mmdd_ray.storage.remote import transporting
 
 SCHEME = "hf://"
+_REPOSITORY = re.compile(r"hf://(datasets/[^/@]+/[^/@]+)(?:@((?:refs/[^/]+/)?[^/]+))?(/.*|)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -21,22 +22,26 @@ def pinned(uri: str, commits: MutableMapping[str, str]) -> str:
     """
     if not uri.startswith(SCHEME):
         return uri
-    from huggingface_hub.utils import parse_hf_uri
-
-    try:
-        named = parse_hf_uri(uri)
-    except ValueError as error:
-        raise StorageError(f"{uri} is no address of the Hugging Face hub: {error}") from error
-    if named.is_bucket or (named.revision and _COMMIT.fullmatch(named.revision)):
+    match = _REPOSITORY.fullmatch(uri)
+    if match is None:
+        raise StorageError(f"{uri} is no address on the Hugging Face hub, hf://datasets/OWNER/NAME/PATH")
+    repository, revision, path = match[1], match[2] or "main", match[3]
+    if _COMMIT.fullmatch(revision):
         return uri
-    name = f"{named.type}s/{named.id}@{named.revision or 'main'}"
+    name = f"{repository}@{revision}"
     if name not in commits:
-        commits[name] = _commit_of(uri, named.id, named.type, named.revision)
-    return f"{SCHEME}{name.partition('@')[0]}@{commits[name]}/{named.path_in_repo}"
+        commits[name] = _commit_of(uri, repository, revision)
+    return f"{SCHEME}{repository}@{commits[name]}{path}"
 
 
-def _commit_of(uri: str, repository: str, kind: str, revision: str | None) -> str:
+def _commit_of(uri: str, repository: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     with transporting(uri, "asking for the commit of"):
-        return str(HfApi().repo_info(repository, repo_type=kind, revision=revision).sha)
+        try:
+            found = HfApi().repo_info(
+                repository.removeprefix("datasets/"), repo_type="dataset", revision=revision
+            )
+        except FileNotFoundError as error:
+            raise StorageError(f"{uri}: no such repository or revision: {error}") from error
+    return str(found.sha)

@@ -72,7 +72,7 @@ def json_entries(document: Any, root: str, data: Data) -> Annotated:
         UserError: It has any other layout.
     """
     try:
-        if isinstance(document, list):
+        if isinstance(document, list) and all(isinstance(row, Mapping) for row in document):
             return Annotated(_row_entries(document, root, data), "rows of a JSON list")
         images = document["images"]
         if "annotations" in document:
@@ -170,8 +170,8 @@ def _table_rows(name: str, text: str, data: Data) -> list[dict[str, Any]]:
 def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> list[Entry]:
     """Rows that name an image and say what is in it; those of one image are one entry with several captions."""
     _refuse_split(data)
-    if not all(isinstance(row, Mapping) for row in rows):
-        raise TypeError
+    if odd := [row for row in rows if not isinstance(row, Mapping)]:
+        raise UserError(f"data.uri={data.uri} holds {odd[0]!r:.50} where an object is expected for each image")
     names = list(dict.fromkeys(name for row in rows for name in row))
     column = _path_column(names, data)
     captions = [name for name in data.caption_columns if name in names]

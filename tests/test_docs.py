@@ -1,0 +1,93 @@
+"""Commands that README and docs show are ones that the command line takes; files and targets they name are there."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmdd_ray.cli import parse
+from mmdd_ray.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("mmdd_ray/zoo/*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+JOB = re.compile(r"(?:\S*/)?python3? (jobs/(\w+)\.py)\b *(.*)")
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Commands of the page's shell blocks, with continued lines joined and without comments."""
+    for language, block in BLOCK.findall(page.read_text()):
+        if language in ("sh", "bash", "shell"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if command := " ".join(shlex.split(line, comments=True, posix=False)):
+                    yield command
+
+
+def inline(page: Path) -> list[str]:
+    """Inline code of a page."""
+    return INLINE.findall(BLOCK.sub("", page.read_text()))
+
+
+SHOWN = [(page, command) for page in PAGES for command in commands(page)]
+JOBS = [
+    (page, match[2], match[3])
+    for page in PAGES
+    for command in [*commands(page), *inline(page)]
+    if (match := JOB.search(command)) and match[2] in METHODS
+]
+
+
+def takes(job: str, arguments: str) -> None:
+    """Parses the arguments of a job; those of a pattern are only checked for the preset."""
+    words = shlex.split(arguments.rstrip("&"))
+    if words and words[0] in ("PRESET", "…"):
+        words = words[1:]
+    try:
+        parse(job, METHODS[job].presets, [word for word in words if word != "…"])
+    except SystemExit as stop:
+        if stop.code:
+            pytest.fail(f"{job} does not take {arguments}")
+
+
+@pytest.mark.parametrize(("page", "job", "arguments"), JOBS, ids=lambda one: str(one)[-60:])
+def test_the_command_line_takes_the_commands_of_the_docs(page: Path, job: str, arguments: str) -> None:
+    takes(job, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_in_running_text_are_those_of_some_job(page: Path) -> None:
+    for code in inline(page):
+        words = shlex.split(code) if code.startswith("--") and "*" not in code else []
+        if words and "." in words[0]:
+            assert any(_takes(job, words) for job in METHODS), f"{page.name}: no job takes {code}"
+
+
+def _takes(job: str, words: list[str]) -> bool:
+    """Whether a job has the setting, and takes the value if there is one."""
+    section, _, field = words[0].removeprefix("--").partition(".")
+    default = next(iter(METHODS[job].presets.values()))()
+    if len(words) == 1 and hasattr(getattr(default, section, None), field):
+        return True
+    values = ["1" if word in ("URI", "RUN", "K", "FOLDER") else word for word in words]
+    try:
+        return bool(parse(job, METHODS[job].presets, values))
+    except SystemExit:
+        return False
+
+
+@pytest.mark.parametrize(("page", "command"), SHOWN, ids=lambda one: str(one)[-60:])
+def test_files_and_targets_of_the_commands_are_there(page: Path, command: str) -> None:
+    for name in re.findall(r"(?<![\w/:-])(?:jobs|benchmarks|docs|tests)/[\w./-]+", command):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+    if target := re.match(r"make ([\w-]+)", command):
+        assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+
+
+def test_ray_in_the_docs_is_the_ray_of_the_lock() -> None:
+    locked = re.search(r"^ray==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked
+    shown = {version for page in PAGES for version in re.findall(r"ray\[\w+\]==([\d.]+)", page.read_text())}
+    assert shown == {locked[1]}
