@@ -166,8 +166,6 @@ def _text(found: object) -> str:
 def _label(found: object) -> int | None:
     if not is_label(found):
         raise _Reject("label is not an integer")
-    if found is not None and found < 0:
-        raise _Reject("negative label")
     return found
 
 

@@ -52,14 +52,18 @@ class Chunk:
 
     def to_row(self) -> dict[str, Any]:
         """As scalars and bytes, which Ray Data carries as they are."""
+        digests = [digest64(row.image or b"") for row in self.pairs]
         pairs = pa.table(
             {
                 "index": pa.array([row.index for row in self.pairs], pa.int64()),
                 "key": pa.array([row.key for row in self.pairs], pa.string()),
                 "captions": pa.array([row.captions for row in self.pairs], pa.list_(pa.string())),
                 "label": pa.array([row.label for row in self.pairs], pa.int64()),
-                "image_digest": pa.array([digest64(row.image or b"") for row in self.pairs], pa.int64()),
-                "pair_digest": pa.array([_pair_digest(row) for row in self.pairs], pa.int64()),
+                "image_digest": pa.array(digests, pa.int64()),
+                "pair_digest": pa.array(
+                    [_pair_digest(row, digest) for row, digest in zip(self.pairs, digests, strict=True)],
+                    pa.int64(),
+                ),
                 "image": pa.array([image.tobytes() for image in self.images], pa.binary()),
             }
         )
@@ -94,9 +98,8 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
     yield chunk
 
 
-def _pair_digest(row: Row) -> int:
-    said = repr((row.label, row.captions)).encode()
-    return digest64(row.image or b"", said)
+def _pair_digest(row: Row, image_digest: int) -> int:
+    return digest64(repr((image_digest, row.label, row.captions)).encode())
 
 
 def _ipc(table: pa.Table) -> bytes:

@@ -171,7 +171,9 @@ def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> li
     """Rows that name an image and say what is in it; those of one image are one entry with several captions."""
     _refuse_split(data)
     if odd := [row for row in rows if not isinstance(row, Mapping)]:
-        raise UserError(f"data.uri={data.uri} holds {odd[0]!r:.50} where an object is expected for each image")
+        raise UserError(
+            f"data.uri={data.uri} holds {odd[0]!r:.50} where an object is expected for each image"
+        )
     names = list(dict.fromkeys(name for row in rows for name in row))
     column = _path_column(names, data)
     captions = [name for name in data.caption_columns if name in names]

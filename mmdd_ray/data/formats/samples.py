@@ -56,11 +56,16 @@ class Sample:
         return record
 
     def label(self, record: dict[str, Any], data: Data) -> object:
-        """The value under ``data.label_column`` in the JSON record, or else in the .cls member."""
+        """The value under ``data.label_column`` in the JSON record, or else the .cls member.
+
+        A text in .cls is no class, which matters where a label stands in for captions.
+        """
         if (found := record.get(data.label_column)) is not None or not data.label_column:
             return found
         text = self.parts.get("cls", b"").decode(errors="replace").strip()
-        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text or None
+        if re.fullmatch(r"-?[0-9]{1,18}", text):
+            return int(text)
+        return None if data.needs_captions else text or None
 
     def captions(self, record: dict[str, Any], data: Data, texts: Texts) -> object:
         """The value that the JSON record has under ``data.caption_columns``, then the .txt member: the first not blank.
