@@ -1,6 +1,6 @@
 """How shards hold pairs, one format a file. Plain Python on fsspec; no Ray.
 
-To add a format, write a class with the methods of `Format`, name it below, and have `shards.py` find its files.
+To add a format, write a class with the methods of `Format`, name it below, and have `layouts.py` find its files.
 """
 
 from mmdd_ray.data.formats.files import FilesFormat
