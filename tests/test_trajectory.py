@@ -144,17 +144,26 @@ SMALL = """
 """
 
 
+def run_job(folder: Path) -> str:
+    """What a small run prints, to its end."""
+    job = [sys.executable, "jobs/trajectory_flickr30k.py", "local", "--run.dir", str(folder)]
+    done = subprocess.run([*job, *SMALL.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trajectory") / "run"
+    run_job(folder)
+    return folder
+
+
 @pytest.mark.job
 @pytest.mark.timeout(600)
-def test_a_run_ends_in_a_set_that_students_with_its_encoder_use(tmp_path: Path) -> None:
-    def run() -> str:
-        job = [sys.executable, "jobs/trajectory_flickr30k.py", "local", "--run.dir", str(tmp_path / "run")]
-        done = subprocess.run([*job, *SMALL.split()], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run()
-    store = Store(str(tmp_path / "run"))
+def test_a_run_ends_in_a_set_that_students_with_its_encoder_use(finished: Path) -> None:
+    store = Store(str(finished))
     report = store.read_json("report.json")
     assert report["method"] == "Trajectory matching"
     assert list(report["stages"]) == ["features", "experts", "match", "export", "evaluate"]
@@ -174,14 +183,17 @@ def test_a_run_ends_in_a_set_that_students_with_its_encoder_use(tmp_path: Path) 
     assert losses[0] != others[0]  # similarities decide the loss
     assert all(nearest for nearest in learnt.nearest)
 
-    # an expert that is lost is trained again, alone, and the set stays the same
-    before = store.read_bytes("distilled/learnt_pairs.safetensors")
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_expert_that_is_lost_is_trained_again_alone_and_the_set_stays_the_same(finished: Path) -> None:
+    before = (finished / "distilled/learnt_pairs.safetensors").read_bytes()
     for name in ("experts/manifest.json", "experts/001/002.safetensors"):
-        (tmp_path / "run" / name).unlink()
-    kept = (tmp_path / "run/experts/000/002.safetensors").stat().st_mtime_ns
-    assert re.search(r"^match +done already", run(), re.MULTILINE)
-    assert (tmp_path / "run/experts/000/002.safetensors").stat().st_mtime_ns == kept
-    assert store.read_bytes("distilled/learnt_pairs.safetensors") == before
+        (finished / name).unlink()
+    kept = (finished / "experts/000/002.safetensors").stat().st_mtime_ns
+    assert re.search(r"^match +done already", run_job(finished), re.MULTILINE)
+    assert (finished / "experts/000/002.safetensors").stat().st_mtime_ns == kept
+    assert (finished / "distilled/learnt_pairs.safetensors").read_bytes() == before
 
 
 def test_outside_of_its_folder_nothing_but_the_dictionary_knows_the_method() -> None:
