@@ -131,12 +131,15 @@ def _folder_layout(folder: Stored, data: Data) -> Layout:
     found = tree(folder.uri)
     sizes = dict(found.files)
     contents = _contents([path for path in sizes if not (_is_parquet(path) and path.split(".")[0] in below)])
-    found_shards: dict[Kind, list[str]] = {"tar": contents.tars, "parquet": contents.parquet}
-    for kind, paths in found_shards.items():
-        if paths:
-            stored = [Stored(f"{folder.uri}/{path}", False, sizes[path]) for path in paths]
-            chosen = _of_split(stored, folder.uri, folder.uri, data)
-            return _shard_files(kind, chosen, folder.uri, _not_read("image", contents.images))
+    tars, parquet = (
+        [Stored(f"{folder.uri}/{path}", False, sizes[path]) for path in paths]
+        for paths in (contents.tars, contents.parquet)
+    )
+    if tars or parquet:
+        _refuse_both(tars, parquet, folder.uri)
+        chosen = _of_split(tars or parquet, folder.uri, folder.uri, data)
+        also = _not_read("image", contents.images)
+        return _shard_files("tar" if tars else "parquet", chosen, folder.uri, also)
     if contents.tables:
         return _metadata_layout(folder.uri, contents, found, data)
     if not contents.images:
@@ -310,13 +313,19 @@ def _glob_root(pattern: str) -> str:
 
 
 def _refuse_both(tars: Sequence[Stored], parquet: Sequence[Stored], uri: str) -> None:
-    beside = {tar.uri.rpartition("/")[2].split(".")[0] for tar in tars}
-    alone = [one for one in parquet if one.uri.rpartition("/")[2].split(".")[0] not in beside]
+    beside = {_bare(tar) for tar in tars}
+    alone = [one for one in parquet if _bare(one) not in beside]
     if tars and alone:
         raise UserError(
             f"data.uri={uri} holds tars and Parquet files that do not belong to them, e.g. {alone[0].uri}; "
-            f"name either, {uri}/*.tar or {uri}/*.parquet"
+            "name the one or the other, by a folder or a pattern such as *.tar"
         )
+
+
+def _bare(stored: Stored) -> str:
+    """Its path up to the first dot of its name."""
+    folder, _, name = stored.uri.rpartition("/")
+    return f"{folder}/{name.split('.')[0]}"
 
 
 def _is_tar(path: str) -> bool:
