@@ -237,28 +237,28 @@ def read_tar(content: bytes) -> list[Row]:
 def test_every_sample_of_a_tar_is_counted(found: list[tuple[str, bytes, bytes]]) -> None:
     rows = read_tar(tar_of(found))
     judge(rows)
-    samples: list[tuple[str, list[str]]] = []  # key and suffixes of neighbours, plainly
+    runs: list[tuple[str, list[str]]] = []  # key and suffixes of neighbours, plainly
     for name, kind, _ in found:
         folder, stem = posixpath.split(name.removeprefix("./"))
         stem, _, suffix = stem.partition(".")
         if kind == tarfile.DIRTYPE or not stem:
             continue
-        key = f"{folder}/{stem}".lstrip("/")
-        before = samples[-1][1] if samples and samples[-1][0] == key else None
-        if before is None or suffix.lower() in before or ends_by_its_own(before, suffix.lower()):
-            samples.append((key, []))
-        samples[-1][1].append(suffix.lower())
-    assert len(rows) == len(samples)
+        key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
+        if not runs or runs[-1][0] != key or suffix in runs[-1][1]:
+            runs.append((key, []))
+        runs[-1][1].append(suffix)
+    assert len(rows) == sum(samples_of(suffixes) for _, suffixes in runs)
 
 
-def ends_by_its_own(suffixes: list[str], following: str) -> bool:
-    """Whether v1.jpg and v1.txt are a sample that another suffix does not belong to."""
+def samples_of(suffixes: list[str]) -> int:
+    """How many samples the members of one key are."""
     parts = [posixpath.splitext(f"x.{suffix}") for suffix in suffixes]
-    names, kinds = {name for name, _ in parts}, {kind[1:] for _, kind in parts}
-    whole = (
-        len(names) == 1 and names != {"x"} and kinds & {*IMAGE_SUFFIXES} and kinds & {"txt", "json", "cls"}
-    )
-    return bool(whole) and posixpath.splitext(f"x.{following}")[0] not in names
+    read = [stem for stem, kind in parts if kind[1:] in {*IMAGE_SUFFIXES, "txt", "json", "cls"}]
+    if "x" in read or not read:
+        return 1
+    if len({kind for _, kind in parts}) == len(parts):
+        return 1
+    return sum(1 for at, (stem, _) in enumerate(parts) if at == 0 or stem != parts[at - 1][0])
 
 
 @generated

@@ -1,5 +1,6 @@
 """A look at all sources of a run before it: whether they fit, are labelled, and are not the same. No Ray."""
 
+import os
 from collections.abc import Sequence
 from itertools import chain, islice
 from urllib.parse import parse_qs
@@ -40,6 +41,8 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
                 sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
             raise UserError(f"evaluation.{name}: {sentence}") from error
         _refuse_common(setting, listings["data"].shards, listings[setting].shards)
+        if labelled:
+            _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
     says = {setting: listing.says for setting, listing in listings.items()}
     held_out = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
     if all(held_out):
@@ -84,6 +87,19 @@ def _refuse_common(setting: str, training: Sequence[Shard], held_out: Sequence[S
         )
 
 
+def _refuse_other_classes(setting: str, training: Sequence[str], held_out: Sequence[str]) -> None:
+    """Refuses folders of other classes: a label is a place among them, so one more or less moves all that follow."""
+    if training and held_out and training != held_out:
+        lacking, more = sorted(set(training) - set(held_out)), sorted(set(held_out) - set(training))
+        told = [f"it lacks {', '.join(lacking[:3])}"] * bool(lacking) + [
+            f"it has {', '.join(more[:3])}"
+        ] * bool(more)
+        raise UserError(
+            f"{setting}: its folders of classes are not those of data.uri: {' and '.join(told)}; use sources with the "
+            "same classes"
+        )
+
+
 def _addresses(shards: Sequence[Shard]) -> set[str]:
     """Names of the files of rows, or of the seed of scenes."""
     found: set[str] = set()
@@ -94,5 +110,6 @@ def _addresses(shards: Sequence[Shard]) -> set[str]:
             seed = parse_qs(shard.uri.partition("?")[2]).get("seed", ["0"])[0]
             found.add(f"the scenes of seed {seed}")
         else:
-            found.add(shard.uri)
+            # one file may be linked to under two names
+            found.add(shard.uri if "://" in shard.uri else os.path.realpath(shard.uri))
     return found

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,14 +21,26 @@ from mmdd_ray.data.formats.files import (
 )
 from mmdd_ray.data.listing import Found, Stored, Tree, children, full_uri, reachable, tree
 from mmdd_ray.data.shard import Entry, Kind
-from mmdd_ray.data.splits import by_split, choose_split, path_split, word_split
+from mmdd_ray.data.splits import ALL, by_split, choose_split, path_split, word_split
 from mmdd_ray.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # Hugging Face's image folders
 SHOWN = 10
 ANNOTATIONS_LOOKED_AT = 20
 _HIVE = re.compile(r"([^/=]+)=([^/]*)")
-_ANNOTATION_KEYS = re.compile(rb'"(annotations|images|sentences|image|caption|file_name)"')
+# COCO and Karpathy, or a list of images
+_ANNOTATIONS = re.compile(
+    rb'"images"\s*:\s*\[|"annotations"\s*:\s*\[|"sentences"\s*:\s*\[|^\s*\[\s*\{[^}]*"(image|file_name|image_path)"'
+)
+_MERE_IMAGES = re.compile(r"(^|[_-])(images?|imgs?|photos|pictures|jpegimages)$", re.IGNORECASE)
+_NAMED_IMAGE = re.compile(r"[^\t,|;]+\.(jpe?g|png|webp)(#\d+)?[\t,|;]", re.IGNORECASE)
+SPEAKING = (*ANNOTATION_SUFFIXES, ".txt", ".token")
+SAYING = ("comment", "title", "sentence", "description", "label", "labels", "class")  # columns beside a path
+FACTS = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset-metadata.json",
+)  # of a dataset, not of its images
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Layout:
 
 
 def layouts_of(found: Found, data: Data) -> list[Layout]:
-    """What is read of a source: of a folder what it holds, otherwise the files that it names.
+    """What is read of a source: of folders what they hold, otherwise the files that it names.
 
     Raises:
         UserError: That is unclear, or nothing that is read.
@@ -69,39 +81,54 @@ def layouts_of(found: Found, data: Data) -> list[Layout]:
     folders = [one for one in found.stored if one.is_folder]
     files = [one for one in found.stored if not one.is_folder]
     if folders and not files:
-        return [_folder_layout(folder, data) for folder in folders]
-    also = _not_read("folder", _names(folders))
-    for kind, matches in SHARD_KINDS.items():
-        # tars first: img2dataset writes a .parquet and a .json beside each
-        if chosen := [one for one in files if matches(one.uri)]:
-            if not found.is_listed or data.split is not None:
-                chosen = _of_split(chosen, _glob_root(found.uri), found.uri, data)
-            return [_shard_files(kind, chosen, found.uri, also)]
-    if annotations := [one for one in files if one.uri.lower().endswith(ANNOTATION_SUFFIXES)]:
-        if not found.is_listed:
-            choose_split(by_split(_names(annotations)), None, found.uri)
-        return [_annotated(one.uri, data) for one in annotations]
+        return _folder_layouts(found, folders, data)
+    kinds: dict[Kind, list[Stored]] = {
+        "tar": [one for one in files if _is_tar(one.uri)],
+        "parquet": [one for one in files if _is_parquet(one.uri)],
+        "files": [one for one in files if one.uri.lower().endswith(ANNOTATION_SUFFIXES)],
+    }
+    if not found.is_listed:
+        # img2dataset writes a .parquet and a .json beside each tar
+        _refuse_both(kinds["tar"], kinds["parquet"], found.uri)
+        first = next((kind for kind, own in kinds.items() if own), None)
+        kinds = {kind: own if kind == first else [] for kind, own in kinds.items()}
+    layouts: list[Layout] = []
+    for kind, chosen in kinds.items():
+        if not chosen:
+            continue
+        own = data
+        if not found.is_listed or (data.split is not None and kind != "files"):
+            chosen, own = _of_split(chosen, _glob_root(found.uri), found.uri, data, may_hold=kind == "files")
+        if kind == "files":
+            layouts += [_annotated(one.uri, own) for one in chosen]
+        else:
+            layouts.append(_shard_files(kind, chosen, found.uri, _not_read("folder", _names(folders))))
+    if layouts:
+        return layouts
     raise UserError(
         f"data.uri={data.uri} matches {found.stored[0].uri}; expected .tar or .parquet files, .json, .jsonl or .csv, "
         "or a folder"
     )
 
 
-def class_layouts(layouts: Sequence[Layout], data: Data) -> list[Layout]:
-    """The same with the rows of class folders, whose labels are places among the classes of all sources."""
+def _folder_layouts(found: Found, folders: list[Stored], data: Data) -> list[Layout]:
+    """What each of these folders holds; of a pattern those of one split, if their names tell splits."""
+    own = data
+    if not found.is_listed and len(folders) > 1:
+        folders, own = _of_split(folders, _glob_root(found.uri), found.uri, data, may_hold=True)
+    return [layout for folder in folders for layout in _folder_layout(folder, own)]
+
+
+def class_layouts(layouts: Sequence[Layout]) -> tuple[list[Layout], list[str]]:
+    """The same with the rows of class folders, whose labels are places among the classes of all sources; and these."""
     classes = class_folders([path for layout in layouts for path in layout.images])
-    return [
-        layout
-        if not layout.images
-        else Layout(
-            layout.source,
-            layout.kind,
-            layout.says,
-            root=layout.root,
-            entries=tuple(folder_entries(layout.images, classes)),
-        )
+    whole = [
+        replace(layout, images=(), entries=tuple(folder_entries(layout.images, classes)))
+        if layout.images
+        else layout
         for layout in layouts
     ]
+    return whole, classes
 
 
 # ---- folders
@@ -115,7 +142,7 @@ class _Contents(NamedTuple):
     """metadata.jsonl and the like, beside images."""
 
 
-def _folder_layout(folder: Stored, data: Data) -> Layout:
+def _folder_layout(folder: Stored, data: Data) -> list[Layout]:
     """Tars or Parquet directly in it or deeper, metadata of images, images with texts beside them, or class folders."""
     top = children(folder.uri)
     files = [one for one in top if not one.is_folder]
@@ -125,9 +152,10 @@ def _folder_layout(folder: Stored, data: Data) -> Layout:
     parquet = [one for one in files if _is_parquet(one.uri) and _names([one])[0].split(".")[0] not in below]
     if tars or parquet:
         _refuse_both(tars, parquet, folder.uri)
-        chosen = tars or parquet
-        chosen = _of_split(chosen, folder.uri, folder.uri, data)
-        return _shard_files("tar" if tars else "parquet", chosen, folder.uri, _not_read("sub-folder", below))
+        chosen, _ = _of_split(tars or parquet, folder.uri, folder.uri, data)
+        return [
+            _shard_files("tar" if tars else "parquet", chosen, folder.uri, _not_read("sub-folder", below))
+        ]
     found = tree(folder.uri)
     sizes = dict(found.files)
     contents = _contents([path for path in sizes if not (_is_parquet(path) and path.split(".")[0] in below)])
@@ -137,14 +165,28 @@ def _folder_layout(folder: Stored, data: Data) -> Layout:
     )
     if tars or parquet:
         _refuse_both(tars, parquet, folder.uri)
-        chosen = _of_split(tars or parquet, folder.uri, folder.uri, data)
-        also = _not_read("image", contents.images)
-        return _shard_files("tar" if tars else "parquet", chosen, folder.uri, also)
+        chosen, _ = _of_split(tars or parquet, folder.uri, folder.uri, data)
+        tops = sorted({one.uri.removeprefix(folder.uri).split("/")[1] for one in chosen})
+        also = f" in {_count(len(tops), 'folder')}: {_some(tops)}" if len(tops) > 1 else ""
+        also += _not_read("image", contents.images)
+        return [_shard_files("tar" if tars else "parquet", chosen, folder.uri, also)]
     if contents.tables:
-        return _metadata_layout(folder.uri, contents, found, data)
+        return [_metadata_layout(folder.uri, contents, found, data)]
     if not contents.images:
         raise UserError(f"data.uri={folder.uri} holds no .tar, no .parquet and no image")
-    return _image_layout(folder.uri, contents.images, found, data)
+    paths = [path for path, _ in found.files]
+    if not texts_beside(paths):
+        _refuse_annotated(folder.uri, [path for path, size in found.files if size], data)
+    if empty := sorted(set(below) - {path.split("/")[0] for path in paths if "/" in path}):
+        raise UserError(
+            f"data.uri={folder.uri} has folders of images and empty ones ({_some(empty)}), which would move the labels "
+            "of classes; remove them"
+        )
+    hidden = _not_read("hidden file", [path for path in found.hidden if is_image(path)])
+    return [
+        _image_layout(own, images, files, hidden)
+        for own, images, files in _split_folders(folder.uri, contents.images, paths, data)
+    ]
 
 
 def _contents(paths: Sequence[str]) -> _Contents:
@@ -156,13 +198,8 @@ def _contents(paths: Sequence[str]) -> _Contents:
     )
 
 
-def _image_layout(uri: str, images: list[str], found: Tree, data: Data) -> Layout:
+def _image_layout(folder: str, images: list[str], paths: list[str], hidden: str) -> Layout:
     """Images with texts beside them, or in the folders of their classes."""
-    paths = [path for path, _ in found.files]
-    if not texts_beside(paths):
-        _refuse_annotated(uri, [path for path, size in found.files if size], data)
-    folder, images, paths = _split_folder(uri, images, paths, data)
-    hidden = _not_read("hidden file", [path for path in found.hidden if is_image(path)])
     if texts := texts_beside(paths):
         lacking = len(images) - len(texts)
         note = f"; {lacking:,} of them have none" if lacking else ""
@@ -175,43 +212,77 @@ def _image_layout(uri: str, images: list[str], found: Tree, data: Data) -> Layou
             entries=tuple(sample_entries(images, texts)),
         )
     classes = class_folders(images)
+    _check_classes(folder, classes, images, paths)
     says = f"{_count(len(images), 'image')} in {_count(len(classes), 'class', 'classes')}: {_some(classes)}{hidden}"
     return Layout(folder, "files", says, root=folder, images=tuple(images))
 
 
-def _split_folder(
+def _check_classes(folder: str, classes: Sequence[str], images: Sequence[str], paths: Sequence[str]) -> None:
+    """Refuses folders that are no classes, which would move the labels of others or be the only one."""
+    others = sorted({path.split("/")[0] for path in paths if "/" in path} - set(classes))
+    if classes and others:
+        kinds = sorted({f".{suffix_of(path)}" for path in paths if path.split("/")[0] in others})
+        raise UserError(
+            f"data.uri={folder} has folders of images ({_some(classes)}) and others without any that is read "
+            f"({_some(others)}; {_some(kinds)}), which are no classes or have images of another kind; name the folder "
+            "of the classes, or remove what is none"
+        )
+    deeper = any(path.count("/") > 1 for path in images)
+    if len(classes) == 1 and (deeper or _MERE_IMAGES.search(classes[0])):
+        hint = f", or {folder}/{classes[0]} if that holds the folders of classes" if deeper else ""
+        raise UserError(
+            f"data.uri={folder} has all of its images in the one folder {classes[0]}, which would be their only class; "
+            f"name the file that says what is in them{hint} (docs/data.md)"
+        )
+
+
+def _split_folders(
     uri: str, images: list[str], paths: list[str], data: Data
-) -> tuple[str, list[str], list[str]]:
-    """The folder of the split, and its images and files relative to it; the whole, if it has no splits."""
+) -> list[tuple[str, list[str], list[str]]]:
+    """The folders to read, each with its images and files: that of the split, of all splits, or the whole."""
     tops = class_folders(images)
-    splits = {top: split for top in tops if (split := word_split(top))}
-    if not tops or len(splits) < len(tops):
-        if data.split is not None:
-            choose_split({None: images}, data.split, uri)
-        return uri, images, paths
-    if data.split is None:
-        raise UserError(
-            f"data.uri={uri} holds folders of splits, not of classes: {', '.join(tops)}; name one, e.g. "
-            f"data.uri={uri}/{tops[0]}, or data.split={splits[tops[0]]}"
-        )
-    wanted = choose_split({split: [top] for top, split in splits.items()}, data.split, uri)
-    chosen = [top for top, split in splits.items() if split == wanted]
-    if len(chosen) != 1:
-        raise UserError(
-            f"data.split={data.split!r} of {uri} is in the folders {', '.join(chosen or tops)}; name one as data.uri"
-        )
-    inside = f"{chosen[0]}/"
-    return (
-        f"{uri}/{chosen[0]}",
-        [path.removeprefix(inside) for path in images if path.startswith(inside)],
-        [path.removeprefix(inside) for path in paths if path.startswith(inside)],
+    named = {top: split for top in tops if (split := path_split(top))}
+    # one name with such a word, as steam_train, may be a class among others
+    has_splits = (
+        len(set(named.values())) > 1
+        or any(map(word_split, tops))
+        or (bool(named) and len(named) == len(tops))
     )
+    beside = [top for top in tops if top not in named]
+    if not has_splits or (data.split == ALL and beside):
+        if data.split not in (None, ALL):
+            choose_split({None: images}, data.split, uri)
+        return [(uri, images, paths)]
+    if data.split is None:
+        first = next((top for top, split in named.items() if split == "train"), next(iter(named)))
+        listed = ", ".join(named) + (f" (beside {_some(beside)})" if beside else "")
+        raise UserError(
+            f"data.uri={uri} holds folders of splits, not of classes: {listed}; name one, e.g. "
+            f"data.uri={uri}/{first}, or data.split={named[first]}"
+            + (f"; data.split={ALL} takes each of them for a class" if beside else "")
+        )
+    wanted = choose_split({split: [top] for top, split in named.items()}, data.split, uri)
+    chosen = [top for top, split in named.items() if wanted in (None, split)]
+    if wanted is not None and len(chosen) > 1:
+        raise UserError(
+            f"data.split={data.split!r} of {uri} is in the folders {', '.join(chosen)}; name one as data.uri"
+        )
+    return [(f"{uri}/{top}", _below(top, images), _below(top, paths)) for top in chosen]
+
+
+def _below(folder: str, paths: Sequence[str]) -> list[str]:
+    return [path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")]
 
 
 def _refuse_annotated(folder: str, paths: Sequence[str], data: Data) -> None:
     """Refuses images beside a file that says what is in them, which class folders would ignore."""
-    named = [path for path in paths if path.lower().endswith(ANNOTATION_SUFFIXES)]
-    for path in named[:ANNOTATIONS_LOOKED_AT]:
+    named = [
+        path for path in paths if path.lower().endswith(SPEAKING) and posixpath.basename(path) not in FACTS
+    ]
+    # JSON last, as there may be one for each image
+    for path in sorted(named, key=lambda path: (path.endswith(".json"), path.count("/")))[
+        :ANNOTATIONS_LOOKED_AT
+    ]:
         fs, file = url_to_fs(f"{folder}/{path}")
         if _speaks_of_images(path, fs.cat_file(file, end=4096), data):
             raise UserError(
@@ -222,41 +293,51 @@ def _refuse_annotated(folder: str, paths: Sequence[str], data: Data) -> None:
 
 
 def _speaks_of_images(path: str, head: bytes, data: Data) -> bool:
-    """Whether the head of an annotation file has names of images and captions."""
+    """Whether the head of a file has names of images and what is in them."""
     if path.lower().endswith(".json"):
-        return _ANNOTATION_KEYS.search(head) is not None
-    columns = set(re.findall(r"\w+", head.decode(errors="replace").partition("\n")[0]))
-    return not columns.isdisjoint(PATH_COLUMNS) and not columns.isdisjoint(data.caption_columns)
+        return _ANNOTATIONS.search(head) is not None
+    first = head.decode(errors="replace").partition("\n")[0]
+    columns = {name.strip(" \"'\r").lower() for name in re.split(r"[,\t|;]", first)}
+    if path.lower().endswith((".jsonl", ".ndjson")):
+        columns = set(re.findall(r'"(\w+)"', first))
+    speaks = not columns.isdisjoint(PATH_COLUMNS) and not columns.isdisjoint((*data.caption_columns, *SAYING))
+    return speaks or _NAMED_IMAGE.match(first) is not None
 
 
 def _metadata_layout(uri: str, contents: _Contents, found: Tree, data: Data) -> Layout:
     """Hugging Face's image folder: rows of metadata.jsonl or metadata.csv name the images beside it."""
-    tables = contents.tables
-    splits = by_split(tables)
-    wanted = choose_split(splits, data.split, uri)
-    chosen = [path for split, own in splits.items() if wanted in (None, split) for path in own]
     entries: list[Entry] = []
-    whole = replace(data, split=None)  # which this has chosen
-    for path in chosen:
+    for path in contents.tables:
         folder = posixpath.dirname(path)
         with reachable("data.uri", f"{uri}/{path}"):
             fs, file = url_to_fs(f"{uri}/{path}")
-            read = read_annotations(
-                posixpath.basename(path), fs.cat_file(file), posixpath.dirname(file), whole
-            )
+            content = fs.cat_file(file)
+        # the split is that of the folders of its images
+        whole = replace(data, split=None)
+        read = read_annotations(posixpath.basename(path), content, posixpath.dirname(file), whole)
         for entry in read.entries:
             inside = posixpath.normpath(posixpath.join(folder, entry.path)) if entry.path else None
             entries.append(entry._replace(path=inside, key=posixpath.join(folder, entry.key)))
+    wanted = choose_split(
+        by_split(_folder_of(entry.path) for entry in entries if entry.path), data.split, uri
+    )
+    kept = [
+        entry for entry in entries if wanted is None or path_split(_folder_of(entry.path or "")) == wanted
+    ]
     known = {entry.path for entry in entries}
-    images = [path for path in contents.images if wanted is None or path_split(path) == wanted]
-    unnamed = _not_read("image that no row names", [path for path in images if path not in known])
+    unnamed = _not_read("image", [path for path in contents.images if path not in known], "that no row names")
+    tables = [path for path in contents.tables if wanted in (None, path_split(_folder_of(path)) or wanted)]
     return Layout(
         uri,
         "files",
-        f"{_count(len(entries), 'image')} of {_some(chosen)}{unnamed}",
+        f"{_count(len(kept), 'image')} of {_some(tables)}{unnamed}",
         root=uri,
-        entries=tuple(entries),
+        entries=tuple(kept),
     )
+
+
+def _folder_of(path: str) -> str:
+    return posixpath.dirname(path) or "."
 
 
 # ---- files
@@ -291,15 +372,26 @@ def _partition(uri: str) -> tuple[tuple[str, str], ...]:
     return tuple((match[1], match[2]) for match in found if match)
 
 
-def _of_split(stored: list[Stored], root: str, uri: str, data: Data) -> list[Stored]:
-    """The files of ``data.split``; all, where their names tell no splits."""
+def _of_split(
+    stored: list[Stored], root: str, uri: str, data: Data, *, may_hold: bool = False
+) -> tuple[list[Stored], Data]:
+    """Those of ``data.split``, or all where their names tell no splits; and the settings to read them with.
+
+    Args:
+        may_hold: Whether they may hold splits that their names do not tell.
+    """
     full = _full(root)
 
     def relative(one: Stored) -> str:
         return one.uri.removeprefix(full).lstrip("/")
 
-    wanted = choose_split(by_split(map(relative, stored)), data.split, uri)
-    return [one for one in stored if wanted is None or path_split(relative(one)) == wanted]
+    found = by_split(map(relative, stored))
+    if may_hold and set(found) == {None}:
+        return stored, data
+    wanted = choose_split(found, data.split, uri)
+    if wanted is None:
+        return stored, data
+    return [one for one in stored if path_split(relative(one)) == wanted], replace(data, split=None)
 
 
 def _full(uri: str) -> str:
@@ -336,9 +428,6 @@ def _is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
-SHARD_KINDS: dict[Kind, Callable[[str], bool]] = {"tar": _is_tar, "parquet": _is_parquet}
-
-
 def _names(stored: Sequence[Stored]) -> list[str]:
     return [one.uri.rpartition("/")[2] for one in stored]
 
@@ -351,7 +440,5 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
 
 
-def _not_read(what: str, names: Sequence[str]) -> str:
-    noun, _, rest = what.partition(" that ")
-    rest = rest and f" that {rest}"
-    return f"; not read: {_count(len(names), noun)}{rest}, e.g. {names[0]}" if names else ""
+def _not_read(what: str, names: Sequence[str], clause: str = "") -> str:
+    return f"; not read: {_count(len(names), what)}{clause and ' '}{clause}, e.g. {names[0]}" if names else ""

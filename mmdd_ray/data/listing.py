@@ -148,7 +148,9 @@ def children(folder: str) -> list[Stored]:
     found = [
         _stored(fs, info) for info in infos if not is_hidden(info["name"].rstrip("/").rpartition("/")[2])
     ]
-    return sorted(found)
+    return sorted(
+        one for one in found if one.uri != full_uri(fs, path)
+    )  # consoles leave empty objects `folder/`
 
 
 def tree(folder: str) -> Tree:
@@ -186,6 +188,8 @@ def _walk(folder: Path, prefix: str, above: frozenset[str] = frozenset()) -> Ite
             elif entry.is_file():
                 yield path, entry.stat().st_size
             elif entry.is_symlink() and not Path(entry.path).exists():
+                if not Path(path).suffix:  # it may have been a folder, whose place others would take
+                    raise UserError(_lost_link(Path(entry.path)))
                 yield path, 0
 
 
@@ -196,6 +200,10 @@ def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return fs.unstrip_protocol(path).rstrip("/")
 
 
+def _lost_link(path: Path) -> str:
+    return f"{path} is a link to {path.readlink()}, which is not there; mend or remove it"
+
+
 def _hits(pattern: str) -> list[Stored]:
     try:
         if not _is_glob(pattern) or _exists(pattern):
@@ -203,8 +211,12 @@ def _hits(pattern: str) -> list[Stored]:
     except FileNotFoundError:
         return []
     fs, path = url_to_fs(pattern)
-    found = [_stored(fs, info) for info in fs.glob(path, detail=True).values()]
-    return [one for one in found if not is_hidden(one.uri.rpartition("/")[2])]
+    known = set(pattern.split("/"))  # a hidden folder that somebody named
+    return [
+        _stored(fs, info)
+        for name, info in fs.glob(path, detail=True).items()
+        if not any(map(is_hidden, set(name.split("/")) - known))
+    ]
 
 
 def _is_glob(pattern: str) -> bool:
@@ -231,7 +243,7 @@ def _stored(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> Stored:
     if info.get("islink") and isinstance(fs, LocalFileSystem):
         path = Path(info["name"])
         if not path.exists():
-            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; mend or remove it")
+            raise UserError(_lost_link(path))
         is_folder, size = path.is_dir(), path.stat().st_size
     elif info["type"] == "other":
         raise UserError(f"{uri} is neither a file nor a folder")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mmdd_ray.config import Data
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "jpe")
 PAIR_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),

@@ -35,6 +35,8 @@ class Listing(NamedTuple):
     """Names of the files of a brace range that are not there, sorted."""
     says: list[str]
     """What was found, and what to know of how it is read, for people."""
+    classes: list[str]
+    """Names of the folders of classes, by label; empty where labels are something else."""
 
 
 def list_shards(data: Data) -> list[Shard]:
@@ -66,7 +68,7 @@ def find_shards(data: Data) -> Listing:
         found, lacking = _layouts(source)
         layouts += [(source, layout) for layout in found]
         missing += lacking
-    whole = class_layouts([layout for _, layout in layouts], data)
+    whole, classes = class_layouts([layout for _, layout in layouts])
     shards: list[Shard] = []
     says: list[str] = []
     named = _named([_shards(layout, data) for layout in whole], data)
@@ -82,7 +84,7 @@ def find_shards(data: Data) -> Listing:
                 f"data.limit={data.limit:,} takes the first rows, of {len(kept):,} of {len(shards):,} shards"
             )
         shards = kept
-    return Listing(shards, sorted(missing), says)
+    return Listing(shards, sorted(missing), says, classes)
 
 
 def _layouts(source: Data) -> tuple[list[Layout], list[str]]:

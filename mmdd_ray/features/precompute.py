@@ -82,7 +82,8 @@ def precompute(
         ValueError: More than `data.max_reject_ratio` of the rows were refused, or no pair is left.
     """
     source = source or ClipSource(features.clip)
-    shards, missing, _ = find_shards(data)
+    listing = find_shards(data)
+    shards, missing = listing.shards, listing.missing
     if missing:
         print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)

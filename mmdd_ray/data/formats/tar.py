@@ -3,18 +3,19 @@
 import io
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, islice, pairwise
+from dataclasses import dataclass
+from itertools import chain, groupby, islice, pairwise
 from typing import IO, Any, Self, cast
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.compression import CompressionError, codec_of, decompressed, open_decompressed
 from mmdd_ray.data.formats.format import HEAD_ROWS, PROBE_ROWS, Head, Seen, lfs_complaint
-from mmdd_ray.data.formats.samples import READ_SUFFIXES, TEXT_SUFFIXES, Judge, Sample, last_suffix, sample_row
-from mmdd_ray.data.pair import IMAGE_SUFFIXES, LFS_POINTER, Row, RowMaker
+from mmdd_ray.data.formats.samples import READ_SUFFIXES, Judge, Sample, last_suffix, sample_row
+from mmdd_ray.data.pair import LFS_POINTER, Row, RowMaker
 from mmdd_ray.data.shard import Shard, Texts
 from mmdd_ray.storage.remote import open_stored
 
-MAX_MEMBERS = 100  # of a sample
+LONG_RUN = 16  # members of one key, by which it shows whether they are one sample
 MAX_READS_OF_NOTHING = 100  # at the end of a tar; a whole one needs one or two
 MAX_TAR_PADDING = (
     2**20
@@ -83,13 +84,14 @@ def _check_padding(file: IO[bytes]) -> None:
 def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
     """Groups the members of a tar by key: as in WebDataset, the path up to the first dot of the file name.
 
-    Where nothing but a longer key tells samples apart, ``photo_v1.0.jpg`` and ``photo_v1.0.txt`` are the sample
-    ``photo_v1.0``: members that share the name up to the last dot, an image and what is said of it.
+    Keys with dots are no keys of WebDataset, but people have them. Where members of one key are told apart by nothing
+    but what follows its first dot, as ``v1.0.jpg`` and ``v1.0.txt`` from ``v1.1.jpg`` and ``v1.1.txt``, the key goes up
+    to the last dot. A plain ``v1.jpg``, ``v1.txt``, … among them says that they are one sample.
 
     Only regular files are ever read, and none above ``max_bytes``. A tar that breaks off or is damaged ends
     in one refused sample, with the key of the member that was hit if there is one.
     """
-    sample: Sample | None = None
+    run = _Run("")
     reading = False
     broken: str | None = None
     try:
@@ -102,58 +104,107 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
                 if member.isdir() or not stem:  # hidden files, such as macOS puts beside each file
                     continue
                 key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
-                if sample is None or key != sample.key or _begins_another(sample, suffix):
-                    if sample is not None:
-                        yield _with_whole_key(sample)
-                    sample = Sample(key)
-                sample.parts[suffix] = b""
+                if key != run.key or suffix in run.suffixes:
+                    yield from run.samples()
+                    run = _Run(key)
+                added = _Member(suffix)
+                yield from run.add(added)
                 if not member.isreg():
-                    sample.reject = "link or device in tar"
-                elif last_suffix(suffix) in READ_SUFFIXES:
+                    added.reject = "link or device in tar"
+                elif last_suffix(suffix) in READ_SUFFIXES and run.reads(suffix):
                     too_large = member.size > max_bytes
                     if too_large and "." not in suffix:
-                        sample.reject = "member too large"
+                        added.reject = "member too large"
                         continue
                     reading = True
                     # of one that may be left unread, a byte more than it may have, so that who wants it can tell
                     size = max_bytes + 1 if too_large else -1
-                    sample.parts[suffix] = archive.extractfile(member).read(size)  # type: ignore[union-attr]
+                    added.content = archive.extractfile(member).read(size)  # type: ignore[union-attr]
                     reading = False
             _check_padding(archive.fileobj)  # type: ignore[arg-type]
     except tarfile.TarError as error:
         broken = "damaged tar" if isinstance(error, _DamagedTar) else "truncated tar"
     except CompressionError:
         broken = "damaged compression"
-    if sample is not None:
-        sample.reject = broken if reading else sample.reject
-        yield _with_whole_key(sample)
+    if reading:
+        added.reject = broken
+    yield from run.samples()
     if broken is not None and not reading:
         yield Sample("", reject=broken)
 
 
-def _begins_another(sample: Sample, suffix: str) -> bool:
-    """Whether a member of the same key up to the first dot belongs to the next sample."""
-    if suffix in sample.parts or len(sample.parts) == MAX_MEMBERS:
-        return True
-    shared = _rest_of_key(sample)
-    return bool(shared) and suffix.rpartition(".")[0] != shared
+@dataclass(slots=True)
+class _Member:
+    """A member of a tar; its suffix from the first dot on."""
+
+    suffix: str
+    content: bytes = b""
+    reject: str | None = None
+
+    @property
+    def rest(self) -> str:
+        """The part of its suffix before the last dot, empty for a plain one."""
+        return self.suffix.rpartition(".")[0]
+
+    @property
+    def kind(self) -> str:
+        return last_suffix(self.suffix)
+
+    @property
+    def is_read(self) -> bool:
+        return self.kind in READ_SUFFIXES
 
 
-def _with_whole_key(sample: Sample) -> Sample:
-    """The sample under its name up to the last dot, if its image and what is said of it share that."""
-    if rest := _rest_of_key(sample):
-        parts = {last_suffix(suffix): content for suffix, content in sample.parts.items()}
-        return Sample(f"{sample.key}.{rest}", parts, sample.reject)
-    return sample
+class _Run:
+    """Neighbouring members of one key up to the first dot."""
 
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.suffixes: set[str] = set()
+        self._members: list[_Member] = []
+        self._is_one: bool | None = None  # sample; None while that is open
 
-def _rest_of_key(sample: Sample) -> str:
-    """The part of a key behind its first dot that an image and what is said of it share; empty if there is none."""
-    rests = {suffix.rpartition(".")[0] for suffix in sample.parts}
-    kinds = {last_suffix(suffix) for suffix in sample.parts}
-    if len(rests) > 1 or kinds.isdisjoint(IMAGE_SUFFIXES) or kinds.isdisjoint(TEXT_SUFFIXES):
-        return ""
-    return next(iter(rests))
+    def add(self, member: _Member) -> Iterator[Sample]:
+        """Takes a member, and gives the samples that are whole by it where the run is long."""
+        if self._is_one is None and len(self._members) == LONG_RUN:
+            self._is_one = self._looks_like_one()
+        if self._is_one is False and self._members[-1].rest != member.rest:
+            yield from self._by_rest()
+            self._members = []
+        self._members.append(member)
+        self.suffixes.add(member.suffix)
+
+    def reads(self, suffix: str) -> bool:
+        """Whether a member of this suffix may still count; of one sample with many, only plain ones do."""
+        return not self._is_one or "." not in suffix
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples of the members that are left."""
+        is_one = self._looks_like_one() if self._is_one is None else self._is_one
+        if self._members and is_one:
+            yield self._sample(self.key, self._members, plain=False)
+        elif self._members:
+            yield from self._by_rest()
+
+    def _looks_like_one(self) -> bool:
+        """Whether a plain member is among those that are read, or none is read."""
+        read = [member for member in self._members if member.is_read]
+        return not read or any(not member.rest for member in read)
+
+    def _by_rest(self) -> Iterator[Sample]:
+        """The members by their suffix up to the last dot; as one sample, if there is one of each kind."""
+        kinds = [member.kind for member in self._members]
+        rests = {member.rest for member in self._members}
+        if len(rests) > 1 and len(set(kinds)) == len(kinds):  # a.image.jpg and a.caption.txt
+            yield self._sample(self.key, self._members, plain=True)
+            return
+        for rest, members in groupby(self._members, lambda member: member.rest):
+            yield self._sample(f"{self.key}.{rest}" if rest else self.key, list(members), plain=True)
+
+    @staticmethod
+    def _sample(key: str, members: list[_Member], *, plain: bool) -> Sample:
+        parts = {member.kind if plain else member.suffix: member.content for member in members}
+        return Sample(key, parts, next((member.reject for member in members if member.reject), None))
 
 
 def write_tar_samples(file: IO[bytes], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
@@ -185,7 +236,10 @@ class TarFormat:
                 assert sample is not None
                 # where the tar breaks, members may lack
                 cut_off = following is not None and not following.key
-                judging.skip() if cut_off else judging.look(sample)
+                if cut_off:
+                    judging.skip()
+                else:
+                    judging.look(sample)
         return judging.seen()
 
     def count(self, shard: Shard) -> None:
