@@ -64,8 +64,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     joining = False
     for argument in arguments:
         if argument.startswith("--"):
-            joining = argument.removeprefix("--") in SOURCE_SETTINGS
-        elif joining and not joined[-1].startswith("--"):
+            joining = argument.removeprefix("--").partition("=")[0] in SOURCE_SETTINGS
+        elif joining and (not joined[-1].startswith("--") or "=" in joined[-1]):
             joined[-1] += f"{SOURCES}{argument}"
             continue
         joined.append(argument)

@@ -90,6 +90,7 @@ def test_several_sources_are_one_setting():
     settings = parse("toy", presets, arguments)[1]
     assert settings.data == Data(uri="a/0.tar::b/{0..1}.tar::c/", limit=3)
     assert (settings.evaluation.test, settings.evaluation.val) == ("d::e", "f")
+    assert parse("toy", presets, ["--data.uri=a", "b"])[1].data.uri == "a::b"
 
 
 def test_a_pager_that_is_closed_ends_without_a_word():

@@ -23,7 +23,7 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.compression import CompressionError, codec_of, decompressed
 from mmdd_ray.data.formats.annotations import read_annotations
 from mmdd_ray.data.formats.files import is_image
-from mmdd_ray.data.formats.parquet import listed_texts
+from mmdd_ray.data.formats.samples import listed_texts
 from mmdd_ray.data.formats.tar import tar_samples
 from mmdd_ray.data.listing import expand_braces, is_hidden
 from mmdd_ray.data.pair import Row, RowMaker

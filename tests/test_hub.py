@@ -13,7 +13,9 @@ from conftest import _wait_for
 from source_files import jpeg, pair, write_tar
 
 from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.errors import UserError
 from mmdd_ray.methods import preset_parts
+from mmdd_ray.storage import hub as hub_module
 
 OLD, NEW = "a" * 40, "b" * 40
 REPOSITORY = "hf://datasets/me/pairs"
@@ -175,3 +177,17 @@ def test_cc3m_needs_no_data_of_ones_own() -> None:
     assert isinstance(evaluation, Evaluation)
     for uri in (data.uri, evaluation.val, evaluation.test):
         assert uri.startswith("hf://datasets/pixparse/cc3m-wds/")
+
+
+def test_an_address_is_pinned_whatever_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(hub_module, "_commit_of", lambda uri, *named: asked.append(named) or NEW)
+    commits: dict[str, str] = {}
+    for revision in ("", "@v1", "@refs/convert/parquet", "@refs%2Fconvert%2Fparquet"):
+        found = hub_module.pinned(f"hf://datasets/a/b{revision}/x/{{0..1}}.tar", commits)
+        assert found == f"hf://datasets/a/b@{NEW}/x/{{0..1}}.tar"
+    assert [revision for _, revision in asked] == ["main", "v1", "refs/convert/parquet"]
+    held = f"hf://datasets/a/b@{OLD}/x.tar"
+    assert [hub_module.pinned(uri, commits) for uri in (held, "s3://a/b")] == [held, "s3://a/b"]
+    with pytest.raises(UserError, match="no address on the Hugging Face hub"):
+        hub_module.pinned("hf://buckets/a", commits)

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from source_files import (
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data.checks import check_data
 from mmdd_ray.data.compression import codec_of
-from mmdd_ray.data.formats.parquet import listed_texts
+from mmdd_ray.data.formats.samples import listed_texts
 from mmdd_ray.data.shards import find_shards, list_shards
 from mmdd_ray.data.splits import path_split
 from mmdd_ray.errors import UserError
@@ -65,6 +66,29 @@ def test_sources_are_read_one_after_the_other_each_with_its_own_rows(tmp_path):
     ]
 
 
+def test_files_that_a_shell_wrote_out_are_one_source(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", pair("x", level=number))
+    write_parquet(tmp_path / "0.parquet", {"image": [jpeg()], "text": ["a dog"]})
+    written = "::".join(f"{tmp_path}/{name}" for name in ("0.tar", "1.tar", "2.tar", "0.parquet"))
+    assert says(written) == [
+        f"{tmp_path}/{{0.tar,1.tar,2.tar}}: 3 tars",
+        f"{tmp_path}/0.parquet: 1 Parquet file",
+    ]
+    assert [shard.kind for shard in list_shards(Data(uri=written))] == ["tar"] * 3 + ["parquet"]
+
+
+def test_files_of_several_kinds_in_one_pattern_are_all_read_or_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", pair("x"))
+    write_tar(tmp_path / "a.tgz", pair("y"))
+    write_parquet(tmp_path / "b.parquet", {"image": [jpeg()] * 2, "text": ["a dog", "a cat"]})
+    rows = read(Data(uri=f"{tmp_path}/{{a.tar,b.parquet,a.tgz}}"))
+    assert len(rows) == 4
+    assert len({row.shard for row in rows}) == 3
+    with pytest.raises(UserError, match=r"tars and Parquet files that do not belong"):
+        list_shards(Data(uri=f"{tmp_path}/*"))
+
+
 def test_classes_of_several_image_folders_are_numbered_together(tmp_path):
     write_images(tmp_path / "a", "cat/0.jpg", "fox/0.jpg")
     write_images(tmp_path / "b", "dog/0.jpg", "cat/1.jpg")
@@ -79,7 +103,7 @@ def test_classes_of_several_image_folders_are_numbered_together(tmp_path):
         ("{0}/0.tar::{0}/*.tar", "twice"),
         ("{0}/0.tar::", "names nothing on one side"),
         ("simplecache::{0}/0.tar", "stands between sources, and simplecache is none"),
-        ("{0}/0.tar::{0}/nowhere.tar", "nowhere.tar: no such file"),
+        ("{0}/0.tar::{0}/nowhere.tar", r"1 of 2 files are not there \(nowhere\.tar\)"),
     ],
 )
 def test_sources_that_are_none_are_one_sentence(tmp_path, uri, complaint):
@@ -138,6 +162,117 @@ def test_folders_of_splits_are_no_classes(tmp_path):
         list_shards(Data(uri=str(tmp_path), split="test"))
 
 
+def tree(root: Path, *paths: str, **texts: str) -> str:
+    """A folder with images at these paths, and text files."""
+    write_images(root, *(path for path in paths if not path.endswith("/")))
+    for folder in (path for path in paths if path.endswith("/")):
+        (root / folder).mkdir(parents=True)
+    for name, text in texts.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("paths", "texts", "complaint"),
+    [
+        (
+            ["Images/0.jpg"],
+            {"captions_dot_txt": "image,caption\n0.jpg,a dog"},
+            r"captions\.txt, which says what",
+        ),
+        (
+            ["f_images/0.jpg"],
+            {"results_dot_csv": "image_name| comment_number| comment\n"},
+            r"results\.csv, which says",
+        ),
+        (
+            ["val/images/0.jpg", "val/x.jpg"],
+            {"val__val_dot_txt": "0.JPEG\tn03444034\t0\n"},
+            r"val/val\.txt, which says",
+        ),
+        (
+            ["images/cat/0.jpg", "images/dog/0.jpg"],
+            {},
+            r"one folder images,.*/images if that holds the folders",
+        ),
+        (["animals/animals/cat/0.jpg", "animals/animals/dog/0.jpg"], {}, "one folder animals"),
+        (["images/0.jpg", "images/1.jpg"], {"annotations__list_dot_xml": "<x>"}, "without any that is read"),
+        (
+            ["training_set/cat/0.jpg", "test_set/cat/0.jpg"],
+            {},
+            "folders of splits, not of classes: test_set, training_set",
+        ),
+        (
+            ["seg_train/sea/0.jpg", "seg_test/sea/0.jpg", "seg_pred/0.jpg"],
+            {},
+            r"splits.*\(beside seg_pred\).*data.split=all",
+        ),
+        (["train/cat/0.jpg", "val/cat/0.jpg", "samples/0.jpg"], {}, r"train, val \(beside samples\)"),
+        (
+            ["train_images/0.jpg", "val_images/0.jpg"],
+            {"train_images__0_dot_txt": "a dog"},
+            "folders of splits",
+        ),
+        (
+            ["cat/0.jpg", "fox/0.jpg"],
+            {"dog__0_dot_heic": "heic"},
+            r"without any that is read \(dog; \.heic\)",
+        ),
+        (["cat/0.jpg", "fox/0.jpg", "bird/"], {}, r"empty ones \(bird\)"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, paths, texts, complaint):
+    with pytest.raises(UserError, match=complaint):
+        list_shards(Data(uri=tree(tmp_path / "x", *paths, **texts)))
+
+
+@pytest.mark.parametrize(
+    ("paths", "texts", "classes"),
+    [
+        (["cat/0.jpg", "steam_train/1.jpg"], {}, ["cat", "steam_train"]),
+        (["cat/0.jfif", "dog/1.JPG", "eel/2.jpe"], {}, ["cat", "dog", "eel"]),
+        (
+            ["a/0.jpg", "b/0.jpg"],
+            {"dataset_infos_dot_json": '{"features": {"image": [{}]}}', "README_dot_txt": "x"},
+            ["a", "b"],
+        ),
+        (["a/images/0.jpg", "b/images/1.jpg"], {"words_dot_txt": "n01\ta dog"}, ["a", "b"]),
+        (["a/0.jpg", "b/0.jpg"], {"noisy_dot_csv": "path,noisy_labels_0,is_valid\n"}, ["a", "b"]),
+    ],
+)
+def test_folders_of_classes_beside_other_files_are_read(tmp_path, paths, texts, classes):
+    rows = read(Data(uri=tree(tmp_path / "x", *paths, **texts)))
+    assert {(row.captions[0].replace(" ", "_"), row.label) for row in rows} == {
+        (n, i) for i, n in enumerate(classes)
+    }
+
+
+def test_a_pattern_of_folders_keeps_to_one_split(tmp_path):
+    root = tree(tmp_path / "x", "train/cat/0.jpg", "train/dog/1.jpg", "val/cat/2.jpg", "val/dog/3.jpg")
+    with pytest.raises(UserError, match=r"has several splits: train .* validation"):
+        list_shards(Data(uri=f"{root}/*"))
+    assert {row.image for row in read(Data(uri=f"{root}/*", split="val"))} == {jpeg(2), jpeg(3)}
+    assert len(read(Data(uri=root, split="all"))) == 4
+
+
+def test_a_lost_link_to_a_class_does_not_move_the_others(tmp_path):
+    root = tree(tmp_path / "x", "train/cat/0.jpg", "train/fox/1.jpg")
+    (tmp_path / "x/train/dog").symlink_to("/nowhere")
+    for uri, split in ((root, "train"), (f"{root}/train", None)):
+        with pytest.raises(UserError, match=r"dog is a link to /nowhere"):
+            list_shards(Data(uri=uri, split=split))
+
+
+def test_test_images_have_the_classes_of_the_training_images(tmp_path):
+    data = Data(uri=tree(tmp_path / "train", "cat/0.jpg", "dog/1.jpg", "fox/2.jpg"), needs_captions=False)
+    test = Evaluation(val=None, test=tree(tmp_path / "test", "cat/3.jpg", "fox/4.jpg"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^evaluation.test: its folders of classes .*: it lacks dog;"):
+        check_data(data, test, labelled=True)
+    check_data(data, test)
+
+
 def test_img2dataset_files_are_samples(tmp_path):
     for shard, key in (("00000", "000000000"), ("00001", "000010000")):
         write_images(tmp_path, f"{shard}/{key}.jpg")
@@ -160,6 +295,16 @@ def test_captions_in_text_files_beside_images_are_read_and_lacking_ones_counted(
         (["a dog on a chair"], None),
     ]
     assert says(tmp_path) == ["2 images with captions in .txt of the same name; 1 of them have none"]
+
+
+def test_captions_beside_images_may_be_called_otherwise(tmp_path):
+    texts = {
+        "a__0_dot_caption": "one",
+        "a__1_dot_jpg_dot_txt": "two",
+        "a__2_dot_jpg_dot_json": '{"text": "three"}',
+    }
+    root = tree(tmp_path / "x", "a/0.jpg", "a/1.jpg", "a/2.jpg", **texts)
+    assert sorted(captions_of(Data(uri=root)).values()) == [["one"], ["three"], ["two"]]
 
 
 METADATA = {"0.png": "a red field", "1.png": "a blue field"}
@@ -289,6 +434,7 @@ def test_a_path_that_exists_is_that_path(tmp_path, folder):
         (".tgz", gzip.compress),
         (".tar.bz2", bz2.compress),
         (".tar.zst", lambda content: pa.compress(content, "zstd", asbytes=True)),
+        (".tar.xz", lzma.compress),
     ],
 )
 def test_compressed_tars_are_read_and_damage_to_them_is_told(
@@ -320,6 +466,24 @@ def test_dots_in_keys_cost_no_sample(tmp_path):
     assert [row.image for row in rows] == [jpeg(0), jpeg(1), jpeg(2), jpeg()]
     assert [row.reject for row in rows] == [None] * 4
     assert len({row.key for row in rows}) == 4
+
+
+def test_dotted_keys_that_lack_a_member_cost_that_sample_alone(tmp_path):
+    members = []
+    for n in range(60):
+        own = pair(f"frame.{n:04d}", level=n)
+        members += own[:1] if n % 10 == 5 else own
+    rows = read(Data(uri=write_tar(tmp_path / "0.tar", members)))
+    assert [row.reject for row in rows] == ["missing caption" if n % 10 == 5 else None for n in range(60)]
+    assert [row.image for row in rows if row.image] == [jpeg(n) for n in range(60) if n % 10 != 5]
+
+
+def test_a_sample_with_one_image_and_one_text_of_any_name_is_whole(tmp_path):
+    members = [m for n in range(3) for m in ((f"{n}.image.jpg", jpeg(n)), (f"{n}.caption.txt", b"a dog"))]
+    rows = read(Data(uri=write_tar(tmp_path / "0.tar", members)))
+    assert [(row.key, row.image, row.captions) for row in rows] == [
+        (str(n), jpeg(n), ["a dog"]) for n in range(3)
+    ]
 
 
 def test_several_images_of_a_sample_want_one_to_be_named(tmp_path):
@@ -425,7 +589,9 @@ TWO = ["a dog", "a cat"]
         ({"caption": [json.dumps(TWO), json.dumps(TWO[:1])]}, [TWO, TWO[:1]]),
         ({"caption": [str(TWO), str(TWO)]}, [TWO, TWO]),
         ({"caption": ["[a dog]", "[a cat]"]}, [["[a dog]"], ["[a cat]"]]),
-        ({"caption": ["[1, 2]", "[]"]}, [["[1, 2]"], ["[]"]]),
+        ({"caption": ["[1, 2]", "[3]"]}, [["[1, 2]"], ["[3]"]]),
+        ({"caption": ["['a dog' 'a cat']", "['a\\n b'\n 'c']"]}, [TWO, ["a b", "c"]]),
+        ({"caption": [None, None], "text": [json.dumps(TWO)] * 2}, [TWO, TWO]),
     ],
 )
 def test_captions_in_parquet(tmp_path, columns, captions):
@@ -447,13 +613,35 @@ def test_images_that_are_only_paths_are_told_before_the_run(tmp_path):
         list_shards(Data(uri=uri))
 
 
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"caption": pa.array([None, None], pa.string())}, "none of the first 2 rows .*: missing caption"),
+        ({"caption": [" ", ""]}, "none of the first 2 rows .*: blank caption"),
+        ({"caption": TWO, "split": ["train", "test"]}, "mixes rows of several splits .test, train"),
+    ],
+)
+def test_parquet_that_cannot_be_right_is_told_before_the_run(tmp_path, columns, complaint):
+    uri = write_parquet(tmp_path / "0.parquet", {"image": IMAGE, **columns})
+    with pytest.raises(UserError, match=complaint):
+        list_shards(Data(uri=uri))
+
+
+def test_a_list_that_is_empty_says_nothing(tmp_path):
+    uri = write_parquet(tmp_path / "0.parquet", {"image": IMAGE, "caption": ["[]", str(TWO)]})
+    assert [(row.captions, row.reject) for row in read(Data(uri=uri))] == [
+        ([], "missing caption"),
+        (TWO, None),
+    ]
+
+
 def test_minus_one_is_no_label(tmp_path):
     for name, label in (("train", [0, 1]), ("test", [-1, -1]), ("mixed", [1, -1])):
         write_parquet(tmp_path / f"{name}.parquet", {"image": [jpeg(7), jpeg(8)], "label": label})
     data = Data(uri=f"{tmp_path}/train.parquet", needs_captions=False)
     test = Evaluation(val=None, test=f"{tmp_path}/test.parquet")  # type: ignore[arg-type]
     with pytest.raises(
-        UserError, match=r"^evaluation.test: none of the first 2 images .* \(-1 stands for none\)"
+        UserError, match=r"^evaluation.test: none of the first 2 rows .*; -1 stands for no label"
     ):
         check_data(data, test, labelled=True)
     rows = read(replace(data, uri=f"{tmp_path}/mixed.parquet"))
@@ -515,6 +703,49 @@ def test_a_table_as_open_clip_takes_it_is_read(tmp_path):
         list_shards(Data(uri=data.uri))
     with pytest.raises(UserError, match=r"the path of an image; name it as data.image_column"):
         list_shards(replace(data, image_column="img"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("c.csv", "image,caption\na.jpg,a dog, running\n", r"line 2 of c\.csv has more fields .* in quotes"),
+        ("c.csv", "image,caption\nhttp://x/a.jpg,a dog\n", "all 1 rows .* are refused: unsafe image path"),
+        ("c.json", '[{"image": "../a.jpg", "caption": "x"}]', "all 1 rows .* are refused: unsafe image path"),
+        (
+            "c.jsonl",
+            '{"image": "a.jpg", "text": {"en": "x"}}',
+            "none of the first 1 images .* caption is not text",
+        ),
+        ("c.jsonl", '{"image": "a.jpg", "text": "x", "label": "cat"}', "label is not an integer"),
+        ("c.csv", "image,caption,split\na.jpg,x,train\nb.jpg,y,test\n", r"several splits: test, train"),
+    ],
+)
+def test_tables_that_cannot_be_right_are_one_sentence(tmp_path, name, text, complaint):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        list_shards(Data(uri=str(tmp_path / name)))
+
+
+def test_tables_as_people_have_them(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    splits = tmp_path / "splits.csv"
+    splits.write_text("image,caption,split\na.jpg,x,train\nb.jpg,y,test\n")
+    assert captions_of(Data(uri=str(splits), split="test")) == {"b": ["y"]}
+    piped = tmp_path / "results.csv"
+    piped.write_text("image_name| comment_number| comment\na.jpg| 0| a dog, running\na.jpg| 1| a pup\n")
+    said = captions_of(Data(uri=str(piped), caption_columns=("comment",)))
+    assert said == {"a": ["a dog, running", "a pup"]}
+    listed = tmp_path / "captions.txt"
+    listed.write_text('image,caption\na.jpg,"[""x"", ""y""]"\nb.jpg,"[]"\n')
+    rows = read(Data(uri=str(listed), image_root=str(tmp_path)))
+    assert [(row.captions, row.reject) for row in rows] == [(["x", "y"], None), ([], "missing caption")]
+    lines = tmp_path / "lines.json"
+    lines.write_text('{"image": "a.jpg", "text": "x"}\n{"image": "b.jpg", "text": "y"}\n')
+    assert captions_of(Data(uri=str(lines))) == {"a": ["x"], "b": ["y"]}
+    labels = [{"image": "a.jpg", "text": "x", "label": 1}, {"image": "a.jpg", "text": "y", "label": 2}]
+    rows = read(Data(uri=write_json(tmp_path / "l.json", labels)))
+    assert [(row.label, row.reject) for row in rows] == [(1, None), (None, "same image with another label")]
 
 
 # ---- training and test data

@@ -18,12 +18,12 @@ class Evaluation:
     test: str
     """Pairs on which students are tested; never looked at before."""
     val_split: str | None = None
-    """Split of `val`, for Karpathy JSON."""
+    """Split of `val`, where its source holds several."""
     test_split: str | None = None
-    """Split of `test`, for Karpathy JSON."""
+    """Split of `test`, where its source holds several."""
     val_image_root: str | None = None
-    """Folder of the image files of `val`, for COCO and Karpathy JSON. Default: that of `data` if `val` is the same
-    file as data.uri, otherwise the folder of the JSON file."""
+    """Folder of the image files of `val`, where a file names them. Default: that of `data` if `val` is the same file as
+    data.uri, otherwise the folder of that file."""
     test_image_root: str | None = None
     """Folder of the image files of `test`, by the same rule."""
     max_pairs: Count = 1000

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Found(NamedTuple):
     uri: str
     """As it was written."""
     stored: list[Stored]
-    """Sorted by URI; a single folder, or files."""
+    """Sorted by URI; folders or files."""
     missing: list[str]
     """Names of files of a brace range that are not there, sorted."""
     asked: int
@@ -90,6 +91,26 @@ def split_sources(uri: str) -> list[str]:
                 f"data.uri={uri}: '::' stands between sources, and {source} is none; name files alone"
             )
     return sources
+
+
+def in_one(sources: list[str]) -> list[str]:
+    """The same with files of one folder that follow each other as one source, as a shell writes out ``x/*.tar``."""
+    found: list[str] = []
+    for place, group in groupby(sources, _place):
+        files = list(group)
+        if place is None or len(files) == 1:
+            found += files
+        else:
+            found.append(f"{place[0]}/{{{','.join(file.rpartition('/')[2] for file in files)}}}")
+    return found
+
+
+def _place(source: str) -> tuple[str, str] | None:
+    """Folder and suffix of a file; None where a sign has a meaning, or it is no file."""
+    folder, _, name = source.rpartition("/")
+    _, dot, suffix = name.partition(".")
+    plain = bool(folder and dot) and not _has_signs(source) and not set(",{}") & set(name)
+    return (folder, suffix) if plain else None
 
 
 def find(source: str) -> Found:

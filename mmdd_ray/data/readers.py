@@ -23,7 +23,7 @@ def iter_shard(shard: Shard, data: Data, only: Collection[int] | None = None) ->
     """The rows of ``shard`` in their stored order; with ``only``, just those with these row numbers.
 
     Holds one tar sample, image file or Parquet row group in memory. With ``only``, image files and row
-    groups that hold none of the rows are not read; duplicate keys are then judged among the rest.
+    groups that hold none of the rows are not read.
 
     Raises:
         StorageError: when the storage fails.

@@ -15,7 +15,7 @@ from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES
 from mmdd_ray.data.formats.format import Seen
 from mmdd_ray.data.formats.scenes import shapes_spec
 from mmdd_ray.data.layouts import Layout, class_layouts, layouts_of
-from mmdd_ray.data.listing import find, reachable, split_sources
+from mmdd_ray.data.listing import find, in_one, reachable, split_sources
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
@@ -23,6 +23,7 @@ from mmdd_ray.errors import UserError
 
 PROBE_SHARDS = 4
 PROBE_AT_MOST = 64  # shards that are opened to find PROBE_SHARDS with a say: some seconds on object storage
+SHOWN = 200  # letters of a source
 SUFFIXES = (*TAR_SUFFIXES, ".parquet", *ANNOTATION_SUFFIXES)
 
 
@@ -61,7 +62,7 @@ def find_shards(data: Data) -> Listing:
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
             raise UserError(f"data.{name}={count} must be at least 1")
-    sources = [replace(data, uri=source) for source in split_sources(data.uri)]
+    sources = [replace(data, uri=source) for source in in_one(split_sources(data.uri))]
     layouts: list[tuple[Data, Layout]] = []
     missing: list[str] = []
     for source in sources:
@@ -75,7 +76,8 @@ def find_shards(data: Data) -> Listing:
     for (source, _), layout, own in zip(layouts, whole, named, strict=True):
         seen = _probe(own, source)
         shards += [replace(shard, texts=seen.texts) for shard in own]
-        where = f"{layout.source}: " if len(layouts) > 1 else ""
+        name = layout.source if len(layout.source) <= SHOWN else f"{layout.source[:SHOWN]}…"
+        where = f"{name}: " if len(layouts) > 1 else ""
         says += [f"{where}{line}" for line in (layout.says, *seen.notes)]
     if data.limit is not None:
         kept = _first_rows(shards, data, data.limit)
@@ -140,10 +142,15 @@ def stem(path: str) -> str:
 
 def _named(groups: Sequence[Sequence[Shard]], data: Data) -> list[list[Shard]]:
     """The same shards under names that no two share: the ends of their paths, or as much as tells them apart."""
-    paths = [PurePosixPath(f"/{shard.name.lstrip('/')}") for group in groups for shard in group]
-    twice = [str(path) for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise UserError(f"data.uri={data.uri} names {twice[0][1:]} twice; name each source once")
+    shards = [shard for group in groups for shard in group]
+    places = Counter((shard.uri, shard.name) for shard in shards)
+    if twice := [name for (_, name), count in places.items() if count > 1]:
+        raise UserError(f"data.uri={data.uri} names {twice[0]} twice; name each source once")
+    stems = Counter(shard.name for shard in shards)  # a.tar may lie beside a.tgz
+    paths = [
+        PurePosixPath(f"/{(shard.name if stems[shard.name] == 1 else shard.uri).lstrip('/')}")
+        for shard in shards
+    ]
     names = [safe_name(path.name) for path in paths]
     if len(set(names)) < len(names):
         common = os.path.commonpath(paths)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from mmdd_ray.errors import UserError
 
+SPLIT_COLUMN = "split"
 ALL = "all"
 """The split that keeps everything."""
 # Hugging Face's words for splits, with years as COCO has them

@@ -69,7 +69,8 @@ def read_held_out(data: Data, max_images: int) -> HeldOut:
     """At most `max_images` images of a source, drawn over all of it.
 
     Which ones depends on their bytes alone, so that every run is tested on the same, whatever its seed and however
-    the source is cut into shards. All rows are read; no more images than are kept are held in memory.
+    the source is cut into shards. All rows are read, and their captions held in memory; of the images, no more than are
+    kept.
 
     Raises:
         UserError: as ``list_shards``.

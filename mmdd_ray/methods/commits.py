@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 from mmdd_ray.data.listing import SOURCES
-from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.hub import SCHEME, pinned
 from mmdd_ray.storage.store import Store
 
@@ -19,7 +18,7 @@ def at_commits(settings: Any, run: Store) -> Any:
     So all stages read the same data, also when the run is resumed after the repository has changed.
 
     Raises:
-        UserError: The hub cannot tell the commit.
+        UserError, StorageError: as ``pinned``.
     """
     named = {
         section: {field: uri for field in fields if SCHEME in ((uri := getattr(own, field)) or "")}
@@ -32,13 +31,10 @@ def at_commits(settings: Any, run: Store) -> Any:
     known = dict(commits)
     sections = {}
     for section, uris in named.items():
-        try:
-            found = {
-                field: SOURCES.join(pinned(source, commits) for source in uri.split(SOURCES))
-                for field, uri in uris.items()
-            }
-        except StorageError as error:
-            raise UserError(f"{section}: {error}") from error
+        found = {
+            field: SOURCES.join(pinned(source, commits) for source in uri.split(SOURCES))
+            for field, uri in uris.items()
+        }
         sections[section] = replace(getattr(settings, section), **found)
     if commits != known:
         run.write_json(COMMITS, commits)

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import MutableMapping
+from urllib.parse import unquote
 
-from mmdd_ray.errors import StorageError
+from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import transporting
 
 SCHEME = "hf://"
@@ -18,14 +19,15 @@ def pinned(uri: str, commits: MutableMapping[str, str]) -> str:
         commits: By repository and revision; takes those that had to be asked for.
 
     Raises:
-        StorageError: The hub cannot be reached, or has no such repository or revision.
+        UserError: That is no address, or the hub has no such repository or revision.
+        StorageError: The hub cannot be reached.
     """
     if not uri.startswith(SCHEME):
         return uri
     match = _REPOSITORY.fullmatch(uri)
     if match is None:
-        raise StorageError(f"{uri} is no address on the Hugging Face hub, hf://datasets/OWNER/NAME/PATH")
-    repository, revision, path = match[1], match[2] or "main", match[3]
+        raise UserError(f"{uri} is no address on the Hugging Face hub, hf://datasets/OWNER/NAME/PATH")
+    repository, revision, path = match[1], unquote(match[2] or "main"), match[3]
     if _COMMIT.fullmatch(revision):
         return uri
     name = f"{repository}@{revision}"
@@ -43,5 +45,5 @@ def _commit_of(uri: str, repository: str, revision: str) -> str:
                 repository.removeprefix("datasets/"), repo_type="dataset", revision=revision
             )
         except FileNotFoundError as error:
-            raise StorageError(f"{uri}: no such repository or revision: {error}") from error
+            raise UserError(f"{uri}: no such repository or revision: {error}") from error
     return str(found.sha)

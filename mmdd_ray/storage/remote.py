@@ -11,7 +11,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.errors import StorageError
+from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.redact import redact
 
 TRANSPORT_ERROR = "storage failed"  # Ray retries errors by a pattern in their text
@@ -24,7 +24,7 @@ def transporting(uri: str, doing: str) -> Iterator[None]:
     """Raises ``StorageError`` for whatever the storage of ``uri`` raises in the block, except for what is missing."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError, UserError):
         raise
     except Exception as error:  # the libraries' errors share no base class
         reason = redact(f"{type(error).__name__}: {error}")
@@ -64,6 +64,7 @@ class _Stored(io.RawIOBase):
 
     def _reopen(self) -> None:
         """Goes on at the same place with a new connection, once the library has given the old one up."""
+        self._file.close()
         self._file = self._open()
         self._file.seek(self._at)
 

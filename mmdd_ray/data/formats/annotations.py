@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.formats.samples import all_listed, is_blank, listed_texts
 from mmdd_ray.data.shard import Entry
-from mmdd_ray.data.splits import ALL, word_split
+from mmdd_ray.data.splits import ALL, SPLIT_COLUMN, word_split
 from mmdd_ray.errors import UserError
 
-TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 ANNOTATION_SUFFIXES = (".json", *TABLE_SUFFIXES)
 # Hugging Face's name for the path of an image, and those of open_clip, BLIP and others
-PATH_COLUMNS = ("file_name", "filename", "image", "image_path", "filepath", "path")
+PATH_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "filepath", "path", "id")
+DELIMITERS = ",\t|;"
 ABSOLUTE = "absolute image path"
 
 
@@ -54,7 +56,9 @@ def read_annotations(name: str, content: bytes, root: str, data: Data) -> Annota
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"data.uri={data.uri} is not JSON: {error}") from error
+            if not _is_object(text.partition("\n")[0]):
+                raise UserError(f"data.uri={data.uri} is not JSON: {error}") from error
+            document = _json_lines(name, text, data)  # some call them .json
         found = json_entries(document, root, data)
     absolute = [entry.key for entry in found.entries if entry.reject == ABSOLUTE]
     if found.entries and len(absolute) == len(found.entries):
@@ -116,18 +120,7 @@ def _coco_entries(
 
 
 def _karpathy_entries(images: list[dict[str, Any]], root: str, data: Data) -> list[Entry]:
-    splits = sorted({image["split"] for image in images if "split" in image})
-    if data.split is None and len(splits) > 1:
-        raise UserError(
-            f"data.uri={data.uri} holds several splits: {', '.join(splits)}; name one as data.split, e.g. "
-            f"data.split={'train' if 'train' in splits else splits[0]}, or take everything with data.split={ALL}"
-        )
-    wanted = data.split
-    if wanted not in (None, ALL, *splits):
-        wanted = next((split for split in splits if word_split(split) == word_split(str(wanted))), None)
-        if wanted is None or word_split(wanted) is None:
-            raise UserError(f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(splits)}")
-    kept = {wanted, "restval"} if wanted == "train" else {wanted}
+    kept = _kept_splits([image.get(SPLIT_COLUMN) for image in images], data)
     return [
         make_entry(
             image["filename"],
@@ -137,8 +130,32 @@ def _karpathy_entries(images: list[dict[str, Any]], root: str, data: Data) -> li
             root,
         )
         for image in images
-        if wanted in (None, ALL) or image["split"] in kept
+        if kept is None or image.get(SPLIT_COLUMN) in kept
     ]
+
+
+def _kept_splits(found: Sequence[Any], data: Data) -> set[Any] | None:
+    """The splits to keep of those that rows have, as in Karpathy's files; None for all rows.
+
+    Raises:
+        UserError: There are several and none is wanted, or the wanted one is not there.
+    """
+    splits = sorted({split for split in found if isinstance(split, str)})
+    if data.split == ALL or (data.split is None and len(splits) < 2):
+        return None
+    if data.split is None:
+        raise UserError(
+            f"data.uri={data.uri} holds several splits: {', '.join(splits)}; name one as data.split, e.g. "
+            f"data.split={'train' if 'train' in splits else splits[0]}, or take everything with data.split={ALL}"
+        )
+    wanted = data.split if data.split in splits else None
+    if wanted is None and (word := word_split(data.split)):
+        wanted = next((split for split in splits if word_split(split) == word), None)
+    if wanted is None:
+        raise UserError(
+            f"data.split={data.split!r} is not in {data.uri}: it has {', '.join(splits) or 'no splits'}"
+        )
+    return {wanted, "restval"} if wanted == "train" else {wanted}
 
 
 def _refuse_split(data: Data) -> None:
@@ -150,12 +167,29 @@ def _refuse_split(data: Data) -> None:
 
 
 def _table_rows(name: str, text: str, data: Data) -> list[dict[str, Any]]:
-    if name.lower().endswith((".csv", ".tsv")):
-        delimiter = "\t" if name.lower().endswith(".tsv") or "\t" in text.partition("\n")[0] else ","
-        try:
-            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            raise UserError(f"data.uri={data.uri}: {name} is not CSV: {error}") from error
+    if name.lower().endswith((".jsonl", ".ndjson")):
+        return _json_lines(name, text, data)
+    header = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    rows = []
+    try:
+        reader = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+        )
+        reader.fieldnames = [str(column).strip() for column in reader.fieldnames or ()]
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"data.uri={data.uri}: line {reader.line_num} of {name} has more fields than its header; put "
+                    f"captions with {delimiter!r} in quotes"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"data.uri={data.uri}: {name} is not CSV: {error}") from error
+    return rows
+
+
+def _json_lines(name: str, text: str, data: Data) -> list[Any]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -167,14 +201,25 @@ def _table_rows(name: str, text: str, data: Data) -> list[dict[str, Any]]:
     return rows
 
 
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> list[Entry]:
     """Rows that name an image and say what is in it; those of one image are one entry with several captions."""
-    _refuse_split(data)
     if odd := [row for row in rows if not isinstance(row, Mapping)]:
         raise UserError(
             f"data.uri={data.uri} holds {odd[0]!r:.50} where an object is expected for each image"
         )
     names = list(dict.fromkeys(name for row in rows for name in row))
+    if SPLIT_COLUMN in names:
+        kept = _kept_splits([row.get(SPLIT_COLUMN) for row in rows], data)
+        rows = [row for row in rows if kept is None or row.get(SPLIT_COLUMN) in kept]
+    else:
+        _refuse_split(data)
     column = _path_column(names, data)
     captions = [name for name in data.caption_columns if name in names]
     if rows and (column is None or not (captions or data.label_column in names)):
@@ -183,15 +228,21 @@ def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> li
         raise UserError(
             f"no column of {data.uri} has {wanted}; name it as {setting}: found {', '.join(map(str, names))}"
         )
+    texts = [next((row[name] for name in captions if not is_blank(row.get(name))), None) for row in rows]
+    if all_listed(texts):
+        texts = [listed_texts(text) if isinstance(text, str) else text for text in texts]
     said: dict[str, list[Any]] = defaultdict(list)
     labels: dict[str, Any] = {}
-    for row in rows:
-        named = row.get(str(column))
-        path = named if isinstance(named, str) else ""
-        text = next((row[name] for name in captions if row.get(name)), None)
-        said[path] += text if isinstance(text, list) else [text] if text is not None else []
-        labels.setdefault(path, _number(row.get(data.label_column)))
-    return [make_entry(path, path, texts, labels[path], root) for path, texts in said.items()]
+    strays = []
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        path, label = row.get(str(column)), _number(row.get(data.label_column))
+        if not isinstance(path, str) or not path:
+            strays.append(Entry(f"row-{number}", None))  # refused: "missing image"
+        elif labels.setdefault(path, label) != label:
+            strays.append(Entry(posixpath.splitext(path)[0], None, reject="same image with another label"))
+        else:
+            said[path] += text if isinstance(text, list) else [text] if text is not None else []
+    return [make_entry(path, path, own, labels[path], root) for path, own in said.items()] + strays
 
 
 def _path_column(names: Sequence[str], data: Data) -> str | None:

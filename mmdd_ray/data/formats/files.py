@@ -6,7 +6,6 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 from fsspec.core import url_to_fs
 
@@ -18,6 +17,7 @@ from mmdd_ray.data.shard import Entry, Shard
 from mmdd_ray.storage.remote import open_stored
 
 PROBE_THREADS = 16
+CAPTION_SUFFIX = "caption"  # of kohya's texts
 
 
 def suffix_of(path: str) -> str:
@@ -63,12 +63,15 @@ def mixed(paths: Sequence[str]) -> list[str]:
 
 
 def texts_beside(paths: Sequence[str]) -> dict[str, list[str]]:
-    """The .txt, .json and .cls files that have the name of an image among these paths, by the image."""
-    images = {posixpath.splitext(path)[0]: path for path in paths if is_image(path)}
+    """The .txt, .caption, .json and .cls files that have the name of an image among these paths, by the image.
+
+    Its name with or without the suffix: ``1.txt`` and ``1.jpg.txt`` both belong to ``1.jpg``.
+    """
+    images = {name: path for path in paths if is_image(path) for name in (posixpath.splitext(path)[0], path)}
     found: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        stem, suffix = posixpath.splitext(path)
-        if suffix[1:].lower() in TEXT_SUFFIXES and stem in images:
+        stem = posixpath.splitext(path)[0]
+        if suffix_of(path) in (*TEXT_SUFFIXES, CAPTION_SUFFIX) and stem in images:
             found[images[stem]].append(path)
     return dict(found)
 
@@ -85,9 +88,13 @@ class FilesFormat:
 
     def probe(self, shard: Shard, data: Data) -> Seen:
         rows = len(shard.entries)
-        head = [entry for entry in shard.entries if entry.reject is None and entry.path is not None]
+        head = [entry for entry in shard.entries if entry.reject is None and entry.path is not None][
+            :PROBE_ROWS
+        ]
         if not head:
-            return Seen(rows)
+            reasons = {entry.reject or "missing image" for entry in shard.entries}
+            why = f"all {rows} rows of {data.uri} are refused: {', '.join(sorted(reasons))}" if rows else None
+            return Seen(rows, complaint=why)
         spoken = any(entry.captions or entry.beside for entry in head)
         if not spoken and not (not data.needs_captions and any(entry.label is not None for entry in head)):
             return Seen(
@@ -96,7 +103,6 @@ class FilesFormat:
                 "image must lie in the sub-folder of its class, or have a .txt of the same name beside it; if a file "
                 "says what is in them, name that file (docs/data.md)",
             )
-        head = head[:PROBE_ROWS]
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
             starts = list(pool.map(lambda entry: _start(shard, entry), head))
         if not any(start is not None for start in starts):
@@ -108,10 +114,22 @@ class FilesFormat:
         pointer = next((e for e, start in zip(head, starts, strict=True) if start == LFS_POINTER), None)
         if pointer is not None:
             return Seen(rows, complaint=lfs_complaint(f"{shard.uri}/{pointer.path}"))
+        alone = [entry for entry in head if not entry.beside]
+        maker = RowMaker(shard.name, data)
+        made = [maker.make(entry.key, b"not looked at", entry.captions, entry.label) for entry in alone]
+        if made and len(alone) == len(head) and all(row.reject for row in made):
+            reasons = {str(row.reject) for row in made}
+            return Seen(
+                rows,
+                complaint=f"none of the first {len(made)} images of {data.uri} can be used: "
+                f"{', '.join(sorted(reasons))}, e.g. captions {alone[0].captions!r:.60}, label {alone[0].label!r:.40}",
+            )
         if not any(entry.beside for entry in head):
             return Seen(rows, fits=True)
         judging = Judge(shard.uri, data)
-        for entry in islice((entry for entry in head if entry.beside), PROBE_ROWS):
+        for entry in head:
+            if not entry.beside:
+                continue
             judging.look(_sample(shard, entry, data.max_member_mib * 2**20))
         return judging.seen()
 
@@ -139,7 +157,8 @@ def _sample(shard: Shard, entry: Entry, max_bytes: int) -> Sample:
     for path in (*filter(None, [entry.path]), *entry.beside):
         content = _content(shard, path, max_bytes)
         if content is not None:
-            sample.parts[suffix_of(path)] = content
+            suffix = suffix_of(path)
+            sample.parts["txt" if suffix == CAPTION_SUFFIX else suffix] = content
     return sample
 
 

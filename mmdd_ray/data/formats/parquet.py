@@ -1,9 +1,7 @@
 """Parquet files with encoded images."""
 
-import ast
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
@@ -12,9 +10,10 @@ import pyarrow.parquet as pq
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen, lfs_complaint
-from mmdd_ray.data.formats.samples import is_blank
-from mmdd_ray.data.pair import LFS_POINTER, Row, RowMaker
+from mmdd_ray.data.formats.samples import all_listed, is_blank, listed_texts
+from mmdd_ray.data.pair import LFS_POINTER, UNSAID, Row, RowMaker
 from mmdd_ray.data.shard import Shard, Texts
+from mmdd_ray.data.splits import ALL, SPLIT_COLUMN
 from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import open_stored
 
@@ -35,11 +34,13 @@ class ParquetLayout(NamedTuple):
     label: str | None
     status: str | None
     """Of a download: a row without an image is none, where this is not "success"."""
+    split: str | None
+    """Of train, test, …, which one file should not mix."""
 
     @property
     def columns(self) -> list[str]:
         """All of them, each once."""
-        named = (self.image, *self.captions, self.key, self.label, self.status)
+        named = (self.image, *self.captions, self.key, self.label, self.status, self.split)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -91,22 +92,33 @@ def _row_group(
     partition: Mapping[str, str],
 ) -> Iterator[Row]:
     """Rows of one row group; ends early where it is damaged."""
-    label = _partition_label(maker.data, partition)
     try:
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=layout.columns):
-            for row in batch.to_pylist():
-                image, key = _image_bytes(row[layout.image]), row.get(layout.key)
-                if layout.status and image is None and row[layout.status] != "success":
-                    maker.skip(1)  # a URL that img2dataset could not download
-                    continue
-                yield maker.make(
-                    f"{maker.shard}-{maker.index:06d}" if key is None else str(key),
-                    image,
-                    _captions(row, layout, texts),
-                    row[layout.label] if layout.label else label,
-                )
+            yield from _made(batch.to_pylist(), layout, maker, texts, partition)
     except _PARQUET_DAMAGE:
         return
+
+
+def _made(
+    rows: Iterable[Mapping[str, Any]],
+    layout: ParquetLayout,
+    maker: RowMaker,
+    texts: Texts,
+    partition: Mapping[str, str],
+) -> Iterator[Row]:
+    """The rows that these records are."""
+    label = _partition_label(maker.data, partition)
+    for row in rows:
+        image, key = _image_bytes(row[layout.image]), row.get(str(layout.key))
+        if layout.status and image is None and row[layout.status] != "success":
+            maker.skip(1)  # a URL that img2dataset could not download
+            continue
+        yield maker.make(
+            f"{maker.shard}-{maker.index:06d}" if key is None else str(key),
+            image,
+            _captions(row, layout, texts),
+            row[layout.label] if layout.label else label,
+        )
 
 
 def _image_bytes(cell: Any) -> bytes | None:
@@ -120,20 +132,6 @@ def _captions(row: Mapping[str, Any], layout: ParquetLayout, texts: Texts) -> ob
     if texts == "list" and isinstance(found, str) and (listed := listed_texts(found)) is not None:
         return listed
     return found
-
-
-def listed_texts(text: str) -> list[Any] | None:
-    """The list that a text is, as JSON or Python write one; None for any other text."""
-    if not text.lstrip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(found, list) and all(isinstance(one, str | None) for one in found):
-            return found
-    return None
 
 
 def _partition_label(data: Data, partition: Mapping[str, str]) -> int | None:
@@ -178,7 +176,8 @@ def parquet_layout(
             f"name another column, or '' for none: {there}"
         )
     status = "status" if DOWNLOAD_COLUMNS.issubset(names) else None
-    return ParquetLayout(image, texts, key, label, status)
+    split = SPLIT_COLUMN if SPLIT_COLUMN in names else None
+    return ParquetLayout(image, texts, key, label, status, split)
 
 
 def _named(setting: str, schema: pa.Schema, data: Data, there: str) -> str | None:
@@ -225,7 +224,7 @@ class ParquetFormat:
                 layout = parquet_layout(parquet.schema_arrow, data, dict(shard.partition))
             except UserError as error:
                 return Seen(rows, complaint=str(error) if rows else None)
-            return _judged(rows, _head_rows(parquet, layout), layout, shard.uri)
+            return _judged(rows, _head_rows(parquet, layout), layout, shard, data)
 
     def count(self, shard: Shard) -> int:
         with open_stored(shard.uri) as file:
@@ -253,8 +252,9 @@ def _head_rows(parquet: pq.ParquetFile, layout: ParquetLayout) -> list[dict[str,
         return []
 
 
-def _judged(rows: int, head: list[dict[str, Any]], layout: ParquetLayout, uri: str) -> Seen:
+def _judged(rows: int, head: list[dict[str, Any]], layout: ParquetLayout, shard: Shard, data: Data) -> Seen:
     """The verdict on the first rows of a file that has these columns."""
+    uri = shard.uri
     cells = [row[layout.image] for row in head]
     paths = [cell["path"] for cell in cells if isinstance(cell, dict) and cell.get("path")]
     if head and not layout.status and not any(map(_image_bytes, cells)):
@@ -263,9 +263,24 @@ def _judged(rows: int, head: list[dict[str, Any]], layout: ParquetLayout, uri: s
             rows,
             complaint=f"{layout.image!r} of the first {len(head)} rows of {uri} holds no image{bare}; see docs/data.md",
         )
-    texts = [row[layout.captions[0]] for row in head] if layout.captions else []
-    texts = [text for text in texts if not is_blank(text)]
-    if texts and all(isinstance(text, str) and listed_texts(text) for text in texts):
-        note = f"each cell of {layout.captions[0]!r} is the text of a list, whose items are read as captions"
-        return Seen(rows, fits=rows > 0, texts="list", notes=(note,))
-    return Seen(rows, fits=rows > 0)
+    splits = sorted({str(row[layout.split]) for row in head}) if layout.split else []
+    if len(splits) > 1 and data.split != ALL:
+        return Seen(
+            rows,
+            complaint=f"{uri} mixes rows of several splits ({', '.join(splits)} in its column {layout.split!r}); write "
+            f"a file for each, or take everything with data.split={ALL}",
+        )
+    texts = [_captions(row, layout, "whole") for row in head]
+    reading: Texts = "list" if all_listed(texts) else "whole"
+    maker = RowMaker(shard.name, data)
+    found = list(_made(head, layout, maker, reading, dict(shard.partition)))
+    if found and all(row.reject for row in found):
+        reasons = ", ".join(sorted({str(row.reject) for row in found}))
+        hint = "; -1 stands for no label" if UNSAID in reasons else ""
+        return Seen(
+            rows, complaint=f"none of the first {len(found)} rows of {uri} can be used: {reasons}{hint}"
+        )
+    notes = [f"captions of {', '.join(layout.captions)} are texts of lists, whose items are read"] * (
+        reading == "list"
+    )
+    return Seen(rows, fits=rows > 0, texts=reading, notes=tuple(notes))

@@ -2,7 +2,12 @@
 
 import json
 import re
+from ast import literal_eval
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import StringIO
+from token import STRING
+from tokenize import TokenError, generate_tokens
 from typing import Any
 
 from mmdd_ray.config import Data
@@ -77,9 +82,8 @@ class Sample:
             text = text.splitlines()
         candidates = [*(record.get(name) for name in data.caption_columns), text]
         found = [candidate for candidate in candidates if candidate is not None]
-        return next(
-            (candidate for candidate in found if not is_blank(candidate)), found[0] if found else None
-        )
+        said = (candidate for candidate in found if is_text(candidate) and not is_blank(candidate))
+        return next(said, found[0] if found else None)
 
     def says_two_things(self, record: dict[str, Any], data: Data) -> bool:
         """Whether its .txt and its JSON record have different captions."""
@@ -102,6 +106,48 @@ def is_blank(found: object) -> bool:
     return not any(text.strip() if isinstance(text, str | bytes) else text is not None for text in texts)
 
 
+def is_text(found: object) -> bool:
+    """Whether it is a text, or a list with one."""
+    return any(isinstance(text, str | bytes) for text in (found if isinstance(found, list) else [found]))
+
+
+def all_listed(texts: Sequence[object]) -> bool:
+    """Whether all texts that are not blank are lists of texts, as JSON or Python write them."""
+    said = [text for text in texts if not is_blank(text)]
+    listed = [listed_texts(text) if isinstance(text, str) else None for text in said]
+    return None not in listed and any(listed)
+
+
+def listed_texts(text: str) -> list[str | None] | None:
+    """The list of texts that a text is, as JSON, Python or NumPy (without commas) write one; None for any other."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+        return found if all(isinstance(one, str | None) for one in found) else None
+    except (ValueError, RecursionError):
+        return _python_texts(text)
+
+
+def _python_texts(text: str) -> list[str | None] | None:
+    """By its tokens, as two texts side by side would become one if Python read them."""
+    found: list[str | None] = []
+    try:
+        tokens = [one for one in generate_tokens(StringIO(text.strip()).readline) if one.string.strip()]
+    except (TokenError, SyntaxError):
+        return None
+    if [token.string for token in (*tokens[:1], *tokens[-1:])] != ["[", "]"]:
+        return None
+    for token in tokens[1:-1]:
+        if token.type == STRING and token.string[0] in "'\"":
+            found.append(literal_eval(token.string))
+        elif token.string == "None":
+            found.append(None)
+        elif token.string != ",":
+            return None
+    return found
+
+
 class Judge:
     """Looks at the samples at the head of a source and tells whether the settings fit them."""
 
@@ -113,6 +159,7 @@ class Judge:
         self._json_keys: set[str] = set()
         self._keys: list[str] = []
         self._several: list[str] = []
+        self._odd: object = None  # caption that is no text
         self._no_labels: list[object] = []  # of samples that are pairs otherwise
 
     def skip(self) -> None:
@@ -132,7 +179,9 @@ class Judge:
         if "txt" in sample.parts:
             self._lines.append(sum(map(bool, map(bytes.strip, sample.parts["txt"].splitlines()))))
         label, images = sample.label(record, data), sample.images(data)
-        says = sample.captions(record, data, "whole") is not None
+        captions = sample.captions(record, data, "whole")
+        says = is_text(captions)
+        self._odd = self._odd if says or captions is None else captions
         if len(images) > 1:
             self._several = self._several or images
         elif images and (says or not (label is None or data.needs_captions)):
@@ -194,6 +243,8 @@ class Judge:
                 f"the members of a sample are not neighbours in {where}, e.g. those of {twice!r}; write it anew "
                 "in the order of names (tar --sort=name)"
             )
+        if self._odd is not None:
+            return f"captions of {where} are no texts, e.g. {self._odd!r:.80}; name another key as data.caption_columns"
         dotted = next((suffix for suffix in sorted(self._suffixes) if "." in suffix), None)
         if data.names_image_column:
             return f"no sample of {where} has data.image_column={data.image_column!r}: {found}"
