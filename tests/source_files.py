@@ -12,7 +12,7 @@ from PIL import Image
 from mmdd_ray.config import Data
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.readers import iter_shard
-from mmdd_ray.data.shards import list_shards
+from mmdd_ray.data.shards import find_shards, list_shards
 
 Members = list[tuple[str, bytes]]
 
@@ -72,3 +72,14 @@ def coco(*file_names: str) -> dict[str, list[dict[str, object]]]:
         "images": images,
         "annotations": [{"image_id": image["id"], "caption": "a dog"} for image in images],
     }
+
+
+def captions_of(data: Data) -> dict[str, list[str]]:
+    """Captions by key; fails where a row is refused."""
+    rows = read(data)
+    assert {row.reject for row in rows} == {None}
+    return {row.key: row.captions for row in rows}
+
+
+def says(uri: object, **settings: object) -> list[str]:
+    return find_shards(Data(uri=str(uri), **settings)).says  # type: ignore[arg-type]

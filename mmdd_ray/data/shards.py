@@ -14,7 +14,8 @@ from mmdd_ray.data.formats import FORMATS
 from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES
 from mmdd_ray.data.formats.format import Seen
 from mmdd_ray.data.formats.scenes import shapes_spec
-from mmdd_ray.data.layouts import Layout, class_layouts, layouts_of
+from mmdd_ray.data.layout import Layout
+from mmdd_ray.data.layouts import class_layouts, layouts_of
 from mmdd_ray.data.listing import find, in_one, reachable, split_sources
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.readers import iter_shard
