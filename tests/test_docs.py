@@ -1,10 +1,13 @@
 """Commands that README and docs show are ones that the command line takes; files and targets they name are there."""
 
+import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from mmdd_ray.cli import parse
@@ -13,6 +16,7 @@ from mmdd_ray.methods import METHODS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("mmdd_ray/zoo/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^ {4}((?:make|python|ray) .*)$", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 JOB = re.compile(r"(?:\S*/)?python3? (jobs/(\w+)\.py)\b *(.*)")
 
@@ -24,6 +28,8 @@ def commands(page: Path) -> Iterator[str]:
             for line in block.replace("\\\n", " ").splitlines():
                 if command := " ".join(shlex.split(line, comments=True, posix=False)):
                     yield command
+    for line in INDENTED.findall(BLOCK.sub("", page.read_text())):
+        yield " ".join(shlex.split(line, comments=True, posix=False))
 
 
 def inline(page: Path) -> list[str]:
@@ -84,6 +90,32 @@ def test_files_and_targets_of_the_commands_are_there(page: Path, command: str) -
         assert (ROOT / name).exists(), f"{page.name}: {name}"
     if target := re.match(r"make ([\w-]+)", command):
         assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_of_shell_and_python_are_of_their_language(page: Path) -> None:
+    for language, block in BLOCK.findall(page.read_text()):
+        if language in ("sh", "bash", "shell"):
+            parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+            assert parsed.returncode == 0, f"{page.name}: {parsed.stderr}"
+        elif language == "python":
+            compile(block, page.name, "exec")
+        elif language == "json":
+            json.loads(block)
+
+
+RAY = [(page, shlex.split(command)[1:]) for page, command in SHOWN if re.match(r"ray \w", command)]
+
+
+@pytest.mark.parametrize(("page", "arguments"), RAY, ids=lambda one: str(one)[-60:])
+def test_ray_takes_its_commands(page: Path, arguments: list[str]) -> None:
+    from ray.scripts.scripts import cli
+
+    command = cli
+    words = [word for word in arguments if word != "&"]
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context(page.name, words)  # click's own sentence, where it does not
 
 
 def test_ray_in_the_docs_is_the_ray_of_the_lock() -> None:
