@@ -99,16 +99,26 @@ def tree(root: Path, *paths: str, **texts: str) -> str:
             r"results\.csv, which says",
         ),
         (
-            ["val/images/0.jpg", "val/x.jpg"],
-            {"val__val_dot_txt": "0.JPEG\tn03444034\t0\n"},
-            r"val/val\.txt, which says",
+            ["images/0.jpg"],
+            {"val_annotations_dot_txt": "0.JPEG\tn03444034\t0\n"},
+            "the folder images for a class",
+        ),
+        (["images/0.jpg", "masks/0.png"], {}, "the folder images for a class, of 2"),
+        (
+            ["part-1/u0.png", "part-2/u1.png"],
+            {"part-1__p_dot_json": '{"u0.png": {"p": "a dog"}}'},
+            "p.json, which says",
         ),
         (
             ["images/cat/0.jpg", "images/dog/0.jpg"],
             {},
-            r"one folder images,.*/images if that holds the folders",
+            r"the folder images for a class.*/images if that holds the folders",
         ),
-        (["animals/animals/cat/0.jpg", "animals/animals/dog/0.jpg"], {}, "one folder animals"),
+        (
+            ["animals/animals/cat/0.jpg", "animals/animals/dog/0.jpg"],
+            {},
+            "the folder animals for a class, of 1",
+        ),
         (["images/0.jpg", "images/1.jpg"], {"annotations__list_dot_xml": "<x>"}, "without any that is read"),
         (
             ["training_set/cat/0.jpg", "test_set/cat/0.jpg"],
@@ -142,7 +152,7 @@ def test_folders_that_are_no_classes_are_refused(tmp_path, paths, texts, complai
 @pytest.mark.parametrize(
     ("paths", "texts", "classes"),
     [
-        (["cat/0.jpg", "steam_train/1.jpg"], {}, ["cat", "steam_train"]),
+        (["bullet_train/0.jpg", "car/1.jpg", "eval_kit/2.jpg"], {}, ["bullet_train", "car", "eval_kit"]),
         (["cat/0.jfif", "dog/1.JPG", "eel/2.jpe"], {}, ["cat", "dog", "eel"]),
         (
             ["a/0.jpg", "b/0.jpg"],
@@ -158,6 +168,69 @@ def test_folders_of_classes_beside_other_files_are_read(tmp_path, paths, texts, 
     assert {(row.captions[0].replace(" ", "_"), row.label) for row in rows} == {
         (n, i) for i, n in enumerate(classes)
     }
+
+
+def test_boxes_and_facts_beside_images_are_no_captions(tmp_path):
+    paths, boxes = ["cat/0.jpg", "dog/1.jpg"], "0 0.5 0.5 0.1 0.1\n"
+    yolo = tree(tmp_path / "yolo", *paths, cat__0_dot_txt=boxes, dog__1_dot_txt=boxes)
+    facts = tree(tmp_path / "facts", *paths, cat__0_dot_json='{"width": 8}', dog__1_dot_json='{"width": 8}')
+    few = tree(tmp_path / "few", *paths, "cat/2.jpg", "dog/3.jpg", cat__0_dot_txt="a cat")
+    for root in (yolo, facts, few):
+        assert {(row.captions[0], row.label) for row in read(Data(uri=root))} == {("cat", 0), ("dog", 1)}
+        assert "beside images, e.g. cat/0" in says(root)[0]
+    boxed = tree(
+        tmp_path / "tiny", "n01/images/0.jpg", "n02/images/1.jpg", n01__n01_boxes_dot_txt="n01_0.JPEG\t1\t2\n"
+    )
+    assert {row.label for row in read(Data(uri=boxed))} == {0, 1}
+
+
+def test_images_with_captions_keep_the_class_of_their_folder(tmp_path):
+    root = tree(tmp_path / "x", "cat/0.jpg", "dog/1.jpg", cat__0_dot_txt="a tabby", dog__1_dot_txt="a pug")
+    assert sorted((row.captions[0], row.label) for row in read(Data(uri=root))) == [
+        ("a pug", 1),
+        ("a tabby", 0),
+    ]
+
+
+def test_a_link_that_is_no_data_stops_nothing(tmp_path):
+    write_tar(tmp_path / "0.tar", pair("x"))
+    (tmp_path / "README").symlink_to("/nowhere")
+    assert fates(read(Data(uri=str(tmp_path)))) == [("x", None)]
+    root = tree(tmp_path / "x", "cat/0.jpg", "dog/1.jpg")
+    (tmp_path / "x/cat/2.jpg").symlink_to("2.jpg")
+    (tmp_path / "x/README").symlink_to("/nowhere")
+    assert [row.reject for row in read(Data(uri=root)) if row.reject] == ["missing image"]
+
+
+def test_folders_that_are_linked_to_are_the_same_images(tmp_path):
+    data = Data(uri=tree(tmp_path / "real", "cat/0.jpg", "dog/1.jpg"))
+    (tmp_path / "linked").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "linked" / name).symlink_to(f"../real/{name}")
+    with pytest.raises(UserError, match=r"2 of its 2 files are among those of data.uri"):
+        check_data(data, Evaluation(val=None, test=f"{tmp_path}/linked"))  # type: ignore[arg-type]
+
+
+def test_what_img2dataset_writes_beside_its_data_is_none(tmp_path):
+    write_tar(tmp_path / "00000.tar", pair("x"))
+    write_json(tmp_path / "00000_stats.json", {"count": 1})
+    write_parquet(tmp_path / "00000.parquet", {"url": ["http://x"]})
+    written = [f"{tmp_path}/00000{end}" for end in (".parquet", ".tar", "_stats.json")]
+    for uri in (
+        str(tmp_path),
+        f"{tmp_path}/*",
+        "::".join(written),
+        f"{tmp_path}/00000{{.tar,.parquet,_stats.json}}",
+    ):
+        assert fates(read(Data(uri=uri))) == [("x", None)]
+
+
+def test_two_tables_of_one_folder_are_refused(tmp_path):
+    write_images(tmp_path, *METADATA)
+    for name in ("metadata.jsonl", "metadata.csv"):
+        _write_metadata(tmp_path / name)
+    with pytest.raises(UserError, match=r"two tables of metadata in one folder \(\.\)"):
+        list_shards(Data(uri=str(tmp_path)))
 
 
 def test_a_pattern_of_folders_keeps_to_one_split(tmp_path):

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import tarfile
+from collections import defaultdict
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -252,13 +253,16 @@ def test_every_sample_of_a_tar_is_counted(found: list[tuple[str, bytes, bytes]])
 
 def samples_of(suffixes: list[str]) -> int:
     """How many samples the members of one key are."""
-    parts = [posixpath.splitext(f"x.{suffix}") for suffix in suffixes]
-    read = [stem for stem, kind in parts if kind[1:] in {*IMAGE_SUFFIXES, "txt", "json", "cls"}]
-    if "x" in read or not read:
-        return 1
-    if len({kind for _, kind in parts}) == len(parts):
-        return 1
-    return sum(1 for at, (stem, _) in enumerate(parts) if at == 0 or stem != parts[at - 1][0])
+    text, parts = ("txt", "json", "cls"), defaultdict(set)
+    for suffix in suffixes:
+        stem, kind = posixpath.splitext(f"x.{suffix}")
+        parts[stem].add(kind[1:])
+    pairs = [s for s, kinds in parts.items() if s != "x" and kinds & {*IMAGE_SUFFIXES} and kinds & {*text}]
+    others = {stem for stem in parts if stem not in pairs}
+    if "x" in others:
+        return len(pairs) + 1
+    read = {kind for kinds in parts.values() for kind in kinds} & {*IMAGE_SUFFIXES, *text}
+    return len(pairs) + len(others) if pairs or (read and not read & {*text}) else 1
 
 
 @generated

@@ -56,12 +56,10 @@ def test_sources_are_read_one_after_the_other_each_with_its_own_rows(tmp_path):
 def test_files_that_a_shell_wrote_out_are_one_source(tmp_path):
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", pair("x", level=number))
-    write_parquet(tmp_path / "0.parquet", {"image": [jpeg()], "text": ["a dog"]})
-    written = "::".join(f"{tmp_path}/{name}" for name in ("0.tar", "1.tar", "2.tar", "0.parquet"))
-    assert says(written) == [
-        f"{tmp_path}/{{0.tar,1.tar,2.tar}}: 3 tars",
-        f"{tmp_path}/0.parquet: 1 Parquet file",
-    ]
+    write_parquet(tmp_path / "3.parquet", {"image": [jpeg()], "text": ["a dog"]})
+    written = "::".join(f"{tmp_path}/{name}" for name in ("0.tar", "1.tar", "2.tar", "3.parquet"))
+    where = f"{tmp_path}/{{0.tar,1.tar,2.tar,3.parquet}}"
+    assert says(written) == [f"{where}: 3 tars", f"{where}: 1 Parquet file"]
     assert [shard.kind for shard in list_shards(Data(uri=written))] == ["tar"] * 3 + ["parquet"]
 
 
@@ -90,7 +88,7 @@ def test_classes_of_several_image_folders_are_numbered_together(tmp_path):
         ("{0}/0.tar::{0}/*.tar", "twice"),
         ("{0}/0.tar::", "names nothing on one side"),
         ("simplecache::{0}/0.tar", "stands between sources, and simplecache is none"),
-        ("{0}/0.tar::{0}/nowhere.tar", r"1 of 2 files are not there \(nowhere\.tar\)"),
+        ("{0}/0.tar::{0}/nowhere.tar", r"nowhere\.tar is not there, of "),
     ],
 )
 def test_sources_that_are_none_are_one_sentence(tmp_path, uri, complaint):
@@ -154,6 +152,36 @@ def test_dotted_keys_that_lack_a_member_cost_that_sample_alone(tmp_path):
     assert [row.image for row in rows if row.image] == [jpeg(n) for n in range(60) if n % 10 != 5]
 
 
+def test_a_plain_sample_among_dotted_ones_swallows_none(tmp_path):
+    for count in (3, 12):
+        dotted = [member for n in range(count) for member in pair(f"a.{n}", level=n + 1)]
+        for number, members in enumerate(
+            ([*dotted, *pair("a")], [*pair("a"), ("a.mask.png", jpeg()), *dotted])
+        ):
+            rows = read(Data(uri=write_tar(tmp_path / f"{count}-{number}.tar", members)))
+            assert sorted(row.image or b"" for row in rows) == sorted(jpeg(n) for n in range(count + 1))
+            assert [row.reject for row in rows] == [None] * (count + 1)
+
+
+def test_hidden_folders_of_a_tar_are_no_data(tmp_path):
+    members = [
+        *pair("a/x"),
+        ("__MACOSX/a/._x.jpg", b"mac"),
+        (".cache/y.jpg", jpeg()),
+        ("__MACOSX/z.jpg", jpeg()),
+    ]
+    assert [row.key.partition("-")[0] for row in read(Data(uri=write_tar(tmp_path / "0.tar", members)))] == [
+        "a_x"
+    ]
+
+
+def test_shards_that_differ_in_the_lines_of_texts_are_read_alike(tmp_path):
+    for number, text in enumerate(("one\ntwo", "one", "one\ntwo")):
+        write_tar(tmp_path / f"{number}.tar", pair("x", text, level=number))
+    assert [row.captions for row in read(Data(uri=str(tmp_path)))] == [["one two"], ["one"], ["one two"]]
+    assert "in some shards each line of a .txt is a caption, and in others not" in says(tmp_path)[1]
+
+
 def test_a_sample_with_one_image_and_one_text_of_any_name_is_whole(tmp_path):
     members = [m for n in range(3) for m in ((f"{n}.image.jpg", jpeg(n)), (f"{n}.caption.txt", b"a dog"))]
     rows = read(Data(uri=write_tar(tmp_path / "0.tar", members)))
@@ -201,7 +229,7 @@ def test_a_text_and_json_that_differ_are_noted(tmp_path):
             r"not neighbours .* 'a'.*--sort=name",
         ),
         ([("a.jpg", jpeg()), ("a.cls", b"n01440764")], {"needs_captions": False}, r"\.cls holds 'n01440764'"),
-        ([("a.jpg", b""), ("a.0.txt", b"x")], {}, "a key ends at the first dot"),
+        ([("a.jpg", jpeg()), ("a.en.md", b"x")], {}, "a key ends at the first dot"),
     ],
 )
 def test_odd_tars_are_one_sentence(tmp_path, members, settings, complaint):
@@ -224,6 +252,15 @@ def test_utf16_without_a_mark_is_not_taken_for_text(tmp_path):
         tmp_path / "0.tar", [*pair("a"), ("b.jpg", jpeg()), ("b.txt", "a dog".encode("utf-16-le"))]
     )
     assert fates(read(Data(uri=uri))) == [("a", None), ("b", "caption is not UTF-8")]
+
+
+@pytest.mark.parametrize("text", ["a dog".encode("utf-16-le"), "caf\xe9".encode("latin-1"), b" \n"])
+def test_texts_that_cannot_be_read_are_told_before_the_run(tmp_path, text):
+    uri = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg()), ("a.txt", text)])
+    with pytest.raises(
+        UserError, match=r"none of the first 1 samples of .* can be used: 1 (caption is|blank)"
+    ):
+        list_shards(Data(uri=uri))
 
 
 def test_a_null_among_captions_is_left_out(tmp_path):
@@ -294,13 +331,36 @@ def test_images_that_are_only_paths_are_told_before_the_run(tmp_path):
     [
         ({"caption": pa.array([None, None], pa.string())}, "none of the first 2 rows .*: missing caption"),
         ({"caption": [" ", ""]}, "none of the first 2 rows .*: blank caption"),
-        ({"caption": TWO, "split": ["train", "test"]}, "mixes rows of several splits .test, train"),
+        (
+            {"caption": TWO, "split": ["train", "test"]},
+            "rows of several splits in the column .split.: test, train",
+        ),
     ],
 )
 def test_parquet_that_cannot_be_right_is_told_before_the_run(tmp_path, columns, complaint):
     uri = write_parquet(tmp_path / "0.parquet", {"image": IMAGE, **columns})
     with pytest.raises(UserError, match=complaint):
         list_shards(Data(uri=uri))
+
+
+def test_a_split_of_parquet_is_chosen_by_its_column(tmp_path):
+    for number, splits in enumerate((["train"] * 40 + [None], ["train", "test"])):
+        images = [jpeg(50 * number + n) for n in range(len(splits))]
+        columns = {"image": images, "text": ["a dog"] * len(splits), "split": pa.array(splits, pa.string())}
+        write_parquet(tmp_path / f"{number}.parquet", columns)
+    with pytest.raises(UserError, match=r"several splits in the column 'split': test, train; name one"):
+        list_shards(Data(uri=str(tmp_path)))
+    assert [row.image for row in read(Data(uri=str(tmp_path), split="test"))] == [jpeg(51)]
+    assert len(read(Data(uri=f"{tmp_path}/*.parquet", split="train"))) == 41
+    assert len(read(Data(uri=str(tmp_path), split="all"))) == 43
+
+
+def test_a_class_that_folders_name_by_a_text_is_told(tmp_path):
+    (tmp_path / "label=cat").mkdir()
+    write_parquet(tmp_path / "label=cat" / "0.parquet", {"image": [jpeg()], "text": ["a dog"]})
+    with pytest.raises(UserError, match=r"data.label_column='label' is the text 'cat' in the folders"):
+        list_shards(Data(uri=str(tmp_path)))
+    assert [row.label for row in read(Data(uri=str(tmp_path), label_column=""))] == [None]
 
 
 def test_a_list_that_is_empty_says_nothing(tmp_path):
@@ -384,7 +444,8 @@ def test_a_table_as_open_clip_takes_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("c.csv", "image,caption\na.jpg,a dog, running\n", r"line 2 of c\.csv has more fields .* in quotes"),
+        ("c.csv", "image,caption\na.jpg,a dog, running\n", r"line 2 of c\.csv cannot be read .* more fields"),
+        ("c.csv", 'image,caption\na.jpg,"hello\nb.jpg,a dog"\n', "a quotation mark that is never closed"),
         ("c.csv", "image,caption\nhttp://x/a.jpg,a dog\n", "all 1 rows .* are refused: unsafe image path"),
         ("c.json", '[{"image": "../a.jpg", "caption": "x"}]', "all 1 rows .* are refused: unsafe image path"),
         (
@@ -416,6 +477,12 @@ def test_tables_as_people_have_them(tmp_path):
     listed.write_text('image,caption\na.jpg,"[""x"", ""y""]"\nb.jpg,"[]"\n')
     rows = read(Data(uri=str(listed), image_root=str(tmp_path)))
     assert [(row.captions, row.reject) for row in rows] == [(["x", "y"], None), ([], "missing caption")]
+    quoted = tmp_path / "quoted.tsv"
+    quoted.write_text('filepath\ttext\na.jpg\t"hello\nb.jpg\tsize 12"\n')
+    assert captions_of(Data(uri=str(quoted))) == {"a": ['"hello'], "b": ['size 12"']}
+    token = tmp_path / "Flickr8k.token"
+    token.write_text("a.jpg#0\tA dog runs .\na.jpg#1\tA pup .\na.jpg#2\tA pup .\nb.jpg#0\tA cat .\n")
+    assert captions_of(Data(uri=str(token))) == {"a": ["A dog runs .", "A pup ."], "b": ["A cat ."]}
     lines = tmp_path / "lines.json"
     lines.write_text('{"image": "a.jpg", "text": "x"}\n{"image": "b.jpg", "text": "y"}\n')
     assert captions_of(Data(uri=str(lines))) == {"a": ["x"], "b": ["y"]}

@@ -39,6 +39,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             sentence = str(error)
             for own in ("split", "image_root"):  # the other settings of the source are those of data
                 sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
+            sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
             raise UserError(f"evaluation.{name}: {sentence}") from error
         _refuse_common(setting, listings["data"].shards, listings[setting].shards)
         if labelled:
@@ -105,7 +106,12 @@ def _addresses(shards: Sequence[Shard]) -> set[str]:
     found: set[str] = set()
     for shard in shards:
         if shard.kind == "files":
-            found |= {f"{shard.uri}/{entry.path}" for entry in shard.entries if entry.path}
+            folders: dict[str, str] = {}  # a class may be a link to that of another folder
+            for path in (f"{shard.uri}/{entry.path}" for entry in shard.entries if entry.path):
+                folder, _, name = path.rpartition("/")
+                if folder not in folders:
+                    folders[folder] = folder if "://" in folder else os.path.realpath(folder)
+                found.add(f"{folders[folder]}/{name}")
         elif shard.kind == "scenes":
             seed = parse_qs(shard.uri.partition("?")[2]).get("seed", ["0"])[0]
             found.add(f"the scenes of seed {seed}")

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from fsspec.core import url_to_fs
 from mmdd_ray.config import Data
 from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES, PATH_COLUMNS, read_annotations
 from mmdd_ray.data.formats.files import class_folders, is_image, sample_entries, suffix_of, texts_beside
+from mmdd_ray.data.formats.parquet import column_splits
+from mmdd_ray.data.formats.samples import Sample, is_blank
 from mmdd_ray.data.layout import (
     Layout,
     count_of,
@@ -30,20 +33,25 @@ from mmdd_ray.data.splits import ALL, by_split, choose_split, path_split, word_s
 from mmdd_ray.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # Hugging Face's image folders
-ANNOTATIONS_LOOKED_AT = 20
+ANNOTATIONS_LOOKED_AT = 20  # the shallowest; each class folder may have one
+TEXTS_LOOKED_AT = 8
+HEAD_BYTES = 4096
 SPEAKING = (*ANNOTATION_SUFFIXES, ".txt", ".token")
-SAYING = ("comment", "title", "sentence", "description", "label", "labels", "class")  # columns beside a path
-FACTS = (
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset-metadata.json",
-)  # of a dataset, not of its images
-# COCO and Karpathy, or a list of images
+SAYING = ("comment", "title", "sentence", "description")  # what columns of captions are called, too
+FACTS = ("dataset_info.json", "dataset_infos.json", "dataset-metadata.json")
+# COCO and Karpathy, a list of images, or captions by their names
 _ANNOTATIONS = re.compile(
-    rb'"images"\s*:\s*\[|"annotations"\s*:\s*\[|"sentences"\s*:\s*\[|^\s*\[\s*\{[^}]*"(image|file_name|image_path)"'
+    rb'"(images|annotations|sentences)"\s*:\s*\[|^\s*\[\s*\{[^}]*"(image|file_name|image_path)"'
+    rb'|"[^"]+\.(png|jpe?g|webp)"\s*:'
 )
-_MERE_IMAGES = re.compile(r"(^|[_-])(images?|imgs?|photos|pictures|jpegimages)$", re.IGNORECASE)
-_NAMED_IMAGE = re.compile(r"[^\t,|;]+\.(jpe?g|png|webp)(#\d+)?[\t,|;]", re.IGNORECASE)
+_CAPTIONED = re.compile(r"[^\t,|;]+\.(jpe?g|png|webp)(#\d+)?[\t,|;] *[A-Za-z]+ [A-Za-z]+", re.IGNORECASE)
+_MERE_IMAGES = re.compile(
+    r"(^|[_-])(images?|imgs?|photos|pictures|jpegimages|annotations|masks|labels|trimaps)$", re.IGNORECASE
+)
+_SHARD = re.compile(r"\d{5,}")  # a folder of img2dataset
+_SPLIT_WORD = re.compile(
+    r"(?<![a-z])(train(ing)?|valid(ation)?|val|dev|test(ing)?|eval(uation)?)(?![a-z])", re.IGNORECASE
+)
 
 
 def folder_layouts(found: Found, folders: list[Stored], data: Data) -> list[Layout]:
@@ -72,7 +80,7 @@ def _folder_layout(folder: Stored, data: Data) -> list[Layout]:
     parquet = [one for one in files if is_parquet(one.uri) and names_of([one])[0].split(".")[0] not in below]
     if tars or parquet:
         refuse_both(tars, parquet, folder.uri)
-        chosen, _ = of_split(tars or parquet, folder.uri, folder.uri, data)
+        chosen = _of_split(tars, parquet, folder.uri, data)
         return [shard_files("tar" if tars else "parquet", chosen, folder.uri, not_read("sub-folder", below))]
     found = tree(folder.uri)
     sizes = dict(found.files)
@@ -83,7 +91,7 @@ def _folder_layout(folder: Stored, data: Data) -> list[Layout]:
     )
     if tars or parquet:
         refuse_both(tars, parquet, folder.uri)
-        chosen, _ = of_split(tars or parquet, folder.uri, folder.uri, data)
+        chosen = _of_split(tars, parquet, folder.uri, data)
         tops = sorted({one.uri.removeprefix(folder.uri).split("/")[1] for one in chosen})
         also = f" in {count_of(len(tops), 'folder')}: {some_of(tops)}" if len(tops) > 1 else ""
         also += not_read("image", contents.images)
@@ -93,8 +101,8 @@ def _folder_layout(folder: Stored, data: Data) -> list[Layout]:
     if not contents.images:
         raise UserError(f"data.uri={folder.uri} holds no .tar, no .parquet and no image")
     paths = [path for path, _ in found.files]
-    if not texts_beside(paths):
-        _refuse_annotated(folder.uri, [path for path, size in found.files if size], data)
+    if data.split is None:  # which says what a root of splits may be meant for
+        _refuse_annotated(folder.uri, paths, data)
     if empty := sorted(set(below) - {path.split("/")[0] for path in paths if "/" in path}):
         raise UserError(
             f"data.uri={folder.uri} has folders of images and empty ones ({some_of(empty)}), which would move the "
@@ -102,9 +110,15 @@ def _folder_layout(folder: Stored, data: Data) -> list[Layout]:
         )
     hidden = not_read("hidden file", [path for path in found.hidden if is_image(path)])
     return [
-        _image_layout(own, images, files, hidden)
+        _image_layout(own, images, files, hidden, data)
         for own, images, files in _split_folders(folder.uri, contents.images, paths, data)
     ]
+
+
+def _of_split(tars: list[Stored], parquet: list[Stored], uri: str, data: Data) -> list[Stored]:
+    """The tars, or else the Parquet files, of the split; a column of the latter may tell it, too."""
+    may_hold = not tars and bool(column_splits([parquet[0].uri]))
+    return of_split(tars or parquet, uri, uri, data, may_hold=may_hold)[0]
 
 
 def _contents(paths: Sequence[str]) -> _Contents:
@@ -116,42 +130,64 @@ def _contents(paths: Sequence[str]) -> _Contents:
     )
 
 
-def _image_layout(folder: str, images: list[str], paths: list[str], hidden: str) -> Layout:
+def _image_layout(folder: str, images: list[str], paths: list[str], hidden: str, data: Data) -> Layout:
     """Images with texts beside them, or in the folders of their classes."""
-    if texts := texts_beside(paths):
+    texts, classes = texts_beside(paths), class_folders(images)
+    has_most = 2 * len(texts) >= len(images) or len(classes) < 2
+    if texts and has_most and _are_captions(folder, [path for own in texts.values() for path in own], data):
         lacking = len(images) - len(texts)
         note = f"; {lacking:,} of them have none" if lacking else ""
         kinds = ", ".join(sorted({f".{suffix_of(path)}" for own in texts.values() for path in own}))
+        are_classes = len(classes) > 1 and not all(map(_SHARD.fullmatch, classes))
         return Layout(
             folder,
             "files",
             f"{count_of(len(images), 'image')} with captions in {kinds} of the same name{note}{hidden}",
             root=folder,
-            entries=tuple(sample_entries(images, texts)),
+            entries=tuple(sample_entries(images, texts, classes if are_classes else ())),
         )
-    classes = class_folders(images)
+    if data.split is not None:
+        _refuse_annotated(folder, paths, data)
     _check_classes(folder, classes, images, paths)
     number = count_of(len(classes), "class", "classes")
-    says = f"{count_of(len(images), 'image')} in {number}: {some_of(classes)}{hidden}"
+    beside = not_read("text", sorted(path for own in texts.values() for path in own), "beside images")
+    says = f"{count_of(len(images), 'image')} in {number}: {some_of(classes)}{beside}{hidden}"
     return Layout(folder, "files", says, root=folder, images=tuple(images))
+
+
+def _are_captions(folder: str, paths: Sequence[str], data: Data) -> bool:
+    """Whether the first of these files hold words, or JSON with captions; the boxes of a detector are numbers."""
+    for path in sorted(paths)[:TEXTS_LOOKED_AT]:
+        fs, file = url_to_fs(f"{folder}/{path}")
+        content = fs.cat_file(file)
+        if suffix_of(path) == "json":
+            record = Sample("", {"json": content}).record()
+            if any(not is_blank(record.get(name)) for name in data.caption_columns):
+                return True
+        elif suffix_of(path) != "cls" and re.search(rb"[A-Za-z\x80-\xff]", content):
+            return True
+    return False
 
 
 def _check_classes(folder: str, classes: Sequence[str], images: Sequence[str], paths: Sequence[str]) -> None:
     """Refuses folders that are no classes, which would move the labels of others or be the only one."""
     others = sorted({path.split("/")[0] for path in paths if "/" in path} - set(classes))
+    deep = [name for name in classes if len(class_folders(_below(name, images))) > 1]
     if classes and others:
         kinds = sorted({f".{suffix_of(path)}" for path in paths if path.split("/")[0] in others})
         raise UserError(
             f"data.uri={folder} has folders of images ({some_of(classes)}) and others without any that is read "
-            f"({some_of(others)}; {some_of(kinds)}), which are no classes or have images of another kind; name the "
-            "folder of the classes, or remove what is none"
+            f"({some_of(others)}; {some_of(kinds)}), which are no classes or have images of another kind; "
+            + (f"name the folder of the classes, {folder}/{deep[0]}" if deep else "remove what is no class")
         )
+    mere = [name for name in classes if _MERE_IMAGES.search(name)]
     deeper = any(path.count("/") > 1 for path in images)
-    if len(classes) == 1 and (deeper or _MERE_IMAGES.search(classes[0])):
-        hint = f", or {folder}/{classes[0]} if that holds the folders of classes" if deeper else ""
+    if mere or (len(classes) == 1 and deeper):
+        name = (mere or classes)[0]
+        hint = f", or {folder}/{name} if that holds the folders of classes" if deeper else ""
         raise UserError(
-            f"data.uri={folder} has all of its images in the one folder {classes[0]}, which would be their only class; "
-            f"name the file that says what is in them{hint} (docs/data.md)"
+            f"data.uri={folder} would take the folder {name} for a class, of {len(classes)}; name the file that says "
+            f"what is in its images{hint} (docs/data.md)"
         )
 
 
@@ -161,11 +197,12 @@ def _split_folders(
     """The folders to read, each with its images and files: that of the split, of all splits, or the whole."""
     tops = class_folders(images)
     named = {top: split for top in tops if (split := path_split(top))}
-    # one name with such a word, as steam_train, may be a class among others
+    # bullet_train and eval_kit may be classes, seg_train and seg_test are not
+    alike = Counter(_SPLIT_WORD.sub("", top) for top in named)
     has_splits = (
-        len(set(named.values())) > 1
-        or any(map(word_split, tops))
-        or (bool(named) and len(named) == len(tops))
+        any(map(word_split, tops))
+        or bool(named and len(named) == len(tops))
+        or max(alike.values(), default=0) > 1
     )
     beside = [top for top in tops if top not in named]
     if not has_splits or (data.split == ALL and beside):
@@ -194,16 +231,15 @@ def _below(folder: str, paths: Sequence[str]) -> list[str]:
 
 
 def _refuse_annotated(folder: str, paths: Sequence[str], data: Data) -> None:
-    """Refuses images beside a file that says what is in them, which class folders would ignore."""
-    named = [
-        path for path in paths if path.lower().endswith(SPEAKING) and posixpath.basename(path) not in FACTS
-    ]
+    """Refuses images beside a file with captions of them, which class folders would ignore."""
+    beside = {path for own in texts_beside(paths).values() for path in own}
+    named = [p for p in paths if p.lower().endswith(SPEAKING) and not is_fact(p) and p not in beside]
     # JSON last, as there may be one for each image
-    for path in sorted(named, key=lambda path: (path.endswith(".json"), path.count("/")))[
-        :ANNOTATIONS_LOOKED_AT
-    ]:
+    named.sort(key=lambda path: (path.lower().endswith(".json"), path.count("/")))
+    for path in named[:ANNOTATIONS_LOOKED_AT]:
         fs, file = url_to_fs(f"{folder}/{path}")
-        if _speaks_of_images(path, fs.cat_file(file, end=4096), data):
+        size = fs.info(file)["size"]  # S3 has no range of an empty file
+        if size and _has_captions(path, fs.cat_file(file, end=min(size, HEAD_BYTES)), data):
             raise UserError(
                 f"data.uri={folder} holds images and {path}, which says what is in them; name that file, "
                 f"data.uri={folder}/{path}, and the folder of its images as data.image_root; or move it away to read "
@@ -211,20 +247,31 @@ def _refuse_annotated(folder: str, paths: Sequence[str], data: Data) -> None:
             )
 
 
-def _speaks_of_images(path: str, head: bytes, data: Data) -> bool:
-    """Whether the head of a file has names of images and what is in them."""
+def is_fact(path: str) -> bool:
+    """Whether a JSON file tells of a dataset or a download, and not of its images."""
+    return posixpath.basename(path) in FACTS or path.endswith("_stats.json")
+
+
+def _has_captions(path: str, head: bytes, data: Data) -> bool:
+    """Whether the head of a file has names of images and captions; labels, numbers and URLs are none."""
     if path.lower().endswith(".json"):
         return _ANNOTATIONS.search(head) is not None
     first = head.decode(errors="replace").partition("\n")[0]
-    columns = {name.strip(" \"'\r").lower() for name in re.split(r"[,\t|;]", first)}
     if path.lower().endswith((".jsonl", ".ndjson")):
-        columns = set(re.findall(r'"(\w+)"', first))
+        columns = set(re.findall(r'"(\w+)"\s*:', first))
+    else:
+        columns = {name.strip(" \"'\r").lower() for name in re.split(r"[,\t|;]", first)}
     speaks = not columns.isdisjoint(PATH_COLUMNS) and not columns.isdisjoint((*data.caption_columns, *SAYING))
-    return speaks or _NAMED_IMAGE.match(first) is not None
+    return speaks or _CAPTIONED.match(first) is not None
 
 
 def _metadata_layout(uri: str, contents: _Contents, found: Tree, data: Data) -> Layout:
     """Hugging Face's image folder: rows of metadata.jsonl or metadata.csv name the images beside it."""
+    counts = Counter(posixpath.dirname(path) for path in contents.tables)
+    if twice := [folder for folder, count in counts.items() if count > 1]:
+        raise UserError(
+            f"data.uri={uri} has two tables of metadata in one folder ({twice[0] or '.'}); remove one"
+        )
     entries: list[Entry] = []
     for path in contents.tables:
         folder = posixpath.dirname(path)

@@ -8,7 +8,7 @@ from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.compression import TAR_SUFFIXES
-from mmdd_ray.data.listing import Stored, full_uri
+from mmdd_ray.data.listing import Stored, full_uri, lost_link
 from mmdd_ray.data.shard import Entry, Kind
 from mmdd_ray.data.splits import by_split, choose_split, path_split
 from mmdd_ray.errors import UserError
@@ -31,7 +31,7 @@ class Layout:
     """What is read of a source: files that are shards themselves, or single images."""
 
     source: str
-    """Path that names its shards: of a folder or an annotation file."""
+    """Path of the folder or the annotation file, which names its shards; of tars and Parquet what was asked for."""
     kind: Kind
     """tar, parquet, files or scenes."""
     says: str
@@ -48,6 +48,8 @@ class Layout:
 
 def shard_files(kind: Kind, stored: Sequence[Stored], uri: str, also: str = "") -> Layout:
     """Tars or Parquet files as a layout; ``also`` is said of it, too."""
+    if lost := [one for one in stored if one.is_lost]:
+        raise UserError(lost_link(lost[0].uri))
     files = tuple(File(one.uri, one.size_bytes, _partition(one.uri)) for one in stored)
     what = count_of(len(files), "tar") if kind == "tar" else count_of(len(files), "Parquet file")
     split = by_split(names_of(stored))
@@ -95,8 +97,8 @@ def glob_root(pattern: str) -> str:
 
 def refuse_both(tars: Sequence[Stored], parquet: Sequence[Stored], uri: str) -> None:
     """Refuses tars beside Parquet files, unless these are what img2dataset writes beside each tar."""
-    beside = {_bare(tar) for tar in tars}
-    alone = [one for one in parquet if _bare(one) not in beside]
+    beside = {bare_name(tar) for tar in tars}
+    alone = [one for one in parquet if bare_name(one) not in beside]
     if tars and alone:
         raise UserError(
             f"data.uri={uri} holds tars and Parquet files that do not belong to them, e.g. {alone[0].uri}; "
@@ -104,7 +106,7 @@ def refuse_both(tars: Sequence[Stored], parquet: Sequence[Stored], uri: str) -> 
         )
 
 
-def _bare(stored: Stored) -> str:
+def bare_name(stored: Stored) -> str:
     """Its path up to the first dot of its name."""
     folder, _, name = stored.uri.rpartition("/")
     return f"{folder}/{name.split('.')[0]}"

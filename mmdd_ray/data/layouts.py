@@ -6,11 +6,13 @@ from dataclasses import replace
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.folders import folder_layouts
+from mmdd_ray.data.folders import folder_layouts, is_fact
 from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES, read_annotations
 from mmdd_ray.data.formats.files import class_folders, folder_entries
+from mmdd_ray.data.formats.parquet import column_splits
 from mmdd_ray.data.layout import (
     Layout,
+    bare_name,
     count_of,
     glob_root,
     is_parquet,
@@ -33,26 +35,17 @@ def layouts_of(found: Found, data: Data) -> list[Layout]:
         UserError: That is unclear, or nothing that is read.
     """
     folders = [one for one in found.stored if one.is_folder]
-    files = [one for one in found.stored if not one.is_folder]
-    if folders and not files:
+    kinds = _kinds(found, {bare_name(folder) for folder in folders})
+    if folders and not any(kinds.values()):
         return folder_layouts(found, folders, data)
-    kinds: dict[Kind, list[Stored]] = {
-        "tar": [one for one in files if is_tar(one.uri)],
-        "parquet": [one for one in files if is_parquet(one.uri)],
-        "files": [one for one in files if one.uri.lower().endswith(ANNOTATION_SUFFIXES)],
-    }
-    if not found.is_listed:
-        # img2dataset writes a .parquet and a .json beside each tar
-        refuse_both(kinds["tar"], kinds["parquet"], found.uri)
-        first = next((kind for kind, own in kinds.items() if own), None)
-        kinds = {kind: own if kind == first else [] for kind, own in kinds.items()}
     layouts: list[Layout] = []
     for kind, chosen in kinds.items():
         if not chosen:
             continue
         own = data
-        if not found.is_listed or (data.split is not None and kind != "files"):
-            chosen, own = of_split(chosen, glob_root(found.uri), found.uri, data, may_hold=kind == "files")
+        if not found.is_listed or data.split is not None:
+            may_hold = kind == "files" or (kind == "parquet" and bool(column_splits([chosen[0].uri])))
+            chosen, own = of_split(chosen, glob_root(found.uri), found.uri, data, may_hold=may_hold)
         if kind == "files":
             layouts += [_annotated(one.uri, own) for one in chosen]
         else:
@@ -63,6 +56,29 @@ def layouts_of(found: Found, data: Data) -> list[Layout]:
         f"data.uri={data.uri} matches {found.stored[0].uri}; expected .tar or .parquet files, .json, .jsonl or .csv, "
         "or a folder"
     )
+
+
+def _kinds(found: Found, folders: set[str]) -> dict[Kind, list[Stored]]:
+    """The files that are read, by kind.
+
+    Not the tables and records that img2dataset writes beside its tars and folders of images; of a pattern, files of one
+    kind.
+    """
+    files = [one for one in found.stored if not one.is_folder]
+    tars = [one for one in files if is_tar(one.uri)]
+    beside = {bare_name(tar) for tar in tars} | folders
+    kinds: dict[Kind, list[Stored]] = {
+        "tar": tars,
+        "parquet": [one for one in files if is_parquet(one.uri) and bare_name(one) not in beside],
+        "files": [
+            one for one in files if one.uri.lower().endswith(ANNOTATION_SUFFIXES) and not is_fact(one.uri)
+        ],
+    }
+    if found.is_listed:
+        return kinds
+    refuse_both(kinds["tar"], kinds["parquet"], found.uri)
+    first = next((kind for kind, own in kinds.items() if own), None)
+    return {kind: own if kind == first else [] for kind, own in kinds.items()}
 
 
 def class_layouts(layouts: Sequence[Layout]) -> tuple[list[Layout], list[str]]:

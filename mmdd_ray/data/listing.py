@@ -21,6 +21,7 @@ LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 MOST_FILES = 1_000_000  # of a range; more are a slip of the finger, and would fill the memory
+PAPERS = ("readme", "license", "licence", "copying", "notice", "authors")  # files without a suffix
 HIDDEN = ("__MACOSX", "@eaDir")  # folders that systems leave beside people's files
 
 
@@ -30,6 +31,16 @@ class Stored(NamedTuple):
     uri: str
     is_folder: bool
     size_bytes: int | None
+    is_lost: bool = False
+    """Whether it is a link to what is not there."""
+
+
+class Source(NamedTuple):
+    """A part of ``data.uri``."""
+
+    uri: str
+    is_complete: bool = False
+    """Whether each file was written out, so that none may be missing."""
 
 
 class Found(NamedTuple):
@@ -93,24 +104,24 @@ def split_sources(uri: str) -> list[str]:
     return sources
 
 
-def in_one(sources: list[str]) -> list[str]:
-    """The same with files of one folder that follow each other as one source, as a shell writes out ``x/*.tar``."""
-    found: list[str] = []
+def in_one(sources: list[str]) -> list[Source]:
+    """The sources, with files of one folder that follow each other as one, as a shell writes out ``x/*.tar``."""
+    found: list[Source] = []
     for place, group in groupby(sources, _place):
         files = list(group)
         if place is None or len(files) == 1:
-            found += files
+            found += map(Source, files)
         else:
-            found.append(f"{place[0]}/{{{','.join(file.rpartition('/')[2] for file in files)}}}")
+            names = ",".join(file.rpartition("/")[2] for file in files)
+            found.append(Source(f"{place}/{{{names}}}", is_complete=True))
     return found
 
 
-def _place(source: str) -> tuple[str, str] | None:
-    """Folder and suffix of a file; None where a sign has a meaning, or it is no file."""
+def _place(source: str) -> str | None:
+    """Folder of a file; None where a sign has a meaning, or it is no file."""
     folder, _, name = source.rpartition("/")
-    _, dot, suffix = name.partition(".")
-    plain = bool(folder and dot) and not _has_signs(source) and not set(",{}") & set(name)
-    return (folder, suffix) if plain else None
+    plain = bool(folder) and "." in name and not _has_signs(source) and not set(",{}") & set(name)
+    return folder if plain else None
 
 
 def find(source: str) -> Found:
@@ -191,6 +202,11 @@ def tree(folder: str) -> Tree:
     return Tree(sorted(one for one in found if one[0] not in left_out), hidden)
 
 
+def lost_link(path: str) -> str:
+    """The sentence about a link to what is not there."""
+    return f"{path} is a link to {Path(path).readlink()}, which is not there; mend or remove it"
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is no data of its owner's."""
     return name.startswith(".") or name in HIDDEN
@@ -204,14 +220,15 @@ def _walk(folder: Path, prefix: str, above: frozenset[str] = frozenset()) -> Ite
     with os.scandir(folder) as entries:
         for entry in entries:
             path = f"{prefix}{entry.name}"
-            if entry.is_dir():
+            if entry.is_symlink() and not Path(entry.path).exists():
+                if not Path(path).suffix and Path(path).name.lower() not in PAPERS:
+                    # it may have been a folder, whose place others would take
+                    raise UserError(lost_link(entry.path))
+                yield path, 0
+            elif entry.is_dir():
                 yield from _walk(Path(entry.path), f"{path}/", above | {real})
             elif entry.is_file():
                 yield path, entry.stat().st_size
-            elif entry.is_symlink() and not Path(entry.path).exists():
-                if not Path(path).suffix:  # it may have been a folder, whose place others would take
-                    raise UserError(_lost_link(Path(entry.path)))
-                yield path, 0
 
 
 def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -221,23 +238,28 @@ def full_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return fs.unstrip_protocol(path).rstrip("/")
 
 
-def _lost_link(path: Path) -> str:
-    return f"{path} is a link to {path.readlink()}, which is not there; mend or remove it"
-
-
 def _hits(pattern: str) -> list[Stored]:
     try:
         if not _is_glob(pattern) or _exists(pattern):
             return [_info(pattern)]
     except FileNotFoundError:
         return []
-    fs, path = url_to_fs(pattern)
+    fs, path = url_to_fs(_literal(pattern))
     known = set(pattern.split("/"))  # a hidden folder that somebody named
     return [
         _stored(fs, info)
         for name, info in fs.glob(path, detail=True).items()
         if not any(map(is_hidden, set(name.split("/")) - known))
     ]
+
+
+def _literal(pattern: str) -> str:
+    """The pattern with the signs of folders that exist by that name escaped, as in ``[2024] photos/*.tar``."""
+    parts = pattern.split("/")
+    for end in range(1, len(parts)):
+        if _is_glob(parts[end - 1]) and _exists("/".join(parts[:end])):
+            parts[end - 1] = glob.escape(parts[end - 1])
+    return "/".join(parts)
 
 
 def _is_glob(pattern: str) -> bool:
@@ -264,7 +286,7 @@ def _stored(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> Stored:
     if info.get("islink") and isinstance(fs, LocalFileSystem):
         path = Path(info["name"])
         if not path.exists():
-            raise UserError(_lost_link(path))
+            return Stored(uri, False, None, is_lost=True)
         is_folder, size = path.is_dir(), path.stat().st_size
     elif info["type"] == "other":
         raise UserError(f"{uri} is neither a file nor a folder")

@@ -48,7 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Shard and key, which tell where it comes from; keys alone are unique in a shard at most."""
+        """Shard and key, for people; what tells rows apart is shard and index."""
         return f"{self.shard}/{self.key}"
 
 

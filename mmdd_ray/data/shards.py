@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from mmdd_ray.data.compression import TAR_SUFFIXES
 from mmdd_ray.data.formats import FORMATS
 from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES
 from mmdd_ray.data.formats.format import Seen
+from mmdd_ray.data.formats.parquet import column_splits
 from mmdd_ray.data.formats.scenes import shapes_spec
 from mmdd_ray.data.layout import Layout
 from mmdd_ray.data.layouts import class_layouts, layouts_of
@@ -20,6 +22,7 @@ from mmdd_ray.data.listing import find, in_one, reachable, split_sources
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
+from mmdd_ray.data.splits import ALL, SPLIT_COLUMN
 from mmdd_ray.errors import UserError
 
 PROBE_SHARDS = 4
@@ -63,18 +66,21 @@ def find_shards(data: Data) -> Listing:
     for name, count in (("limit", data.limit), ("rows_per_shard", data.rows_per_shard)):
         if count is not None and count < 1:
             raise UserError(f"data.{name}={count} must be at least 1")
-    sources = [replace(data, uri=source) for source in in_one(split_sources(data.uri))]
+    sources = in_one(split_sources(data.uri))
     layouts: list[tuple[Data, Layout]] = []
     missing: list[str] = []
-    for source in sources:
-        found, lacking = _layouts(source)
-        layouts += [(source, layout) for layout in found]
+    for part in sources:
+        asked = replace(data, uri=part.uri)
+        found, lacking = _layouts(asked, part.is_complete)
+        layouts += [(asked, layout) for layout in found]
         missing += lacking
     whole, classes = class_layouts([layout for _, layout in layouts])
     shards: list[Shard] = []
     says: list[str] = []
     named = _named([_shards(layout, data) for layout in whole], data)
     for (source, _), layout, own in zip(layouts, whole, named, strict=True):
+        if layout.kind == "parquet":
+            _check_splits([shard.uri for shard in own], source)
         seen = _probe(own, source)
         shards += [replace(shard, texts=seen.texts) for shard in own]
         name = layout.source if len(layout.source) <= SHOWN else f"{layout.source[:SHOWN]}…"
@@ -87,10 +93,23 @@ def find_shards(data: Data) -> Listing:
                 f"data.limit={data.limit:,} takes the first rows, of {len(kept):,} of {len(shards):,} shards"
             )
         shards = kept
+    if missing:
+        says.append(f"{len(missing):,} files of the range are not there: {', '.join(sorted(missing)[:3])}, …")
     return Listing(shards, sorted(missing), says, classes)
 
 
-def _layouts(source: Data) -> tuple[list[Layout], list[str]]:
+def _check_splits(uris: Sequence[str], source: Data) -> None:
+    """Refuses Parquet files whose column mixes splits, unless one of them is wanted."""
+    found = sorted(column_splits(uris))
+    if len(found) > 1 and source.split is None:
+        raise UserError(
+            f"data.uri={source.uri} has rows of several splits in the column {SPLIT_COLUMN!r}: {', '.join(found)}; "
+            f"name one as data.split, e.g. data.split={'train' if 'train' in found else found[0]}, or take everything "
+            f"with data.split={ALL}"
+        )
+
+
+def _layouts(source: Data, is_complete: bool) -> tuple[list[Layout], list[str]]:
     """What a source holds, and the names of files that a brace range has too many."""
     if source.uri.startswith("shapes:"):
         if source.split is not None:
@@ -99,6 +118,8 @@ def _layouts(source: Data) -> tuple[list[Layout], list[str]]:
         return [Layout("shapes", "scenes", f"{rows:,} procedural scenes", root=source.uri, rows=rows)], []
     with reachable("data.uri", source.uri):
         found = find(source.uri)
+        if is_complete and found.missing:
+            raise UserError(f"data.uri: {found.missing[0]} is not there, of {source.uri}")
         if len(found.missing) > source.max_reject_ratio * found.asked:
             names = found.missing
             raise UserError(
@@ -196,7 +217,7 @@ def _probe(shards: Sequence[Shard], data: Data) -> Seen:
         with reachable("data.uri", shard.uri):
             seen = FORMATS[shard.kind].probe(shard, data)
         if seen.fits:
-            return seen
+            return _agreed(seen, [one for one in shards if one is not shard], data)
         if seen.complaint is not None:
             complaints.append(seen.complaint)
         if len(complaints) == PROBE_SHARDS:
@@ -207,3 +228,17 @@ def _probe(shards: Sequence[Shard], data: Data) -> Seen:
     if not rows and len(shards) <= PROBE_AT_MOST:
         raise UserError(f"data.uri={data.uri} holds no rows")
     return Seen(rows)
+
+
+def _agreed(seen: Seen, others: Sequence[Shard], data: Data) -> Seen:
+    """The verdict on a shard, with texts read as in some others, too: as one caption, where not all are of a kind."""
+    if seen.texts == "whole" and not seen.may_differ:
+        return seen
+    spread = [others[at * len(others) // PROBE_SHARDS] for at in range(min(PROBE_SHARDS, len(others)))]
+    with reachable("data.uri", data.uri), ThreadPoolExecutor(PROBE_SHARDS) as pool:
+        found = list(pool.map(lambda shard: FORMATS[shard.kind].probe(shard, data), spread))
+    kinds = {one.texts for one in (seen, *found) if one.fits}
+    if len(kinds) == 1:
+        return seen
+    note = "in some shards each line of a .txt is a caption, and in others not: each .txt is read as one"
+    return Seen(seen.rows, fits=True, notes=(note,))

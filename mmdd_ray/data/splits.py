@@ -25,6 +25,18 @@ def word_split(word: str) -> str | None:
     return _SPLITS.get(_YEAR.sub("", word.lower()))
 
 
+def is_split(found: object, wanted: str) -> bool:
+    """Whether a value of a column names the wanted split; "train" takes Karpathy's "restval" along."""
+    if not isinstance(found, str):
+        return False
+    word = word_split(wanted)
+    return (
+        found == wanted
+        or (wanted == "train" and found == "restval")
+        or (word is not None and word_split(found) == word)
+    )
+
+
 def path_split(path: str) -> str | None:
     """The split that a relative path names: by a word of the file's name, or else of the nearest folder's."""
     for part in reversed(PurePosixPath(path).parts):

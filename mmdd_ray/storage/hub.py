@@ -8,7 +8,9 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import transporting
 
 SCHEME = "hf://"
-_REPOSITORY = re.compile(r"hf://(datasets/[^/@]+/[^/@]+)(?:@((?:refs/[^/]+/)?[^/]+))?(/.*|)")
+_REPOSITORY = re.compile(
+    r"hf://((?:datasets/|spaces/)?(?!buckets/)[^/@]+/[^/@]+)(?:@((?:refs/[^/]+/)?[^/]+))?(/.*|)"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -41,9 +43,8 @@ def _commit_of(uri: str, repository: str, revision: str) -> str:
 
     with transporting(uri, "asking for the commit of"):
         try:
-            found = HfApi().repo_info(
-                repository.removeprefix("datasets/"), repo_type="dataset", revision=revision
-            )
+            kind, name = repository.split("/", 1) if repository.count("/") == 2 else ("models", repository)
+            found = HfApi().repo_info(name, repo_type=kind.removesuffix("s"), revision=revision)
         except FileNotFoundError as error:
             raise UserError(f"{uri}: no such repository or revision: {error}") from error
     return str(found.sha)

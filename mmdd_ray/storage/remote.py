@@ -4,6 +4,7 @@ Every storage library raises errors of its own; here they become ``StorageError`
 The libraries have tried again by then, for about ten seconds.
 """
 
+import errno
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ def transporting(uri: str, doing: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, StorageError, UserError):
         raise
     except Exception as error:  # the libraries' errors share no base class
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise FileNotFoundError(str(error)) from error
         reason = redact(f"{type(error).__name__}: {error}")
         raise StorageError(f"{TRANSPORT_ERROR} while {doing} {redact(uri)}: {reason}") from error
 

@@ -5,9 +5,10 @@ import io
 import json
 import os
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.formats.samples import all_listed, is_blank, listed_texts
@@ -15,11 +16,12 @@ from mmdd_ray.data.shard import Entry
 from mmdd_ray.data.splits import ALL, SPLIT_COLUMN, word_split
 from mmdd_ray.errors import UserError
 
-TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".token")
 ANNOTATION_SUFFIXES = (".json", *TABLE_SUFFIXES)
 # Hugging Face's name for the path of an image, and those of open_clip, BLIP and others
 PATH_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "filepath", "path", "id")
 DELIMITERS = ",\t|;"
+_NAMED_IMAGE = re.compile(r"[^\t,|;]+\.(jpe?g|png|webp)(#\d+)?[\t,|;]", re.IGNORECASE)
 ABSOLUTE = "absolute image path"
 
 
@@ -171,21 +173,34 @@ def _table_rows(name: str, text: str, data: Data) -> list[dict[str, Any]]:
         return _json_lines(name, text, data)
     header = text.partition("\n")[0]
     delimiter = max(DELIMITERS, key=header.count)
+    if _NAMED_IMAGE.match(header):  # image.jpg#0, a tab, and a caption; Flickr30K's .token has no header
+        text = f"file_name{delimiter}text\n" + re.sub(rf"#\d+(?={re.escape(delimiter)})", "", text)
+    # a tab-separated caption may well have a quotation mark in it
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" and '""' not in text else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        skipinitialspace=True,
+        strict=True,
+        quoting=quoting,
+    )
     rows = []
     try:
-        reader = csv.DictReader(
-            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-        )
         reader.fieldnames = [str(column).strip() for column in reader.fieldnames or ()]
         for row in reader:
-            if None in row:
-                raise UserError(
-                    f"data.uri={data.uri}: line {reader.line_num} of {name} has more fields than its header; put "
-                    f"captions with {delimiter!r} in quotes"
+            swallowed = [
+                cell for cell in row.values() if isinstance(cell, str) and {"\n", delimiter} <= set(cell)
+            ]
+            if None in row or swallowed:
+                raise csv.Error(
+                    "it has more fields than the header, or a quotation mark that is never closed"
                 )
             rows.append(row)
     except csv.Error as error:
-        raise UserError(f"data.uri={data.uri}: {name} is not CSV: {error}") from error
+        raise UserError(
+            f"data.uri={data.uri}: line {reader.line_num} of {name} cannot be read ({error}); put captions with "
+            f"{delimiter!r} or quotation marks in quotation marks"
+        ) from error
     return rows
 
 
@@ -241,7 +256,8 @@ def _row_entries(rows: Sequence[Mapping[str, Any]], root: str, data: Data) -> li
         elif labels.setdefault(path, label) != label:
             strays.append(Entry(posixpath.splitext(path)[0], None, reject="same image with another label"))
         else:
-            said[path] += text if isinstance(text, list) else [text] if text is not None else []
+            own = text if isinstance(text, list) else [text] if text is not None else []
+            said[path] += [one for one in own if one not in said[path]]  # the same again says nothing
     return [make_entry(path, path, own, labels[path], root) for path, own in said.items()] + strays
 
 

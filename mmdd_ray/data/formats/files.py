@@ -14,7 +14,7 @@ from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen, lfs_complaint
 from mmdd_ray.data.formats.samples import TEXT_SUFFIXES, Judge, Sample, sample_row
 from mmdd_ray.data.pair import IMAGE_SUFFIXES, LFS_POINTER, Row, RowMaker
 from mmdd_ray.data.shard import Entry, Shard
-from mmdd_ray.storage.remote import open_stored
+from mmdd_ray.storage.remote import open_stored, transporting
 
 PROBE_THREADS = 16
 CAPTION_SUFFIX = "caption"  # of kohya's texts
@@ -76,10 +76,23 @@ def texts_beside(paths: Sequence[str]) -> dict[str, list[str]]:
     return dict(found)
 
 
-def sample_entries(paths: Sequence[str], texts: dict[str, list[str]]) -> list[Entry]:
-    """Rows of images that have texts of the same name beside them; one without is refused for want of a caption."""
+def sample_entries(
+    paths: Sequence[str], texts: dict[str, list[str]], classes: Sequence[str] = ()
+) -> list[Entry]:
+    """Rows of images that have texts of the same name beside them; one without is refused for want of a caption.
+
+    Args:
+        classes: The first sub-folders, where they are classes.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
     return [
-        Entry(posixpath.splitext(path)[0], path, beside=tuple(texts.get(path, ()))) for path in mixed(paths)
+        Entry(
+            posixpath.splitext(path)[0],
+            path,
+            label=label_of.get(path.split("/")[0]),
+            beside=tuple(texts.get(path, ())),
+        )
+        for path in mixed(paths)
     ]
 
 
@@ -145,7 +158,7 @@ class FilesFormat:
                 maker.skip(1)
                 continue
             if entry.beside:
-                yield sample_row(_sample(shard, entry, maker.max_bytes), maker, shard.texts)
+                yield sample_row(_sample(shard, entry, maker.max_bytes), maker, shard.texts, entry.label)
                 continue
             image = None if entry.path is None else _content(shard, entry.path, maker.max_bytes)
             yield maker.make(entry.key, image, entry.captions, entry.label, entry.reject)
@@ -175,7 +188,8 @@ def _start(shard: Shard, entry: Entry) -> bytes | None:
     """As many bytes as tell a Git LFS pointer; None if the file is not there."""
     fs, path = url_to_fs(f"{shard.uri}/{entry.path}")
     try:
-        size = fs.info(path)["size"]  # S3 has no range of an empty file
-        return fs.cat_file(path, end=min(size, len(LFS_POINTER))) if size else b""
+        with transporting(f"{shard.uri}/{entry.path}", "reading"):
+            size = fs.info(path)["size"]  # S3 has no range of an empty file
+            return fs.cat_file(path, end=min(size, len(LFS_POINTER))) if size else b""
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None

@@ -18,6 +18,8 @@ class Seen(NamedTuple):
     fits: bool = False
     complaint: str | None = None
     texts: Texts = "whole"
+    may_differ: bool = False
+    """Whether it has texts that are read in one way or another, so that other shards have a say."""
     notes: tuple[str, ...] = ()
     """What people should know of how it is read."""
 

@@ -1,7 +1,8 @@
 """Parquet files with encoded images."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
@@ -13,11 +14,13 @@ from mmdd_ray.data.formats.format import PROBE_ROWS, Head, Seen, lfs_complaint
 from mmdd_ray.data.formats.samples import all_listed, is_blank, listed_texts
 from mmdd_ray.data.pair import LFS_POINTER, UNSAID, Row, RowMaker
 from mmdd_ray.data.shard import Shard, Texts
-from mmdd_ray.data.splits import ALL, SPLIT_COLUMN
+from mmdd_ray.data.splits import ALL, SPLIT_COLUMN, is_split
 from mmdd_ray.errors import UserError
 from mmdd_ray.storage.remote import open_stored
 
 PARQUET_BATCH_ROWS = 64
+FOOTER_THREADS = 16
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 DOWNLOADED_IMAGES = ("jpg", "png", "webp")  # img2dataset's image column, by the encoding that it was told
 DOWNLOAD_COLUMNS = frozenset({"url", "status", "error_message"})  # that tell img2dataset's files
 # pyarrow raises plain OSError for damaged pages, and cannot decode text that is no UTF-8.
@@ -107,8 +110,11 @@ def _made(
     partition: Mapping[str, str],
 ) -> Iterator[Row]:
     """The rows that these records are."""
-    label = _partition_label(maker.data, partition)
+    label, wanted = _partition_label(maker.data, partition), maker.data.split
     for row in rows:
+        if layout.split and wanted not in (None, ALL) and not is_split(row[layout.split], wanted):
+            maker.skip(1)
+            continue
         image, key = _image_bytes(row[layout.image]), row.get(str(layout.key))
         if layout.status and image is None and row[layout.status] != "success":
             maker.skip(1)  # a URL that img2dataset could not download
@@ -132,6 +138,27 @@ def _captions(row: Mapping[str, Any], layout: ParquetLayout, texts: Texts) -> ob
     if texts == "list" and isinstance(found, str) and (listed := listed_texts(found)) is not None:
         return listed
     return found
+
+
+def column_splits(uris: Sequence[str]) -> set[str]:
+    """The splits that a column of these files names; none where there is no such column."""
+
+    def splits_of(uri: str) -> set[str]:
+        with open_stored(uri) as file:
+            parquet = open_parquet(file)
+            if parquet is None or SPLIT_COLUMN not in parquet.schema_arrow.names:
+                return set()
+            try:
+                column = parquet.read(columns=[SPLIT_COLUMN])[SPLIT_COLUMN]
+            except _PARQUET_DAMAGE:
+                return set()
+            return {value for value in column.unique().to_pylist() if isinstance(value, str)}
+
+    first, others = splits_of(uris[0]), uris[1:]
+    if not first:  # nor have the others, as they are files of one table
+        return first
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return first.union(*pool.map(splits_of, others))
 
 
 def _partition_label(data: Data, partition: Mapping[str, str]) -> int | None:
@@ -168,6 +195,17 @@ def parquet_layout(
     if captions and not texts:
         raise UserError(
             f"data.caption_columns: {captions[0]!r} holds {schema.field(captions[0]).type}, not text: {there}"
+        )
+    several = [name for name in DOWNLOADED_IMAGES if name in names]
+    if len(several) > 1 and image in several and not data.names_image_column:
+        raise UserError(
+            f"{data.uri} has several columns of images: {', '.join(several)}; name one as data.image_column"
+        )
+    value = partition.get(data.label_column)
+    if value is not None and value != NO_PARTITION and _partition_label(data, partition) is None:
+        raise UserError(
+            f"data.label_column={data.label_column!r} is the text {value!r} in the folders of {data.uri}, not an "
+            "integer; name another column, or '' for none"
         )
     key, label = (_named(setting, schema, data, there) for setting in ("key_column", "label_column"))
     if label is not None and not pa.types.is_integer(schema.field(label).type):
@@ -262,13 +300,6 @@ def _judged(rows: int, head: list[dict[str, Any]], layout: ParquetLayout, shard:
         return Seen(
             rows,
             complaint=f"{layout.image!r} of the first {len(head)} rows of {uri} holds no image{bare}; see docs/data.md",
-        )
-    splits = sorted({str(row[layout.split]) for row in head}) if layout.split else []
-    if len(splits) > 1 and data.split != ALL:
-        return Seen(
-            rows,
-            complaint=f"{uri} mixes rows of several splits ({', '.join(splits)} in its column {layout.split!r}); write "
-            f"a file for each, or take everything with data.split={ALL}",
         )
     texts = [_captions(row, layout, "whole") for row in head]
     reading: Texts = "list" if all_listed(texts) else "whole"

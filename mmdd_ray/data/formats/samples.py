@@ -3,6 +3,7 @@
 import json
 import re
 from ast import literal_eval
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -40,6 +41,13 @@ class Sample:
         plain = [suffix for suffix in IMAGE_SUFFIXES if suffix in self.parts]
         return plain or [suffix for suffix in self.parts if last_suffix(suffix) in IMAGE_SUFFIXES]
 
+    def member(self, kind: str) -> bytes | None:
+        """The member of this suffix, or else the only one whose suffix ends in it, as ``caption.txt``."""
+        if kind in self.parts:
+            return self.parts[kind]
+        found = [suffix for suffix in self.parts if last_suffix(suffix) == kind]
+        return self.parts[found[0]] if len(found) == 1 else None
+
     def image(self, data: Data) -> bytes | None:
         """The encoded image; where there are several, sets ``reject``."""
         found = self.images(data)
@@ -49,10 +57,11 @@ class Sample:
 
     def record(self) -> dict[str, Any]:
         """The fields of its .json member, none if there is none; sets ``reject`` if it is unreadable."""
-        if "json" not in self.parts or self.reject is not None:
+        content = self.member("json")
+        if content is None or self.reject is not None:
             return {}
         try:
-            record = json.loads(self.parts["json"])
+            record = json.loads(content)
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
@@ -67,7 +76,7 @@ class Sample:
         """
         if (found := record.get(data.label_column)) is not None or not data.label_column:
             return found
-        text = self.parts.get("cls", b"").decode(errors="replace").strip()
+        text = (self.member("cls") or b"").decode(errors="replace").strip()
         if re.fullmatch(r"-?[0-9]{1,18}", text):
             return int(text)
         return None if data.needs_captions else text or None
@@ -77,7 +86,7 @@ class Sample:
 
         If all are blank, the first there is; None if there is none.
         """
-        text: object = self.parts.get("txt")
+        text: object = self.member("txt")
         if texts == "lines" and isinstance(text, bytes):
             text = text.splitlines()
         candidates = [*(record.get(name) for name in data.caption_columns), text]
@@ -88,14 +97,15 @@ class Sample:
     def says_two_things(self, record: dict[str, Any], data: Data) -> bool:
         """Whether its .txt and its JSON record have different captions."""
         own = self.captions(record, data, "whole")
-        text = self.parts.get("txt", b"").decode(errors="replace").split()
+        text = (self.member("txt") or b"").decode(errors="replace").split()
         return bool(text) and isinstance(own, str) and own.split() != text
 
 
-def sample_row(sample: Sample, maker: RowMaker, texts: Texts) -> Row:
-    """The row that a sample is."""
+def sample_row(sample: Sample, maker: RowMaker, texts: Texts, folder_label: int | None = None) -> Row:
+    """The row that a sample is; its label is that of its folder, if it has none of its own."""
     record = sample.record()
     captions, label = sample.captions(record, maker.data, texts), sample.label(record, maker.data)
+    label = folder_label if label is None else label
     image = sample.image(maker.data)  # may set the reason to refuse it
     return maker.make(sample.key, image, captions, label, sample.reject)
 
@@ -160,6 +170,7 @@ class Judge:
         self._keys: list[str] = []
         self._several: list[str] = []
         self._odd: object = None  # caption that is no text
+        self._reasons: Counter[str] = Counter()  # why samples with all members are refused
         self._no_labels: list[object] = []  # of samples that are pairs otherwise
 
     def skip(self) -> None:
@@ -176,8 +187,8 @@ class Judge:
         self._keys.append(sample.key)
         self._suffixes |= sample.parts.keys()
         self._json_keys |= record.keys()
-        if "txt" in sample.parts:
-            self._lines.append(sum(map(bool, map(bytes.strip, sample.parts["txt"].splitlines()))))
+        if (text := sample.member("txt")) is not None:
+            self._lines.append(sum(map(bool, map(bytes.strip, text.splitlines()))))
         label, images = sample.label(record, data), sample.images(data)
         captions = sample.captions(record, data, "whole")
         says = is_text(captions)
@@ -185,11 +196,13 @@ class Judge:
         if len(images) > 1:
             self._several = self._several or images
         elif images and (says or not (label is None or data.needs_captions)):
-            if is_label(label):
+            if not is_label(label):
+                self._no_labels.append(label)
+            elif reject := sample_row(sample, RowMaker("", data), "whole").reject:
+                self._reasons[reject] += 1
+            else:
                 self._fitting += 1
                 self._differing += sample.says_two_things(record, data)
-            else:
-                self._no_labels.append(label)
 
     def seen(self) -> Seen:
         """The verdict on all of them."""
@@ -197,7 +210,9 @@ class Judge:
             return Seen(self._rows)
         if not self._fitting:
             return Seen(self._rows, complaint=self._complaint())
-        return Seen(self._rows, fits=True, texts=self._texts(), notes=self._notes())
+        return Seen(
+            self._rows, fits=True, texts=self._texts(), may_differ=bool(self._lines), notes=self._notes()
+        )
 
     def _texts(self) -> Texts:
         return "lines" if self._lines and min(self._lines) > 1 else "whole"
@@ -243,6 +258,9 @@ class Judge:
                 f"the members of a sample are not neighbours in {where}, e.g. those of {twice!r}; write it anew "
                 "in the order of names (tar --sort=name)"
             )
+        if self._reasons:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self._reasons.most_common())
+            return f"none of the first {self._judged} samples of {where} can be used: {reasons}"
         if self._odd is not None:
             return f"captions of {where} are no texts, e.g. {self._odd!r:.80}; name another key as data.caption_columns"
         dotted = next((suffix for suffix in sorted(self._suffixes) if "." in suffix), None)

@@ -2,20 +2,22 @@
 
 import io
 import tarfile
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import IO, Any, Self, cast
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.compression import CompressionError, codec_of, decompressed, open_decompressed
 from mmdd_ray.data.formats.format import HEAD_ROWS, PROBE_ROWS, Head, Seen, lfs_complaint
-from mmdd_ray.data.formats.samples import READ_SUFFIXES, Judge, Sample, last_suffix, sample_row
-from mmdd_ray.data.pair import LFS_POINTER, Row, RowMaker
+from mmdd_ray.data.formats.samples import READ_SUFFIXES, TEXT_SUFFIXES, Judge, Sample, last_suffix, sample_row
+from mmdd_ray.data.listing import is_hidden
+from mmdd_ray.data.pair import IMAGE_SUFFIXES, LFS_POINTER, Row, RowMaker
 from mmdd_ray.data.shard import Shard, Texts
 from mmdd_ray.storage.remote import open_stored
 
-LONG_RUN = 16  # members of one key, by which it shows whether they are one sample
+LONG_RUN = 16  # members of one key, by which it shows whether they are one sample; people's have up to eight
 MAX_READS_OF_NOTHING = 100  # at the end of a tar; a whole one needs one or two
 MAX_TAR_PADDING = (
     2**20
@@ -84,9 +86,9 @@ def _check_padding(file: IO[bytes]) -> None:
 def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
     """Groups the members of a tar by key: as in WebDataset, the path up to the first dot of the file name.
 
-    Keys with dots are no keys of WebDataset, but people have them. Where members of one key are told apart by nothing
-    but what follows its first dot, as ``v1.0.jpg`` and ``v1.0.txt`` from ``v1.1.jpg`` and ``v1.1.txt``, the key goes up
-    to the last dot. A plain ``v1.jpg``, ``v1.txt``, … among them says that they are one sample.
+    Keys with dots are no keys of WebDataset, but people have them: ``v1.0.jpg`` and ``v1.0.txt``, an image and what is
+    said of it, are a sample of their own beside ``v1.1.jpg`` and ``v1.1.txt``. Others of the key are one sample, as
+    ``v1.mask.png`` and ``v1.jpg``, or ``v1.image.jpg`` and ``v1.caption.txt``.
 
     Only regular files are ever read, and none above ``max_bytes``. A tar that breaks off or is damaged ends
     in one refused sample, with the key of the member that was hit if there is one.
@@ -101,7 +103,8 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = name.partition(".")
-                if member.isdir() or not stem:  # hidden files, such as macOS puts beside each file
+                # hidden files, such as macOS puts beside each file
+                if member.isdir() or not stem or any(map(is_hidden, filter(_is_name, folder.split("/")))):
                     continue
                 key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
                 if key != run.key or suffix in run.suffixes:
@@ -131,6 +134,10 @@ def tar_samples(file: IO[bytes], max_bytes: int) -> Iterator[Sample]:
     yield from run.samples()
     if broken is not None and not reading:
         yield Sample("", reject=broken)
+
+
+def _is_name(part: str) -> bool:
+    return part not in ("", ".", "..")
 
 
 @dataclass(slots=True)
@@ -182,28 +189,42 @@ class _Run:
         """The samples of the members that are left."""
         is_one = self._looks_like_one() if self._is_one is None else self._is_one
         if self._members and is_one:
-            yield self._sample(self.key, self._members, plain=False)
+            yield self._sample(self.key, self._members)
         elif self._members:
             yield from self._by_rest()
 
+    def _pairs(self) -> set[str]:
+        """The rests, but for the empty one, that have both an image and what is said of it."""
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for member in self._members:
+            kinds[member.rest].add(member.kind)
+        whole = (rest for rest, own in kinds.items() if own & {*IMAGE_SUFFIXES} and own & {*TEXT_SUFFIXES})
+        return {rest for rest in whole if rest}
+
     def _looks_like_one(self) -> bool:
-        """Whether a plain member is among those that are read, or none is read."""
+        """Whether no rest is a pair of its own, and a plain member or a text says that they belong together."""
         read = [member for member in self._members if member.is_read]
-        return not read or any(not member.rest for member in read)
+        told = any(not member.rest or member.kind in TEXT_SUFFIXES for member in read)
+        return not self._pairs() and (told or not read)
 
     def _by_rest(self) -> Iterator[Sample]:
-        """The members by their suffix up to the last dot; as one sample, if there is one of each kind."""
-        kinds = [member.kind for member in self._members]
-        rests = {member.rest for member in self._members}
-        if len(rests) > 1 and len(set(kinds)) == len(kinds):  # a.image.jpg and a.caption.txt
-            yield self._sample(self.key, self._members, plain=True)
-            return
-        for rest, members in groupby(self._members, lambda member: member.rest):
-            yield self._sample(f"{self.key}.{rest}" if rest else self.key, list(members), plain=True)
+        """A sample of each rest; what belongs to the plain members, as a mask does, goes with them."""
+        pairs, has_plain = self._pairs(), any(not member.rest for member in self._members)
+
+        def name_of(member: _Member) -> str:
+            return "" if has_plain and member.rest not in pairs else member.rest
+
+        groups: dict[str, list[_Member]] = defaultdict(list)
+        for member in self._members:
+            groups[name_of(member)].append(member)
+        for rest, members in groups.items():
+            yield self._sample(
+                f"{self.key}.{rest}" if rest else self.key, members, cut=len(rest) + 1 if rest else 0
+            )
 
     @staticmethod
-    def _sample(key: str, members: list[_Member], *, plain: bool) -> Sample:
-        parts = {member.kind if plain else member.suffix: member.content for member in members}
+    def _sample(key: str, members: list[_Member], cut: int = 0) -> Sample:
+        parts = {member.suffix[cut:]: member.content for member in members}
         return Sample(key, parts, next((member.reject for member in members if member.reject), None))
 
 
