@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.formats.format import lfs_complaint
 from mmdd_ray.data.formats.samples import all_listed, is_blank, listed_texts
+from mmdd_ray.data.pair import LFS_POINTER
 from mmdd_ray.data.shard import Entry
 from mmdd_ray.data.splits import ALL, SPLIT_COLUMN, word_split
 from mmdd_ray.errors import UserError
@@ -44,10 +46,8 @@ def read_annotations(name: str, content: bytes, root: str, data: Data) -> Annota
     Raises:
         UserError: It is not what its name says, or of a layout that is not read.
     """
-    if content.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"data.uri={data.uri}: {name} is a Git LFS pointer; get the file itself (git lfs pull)"
-        )
+    if content.startswith(LFS_POINTER):
+        raise UserError(f"data.uri={data.uri}: {lfs_complaint(name)}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

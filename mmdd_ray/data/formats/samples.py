@@ -231,7 +231,7 @@ class Judge:
             keys = ", ".join(self._data.caption_columns)
             notes.append(
                 f"of {self._differing} of the first {self._judged} samples, JSON ({keys}) and .txt differ: JSON is "
-                "read; set data.caption_columns to () for .txt"
+                "read; for .txt give --data.caption_columns without a name"
             )
         return tuple(notes)
 
