@@ -100,7 +100,8 @@ def find_shards(data: Data) -> Listing:
 
 def _check_splits(uris: Sequence[str], source: Data) -> None:
     """Refuses Parquet files whose column mixes splits, unless one of them is wanted."""
-    found = sorted(column_splits(uris))
+    with reachable("data.uri", source.uri):
+        found = sorted(column_splits(uris))
     if len(found) > 1 and source.split is None:
         raise UserError(
             f"data.uri={source.uri} has rows of several splits in the column {SPLIT_COLUMN!r}: {', '.join(found)}; "
