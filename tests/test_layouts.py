@@ -254,6 +254,12 @@ def test_utf16_without_a_mark_is_not_taken_for_text(tmp_path):
     assert fates(read(Data(uri=uri))) == [("a", None), ("b", "caption is not UTF-8")]
 
 
+def test_records_that_are_none_are_told_before_the_run(tmp_path):
+    members = [*pair("a"), ("a.json", b'["a dog"]'), *pair("b"), ("b.json", b"{")]
+    with pytest.raises(UserError, match=r"none of the first 2 samples of .* can be used: 2 unreadable json"):
+        list_shards(Data(uri=write_tar(tmp_path / "0.tar", members)))
+
+
 @pytest.mark.parametrize("text", ["a dog".encode("utf-16-le"), "caf\xe9".encode("latin-1"), b" \n"])
 def test_texts_that_cannot_be_read_are_told_before_the_run(tmp_path, text):
     uri = write_tar(tmp_path / "0.tar", [("a.jpg", jpeg()), ("a.txt", text)])

@@ -180,8 +180,11 @@ class Judge:
     def look(self, sample: Sample) -> None:
         """Counts a sample."""
         self._rows += 1
-        data, record = self._data, sample.record()
+        data, was_whole, record = self._data, sample.reject is None, sample.record()
         if sample.reject is not None:
+            if was_whole:
+                self._judged += 1
+                self._reasons[sample.reject] += 1
             return
         self._judged += 1
         self._keys.append(sample.key)
