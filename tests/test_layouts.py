@@ -255,8 +255,10 @@ def test_utf16_without_a_mark_is_not_taken_for_text(tmp_path):
 
 
 def test_records_that_are_none_are_told_before_the_run(tmp_path):
-    members = [*pair("a"), ("a.json", b'["a dog"]'), *pair("b"), ("b.json", b"{")]
-    with pytest.raises(UserError, match=r"none of the first 2 samples of .* can be used: 2 unreadable json"):
+    members = [*pair("a"), ("a.json", b'["a dog"]'), *pair("b"), ("b.json", b"[]")]
+    with pytest.raises(
+        UserError, match=r"none of the first 2 samples of .* can be used: 2 JSON is no object"
+    ):
         list_shards(Data(uri=write_tar(tmp_path / "0.tar", members)))
 
 

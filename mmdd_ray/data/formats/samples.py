@@ -110,6 +110,14 @@ def sample_row(sample: Sample, maker: RowMaker, texts: Texts, folder_label: int 
     return maker.make(sample.key, image, captions, label, sample.reject)
 
 
+def _is_json(content: bytes | None) -> bool:
+    try:
+        json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def is_blank(found: object) -> bool:
     """Whether a caption, or each of a list, says nothing."""
     texts = found if isinstance(found, list) else [found]
@@ -182,9 +190,9 @@ class Judge:
         self._rows += 1
         data, was_whole, record = self._data, sample.reject is None, sample.record()
         if sample.reject is not None:
-            if was_whole:
+            if was_whole and _is_json(sample.member("json")):  # a list, say; damage proves nothing
                 self._judged += 1
-                self._reasons[sample.reject] += 1
+                self._reasons["JSON is no object"] += 1
             return
         self._judged += 1
         self._keys.append(sample.key)
