@@ -22,7 +22,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         labelled: Whether their rows must be labelled.
 
     Returns:
-        What was found, for people, by the setting that names the source.
+        Sentences for people that say what was found, by the setting that names the source.
 
     Raises:
         UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also

@@ -1,4 +1,4 @@
-"""What a folder holds: tars or Parquet, images with captions beside them or in a table, or a folder for each class."""
+"""Contents of a folder: tars or Parquet, images with captions beside them or in a table, or a folder for each class."""
 
 import posixpath
 import re
@@ -36,7 +36,6 @@ METADATA = ("metadata.jsonl", "metadata.csv")  # Hugging Face's image folders
 ANNOTATIONS_LOOKED_AT = 20  # the shallowest; each class folder may have one
 TEXTS_LOOKED_AT = 8
 HEAD_BYTES = 4096
-SPEAKING = (*ANNOTATION_SUFFIXES, ".txt", ".token")
 SAYING = ("comment", "title", "sentence", "description")  # what columns of captions are called, too
 FACTS = ("dataset_info.json", "dataset_infos.json", "dataset-metadata.json")
 # COCO and Karpathy, a list of images, or captions by their names
@@ -55,7 +54,7 @@ _SPLIT_WORD = re.compile(
 
 
 def folder_layouts(found: Found, folders: list[Stored], data: Data) -> list[Layout]:
-    """What each of these folders holds; of a pattern those of one split, if their names tell splits."""
+    """Layouts of these folders; a pattern whose names tell splits gives those of one split."""
     own = data
     if not found.is_listed and len(folders) > 1:
         folders, own = of_split(folders, glob_root(found.uri), found.uri, data, may_hold=True)
@@ -233,7 +232,9 @@ def _below(folder: str, paths: Sequence[str]) -> list[str]:
 def _refuse_annotated(folder: str, paths: Sequence[str], data: Data) -> None:
     """Refuses images beside a file with captions of them, which class folders would ignore."""
     beside = {path for own in texts_beside(paths).values() for path in own}
-    named = [p for p in paths if p.lower().endswith(SPEAKING) and not is_fact(p) and p not in beside]
+    named = [
+        p for p in paths if p.lower().endswith(ANNOTATION_SUFFIXES) and not is_fact(p) and p not in beside
+    ]
     # JSON last, as there may be one for each image
     named.sort(key=lambda path: (path.lower().endswith(".json"), path.count("/")))
     for path in named[:ANNOTATIONS_LOOKED_AT]:

@@ -160,7 +160,7 @@ def _shards(layout: Layout, data: Data) -> list[Shard]:
 def stem(path: str) -> str:
     """A path without the suffix of a kind of file."""
     found = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
-    return path.removesuffix(path[len(path) - len(found) :]) if found else path
+    return path[: len(path) - len(found)]
 
 
 def _named(groups: Sequence[Sequence[Shard]], data: Data) -> list[list[Shard]]:

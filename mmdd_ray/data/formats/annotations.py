@@ -28,7 +28,7 @@ ABSOLUTE = "absolute image path"
 
 
 class Annotated(NamedTuple):
-    """What such a file holds."""
+    """Contents of an annotation file."""
 
     entries: list[Entry]
     """In its order; the paths are relative to the image folder."""

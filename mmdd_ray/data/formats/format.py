@@ -21,7 +21,7 @@ class Seen(NamedTuple):
     may_differ: bool = False
     """Whether it has texts that are read in one way or another, so that other shards have a say."""
     notes: tuple[str, ...] = ()
-    """What people should know of how it is read."""
+    """Remarks for people on how it is read."""
 
 
 class Head(NamedTuple):
