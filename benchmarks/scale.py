@@ -29,7 +29,8 @@ import tyro
 from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.features.coresets import clip_score, herding, k_center, k_means, kept_rows
-from mmdd_ray.features.store import FeatureStore, chunk_file, feature_table, table_moments
+from mmdd_ray.features.moments import MomentsSum
+from mmdd_ray.features.store import FEATURES, FeatureStore, add_table, chunk_file, feature_table
 from mmdd_ray.storage.store import Store
 
 DIM = 512  # of ViT-B/32's image and text features
@@ -74,16 +75,13 @@ class Measured:
 def moments(folder: Path, rows: int) -> int:
     """Sums the moments of shards, as the feature stage does."""
     store = Store(str(folder / "features"))
-    total = None
-    read = 0
+    total, read = MomentsSum(), 0
     for shard, own in _shards(rows):
         for number in range(-(-own // CHUNK_ROWS)):
             name = chunk_file(shard, number)
             read += store.sizes(name)[name]
-            part = table_moments(store.read_parquet(name))
-            total = part if total is None else total + part
-    assert total is not None
-    assert total.count == rows
+            add_table(total, store.read_parquet(name, FEATURES))
+    assert total.moments().count == rows
     return read
 
 

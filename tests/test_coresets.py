@@ -3,6 +3,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mmdd_ray.features.coresets import (
+    _products,
     clip_score,
     herding,
     joint_features,
@@ -99,13 +100,45 @@ def test_how_the_store_is_cut_does_not_matter(choose, dtype):
     assert whole.dtype == np.int64
 
 
-def test_passes_over_the_store_grow_with_the_picks_only(rows):
-    store = Reopened(rows, cuts=[10])
-    herding(store, 4)
-    assert store.passes == 1 + 4
+@pytest.mark.parametrize("choose", [herding, k_center])
+def test_a_pass_over_all_products_serves_several_picks(choose, monkeypatch):
+    features = np.random.default_rng(4).normal(size=(3000, 65)).astype(np.float16)
+    passes = []
+
+    def counted(*arguments):
+        passes.append(1)
+        return _products(*arguments)
+
+    monkeypatch.setattr("mmdd_ray.features.coresets._products", counted)
+    choose([features], 100, seed=0)
+    assert len(passes) < 80
+
+
+def test_k_means_makes_three_passes(rows):
     store = Reopened(rows, cuts=[10])
     k_means(store, 50, seed=0)
     assert store.passes == 3
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("choose", [herding, k_center])
+def test_picks_are_those_of_exact_distances_to_all_rows(choose, scale):
+    """Approximate products decide nothing: clusters of near copies, whose distances differ in the last digits."""
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(40, 130))[rng.integers(40, size=2000)] + 1e-3 * rng.normal(size=(2000, 130))
+    rows = (scale * features).astype(np.float16).astype(np.float64)
+    picks = choose([rows.astype(np.float16)], 60, seed=1).tolist()
+    expected = [picks[0]] if choose is k_center else []
+    while len(expected) < 60:
+        if choose is herding:
+            score = -np.linalg.norm(
+                rows - ((len(expected) + 1) * rows.mean(0) - rows[expected].sum(0)), axis=1
+            )
+        else:
+            score = np.min([np.linalg.norm(rows - rows[pick], axis=1) for pick in expected], axis=0)
+        score[expected] = -np.inf
+        expected.append(int(score.argmax()))
+    assert picks == expected
 
 
 @pytest.mark.parametrize("choose", CHOOSERS)

@@ -26,9 +26,10 @@ from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.coresets import joint_features, pair_scores
-from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.moments import Moments, MomentsSum
 from mmdd_ray.features.rejects import ROWS_TO_JUDGE, RejectBudget, RejectList
-from mmdd_ray.features.store import FeatureStore, feature_table, image_features, table_moments, text_features
+from mmdd_ray.features.store import FeatureStore, add_table, feature_table, image_features, text_features
+from mmdd_ray.features.vectors import vector_column, vectors
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,21 @@ def test_feature_table_keeps_which_caption_belongs_to_which_image() -> None:
     assert [len(own) for own in table["text"].to_pylist()] == [3, 1]
     repeated = image.astype(np.float16)[[0, 0, 0, 1]]
     expected = Moments.of(repeated, text.astype(np.float16))
-    np.testing.assert_allclose(table_moments(table).vl, expected.vl, rtol=1e-6)
+    total = MomentsSum()
+    add_table(total, table)
+    np.testing.assert_allclose(total.moments().vl, expected.vl, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_vectors_are_stored_as_they_are(tmp_path: Path, dtype: type[np.floating], rows: int) -> None:
+    values = np.random.default_rng(0).normal(size=(rows, 5)).astype(dtype)
+    store = Store(str(tmp_path))
+    store.write_parquet("v.parquet", pa.table({"v": vector_column(values)}))
+    column = store.read_parquet("v.parquet")["v"]
+    np.testing.assert_array_equal(vectors(column, dtype), values)
+    np.testing.assert_array_equal(vectors(column.slice(2, 3), dtype), values[2:5])
+    assert [np.frombuffer(row, dtype).tolist() for row in column.to_pylist()] == values.tolist()
 
 
 def test_what_is_read_of_all_rows_is_in_their_order(tmp_path: Path) -> None:
@@ -253,11 +268,11 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
     # The moments of a shard are those of its chunks, summed in their order: to the bit, so that resuming is exact.
     for shard in ("00000", "00001"):
         stored = [t for t in tables if t["shard"][0].as_py() == shard]
-        total = table_moments(stored[0])
-        for table in stored[1:]:
-            total += table_moments(table)
+        total = MomentsSum()
+        for table in stored:
+            add_table(total, table)
         kept_moments = stage.store.read_bytes(f"shards/{shard}.safetensors")
-        assert kept_moments == total.to_bytes("", "float16"), shard
+        assert kept_moments == total.moments().to_bytes("", "float16"), shard
 
     # A run that was killed before its last shard was committed reads only that one again.
     before = {name: store.read_bytes(name) for name in store.files("features")}

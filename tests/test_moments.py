@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.moments import Moments, MomentsSum
 
 
 def pairs(n: int, *, mean: float = 0.0, d_v: int = 6, d_l: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -113,12 +113,36 @@ def test_removing_more_than_was_counted_is_an_error():
         Moments.of(*pairs(5)) - Moments.of(*pairs(6))
 
 
-def test_an_image_counts_once_for_each_caption():
-    image, text = pairs(6)
-    by_hand = reference(image[[0, 0, 0, 1, 3, 3]], text)  # 3, 1, 0 and 2 captions
-    assert_same(Moments.of_images(image[:4], text, np.array([3, 1, 0, 2])), by_hand, rtol=1e-6)
-    with pytest.raises(ValueError, match="claim 5 captions, but there are 6"):
-        Moments.of_images(image[:2], text, np.array([3, 2]))
+@pytest.mark.parametrize("sizes", [[1], [5000], [512] * 9, [1023, 1, 1, 1024, 3000], [0, 700, 0, 2100]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sum_over_batches_is_that_of_all_pairs(sizes, weighted):
+    image, text = pairs(sum(sizes), mean=100.0)
+    weights = np.random.default_rng(3).choice([0.0, 0.5, 1.0, 4.0], size=len(image)) if weighted else None
+    total, edges = MomentsSum(), np.cumsum([0, *sizes])
+    for a, b in itertools.pairwise(edges):
+        total.add(image[a:b], text[a:b], None if weights is None else weights[a:b])
+        total.moments()  # a look in between changes nothing
+    known = reference(image, text) if weights is None else weighted_reference(image, text, weights)
+    assert_same(total.moments(), known, rtol=1e-6)
+
+
+def test_a_sum_whose_batches_lie_far_from_the_first_is_as_exact():
+    image, text = pairs(8192)
+    image += 10 * np.arange(8).repeat(1024)[:, None].astype(np.float32)
+    total = MomentsSum()
+    for start in range(0, 8192, 512):
+        total.add(image[start : start + 512], text[start : start + 512])
+    assert_same(total.moments(), reference(image, text), rtol=1e-6)
+
+
+def test_a_sum_takes_batches_of_one_width():
+    image, text = pairs(10)
+    total = MomentsSum()
+    with pytest.raises(ValueError, match="no batch"):
+        total.moments()
+    total.add(image, text)
+    with pytest.raises(ValueError, match="text features 3 wide do not combine with such of width 4"):
+        total.add(image, text[:, :3])
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
@@ -161,8 +185,6 @@ def test_a_weight_is_how_often_a_pair_counts():
     assert_same(weighted, repeated, rtol=1e-6)
     assert_allclose(weighted.covariance("vl", ddof=1), repeated.covariance("vl", ddof=1), rtol=1e-5)
     assert Moments.from_bytes(weighted.to_bytes("e", "float16")).count == times.sum()
-    by_image = Moments.of_images(image[:20], text, np.full(20, 2), times)
-    assert_same(by_image, Moments.of(np.repeat(image[:20], 2, axis=0), text, times), rtol=0)
 
 
 def test_pairs_of_weight_0_are_left_out_whatever_they_hold():

@@ -27,7 +27,7 @@ from mmdd_ray.storage.store import Store
 
 EVALUATION = "evaluation.json"
 CLIP_SCORE = "clip-score"
-GREEDY = {"herding": herding, "k-center": k_center}  # they make a pass over all features for each pick
+GREEDY = {"herding": herding, "k-center": k_center}  # which choose one row after the other
 COMPARED = (*GREEDY, CLIP_SCORE)  # coresets that look at the features of all pairs
 
 
@@ -145,15 +145,15 @@ def choose_coresets(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Sorted rows of the coresets `names` of `COMPARED`, `pairs` of them each.
 
-    Herding and k-center look at joint features of an image and the mean of its captions. Each of their picks is a pass
-    over all features, so at millions of rows this takes long. clip-score is one pass over images and first captions.
+    Herding and k-center look at joint features of an image and the mean of its captions, in a pass over all features
+    for every few picks. clip-score is one pass over images and first captions.
     """
     if not names:
         return
     greedy = [name for name in names if name in GREEDY]
     blocks = features.joint_features() if greedy else []
-    passes = len(greedy) * pairs + (CLIP_SCORE in names)
-    with progress("coresets", total=passes, unit="passes") as bar:
+    picks = len(greedy) * pairs + (CLIP_SCORE in names)  # all of clip-score's at once
+    with progress("coresets", total=picks, unit="picks") as bar:
         for name in names:
             if name in GREEDY:
                 yield name, np.sort(GREEDY[name](blocks, pairs, seed, bar.update))

@@ -1,7 +1,7 @@
 """Coresets: rows chosen from a feature store, as baselines and as the initialisation of a distilled set.
 
 Features come as re-iterable blocks (a list of arrays, or an object whose ``__iter__`` opens the store anew),
-so a store of millions of rows is never in memory: ``herding`` and ``k_center`` make one pass per pick,
+so a store of millions of rows is never in memory: ``herding`` and ``k_center`` make a pass for several picks,
 ``k_means`` three in all; ``clip_score`` takes one float a row. Results depend on the rows and the seed, not on
 how the rows are cut into blocks.
 """
@@ -9,12 +9,14 @@ how the rows are cut into blocks.
 # N rows of the store, B rows of a chunk, D feature width, K rows to pick
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 FeatureBlocks = Iterable[np.ndarray]
 """(rows, D) float16 or float32 blocks in the order of the row indices; every iteration starts from row 0."""
 
+_AHEAD = 15  # likely picks that a pass is made for, 4 bytes a row each; with herding's mean 16, a width of registers
 _CHUNK_ROWS = 256  # 256 rows * 1,024 columns * 4 B = 1 MiB, so a chunk's temporaries stay in the CPU cache
 # Rows that k-means is fitted on, per cluster: the default of FAISS (Johnson et al., 2017).
 _SAMPLES_PER_CLUSTER = 256
@@ -40,7 +42,7 @@ def pair_scores(image_BD: np.ndarray, text_BD: np.ndarray) -> np.ndarray:
 
     A pair's score does not depend on the rows beside it, so copies have exactly the same score.
     """
-    image_BD, text_BD = (np.ascontiguousarray(_float32(part_BD)) for part_BD in (image_BD, text_BD))
+    image_BD, text_BD = (np.ascontiguousarray(part_BD, np.float32) for part_BD in (image_BD, text_BD))
     norms_B = np.sqrt(_dots(image_BD, image_BD)) * np.sqrt(_dots(text_BD, text_BD))
     return _dots(image_BD, text_BD) / norms_B
 
@@ -92,7 +94,7 @@ def herding(
     are called alike.
 
     Args:
-        on_pick: called after every pick, each of which is a pass over the features.
+        on_pick: called after every pick.
 
     Returns:
         (K,) int64 indices in order of choice.
@@ -101,23 +103,32 @@ def herding(
         ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
         blocks.
     """
-    n_rows, mean_D = _survey(features)
-    _check_k(k, n_rows)
-    taken_N = np.zeros(n_rows, dtype=bool)
-    wanted_D = np.zeros_like(mean_D)
+    survey = _survey(features)
+    _check_k(k, survey.n_rows)
+    half_norm_N = survey.squared_norm_N / 2
+    wanted_D = survey.mean_D.copy()
+    mean_product_N = _products(features, survey.n_rows, wanted_D.astype(np.float32)[None])[0]
+    # the row nearest to w is the one with the greatest ⟨x, w⟩ - ‖x‖²/2
+    score_N = mean_product_N - half_norm_N
+    ahead = _LookAhead(features)
+    picks: list[int] = []
 
-    def closeness(rows: slice, chunk_BD: np.ndarray) -> np.ndarray:
-        return np.where(taken_N[rows], -np.inf, -_squared_distance(chunk_BD, wanted_D))
+    def exact(rows_BD: np.ndarray) -> np.ndarray:
+        return -_squared_distance(rows_BD, wanted_D) / 2
 
-    picks = []
-    for _ in range(k):
-        wanted_D += mean_D
-        index, row_D = _best_row(features, closeness)
-        taken_N[index] = True
-        wanted_D -= row_D
+    while True:
+        index = _best_row(features, score_N, survey.slack(wanted_D) * (1 + ahead.used), exact)
         picks.append(index)
         on_pick()
-    return np.array(picks, dtype=np.int64)
+        if len(picks) == k:
+            return np.array(picks, dtype=np.int64)
+        half_norm_N[index] = np.inf
+        if index not in ahead:
+            score_N = ahead.look(index, score_N, wanted_D) - half_norm_N
+        row_D, product_N = ahead.use(index)
+        wanted_D += survey.mean_D - row_D
+        score_N += mean_product_N - product_N
+        score_N[index] = -np.inf
 
 
 def k_center(
@@ -125,10 +136,10 @@ def k_center(
 ) -> np.ndarray:
     """Greedy farthest point (Gonzalez, 1985): a random first row, then always the farthest from all picks.
 
-    Ties go to the lowest index. One float32 distance per row is kept between the passes.
+    Ties go to the lowest index.
 
     Args:
-        on_pick: called after every pick, each of which is a pass over the features.
+        on_pick: called after every pick.
 
     Returns:
         (K,) int64 indices in order of choice.
@@ -137,24 +148,32 @@ def k_center(
         ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
         blocks.
     """
-    n_rows, _ = _survey(features)
-    _check_k(k, n_rows)
-    first = int(np.random.default_rng(seed).integers(n_rows))
-    picked_D = _rows_at(features, np.array([first]))[0]
-    picks = [first]
-    on_pick()
-    distance_N = np.full(n_rows, np.inf, dtype=np.float32)
+    survey = _survey(features)
+    _check_k(k, survey.n_rows)
+    squared_norm_N = survey.squared_norm_N
+    distance_N = np.full(survey.n_rows, np.inf, dtype=np.float32)  # to the nearest pick, squared
+    picked_KD = np.empty((k, len(survey.mean_D)), np.float32)
+    slack = 0.0
+    ahead = _LookAhead(features)
+    picks = [int(np.random.default_rng(seed).integers(survey.n_rows))]
 
-    def distance_to_picks(rows: slice, chunk_BD: np.ndarray) -> np.ndarray:
-        distance_N[rows] = np.minimum(distance_N[rows], _squared_distance(chunk_BD, picked_D))
-        return distance_N[rows]
+    def exact(rows_BD: np.ndarray) -> np.ndarray:
+        so_far_KD = picked_KD[: len(picks)]
+        return np.array([_squared_distance(so_far_KD, row_D).min() for row_D in rows_BD])
 
-    while len(picks) < k:
-        distance_N[picks[-1]] = -1  # below every distance: copies of a pick come before the pick itself
-        index, picked_D = _best_row(features, distance_to_picks)
-        picks.append(index)
+    while True:
         on_pick()
-    return np.array(picks, dtype=np.int64)
+        if len(picks) == k:
+            return np.array(picks, dtype=np.int64)
+        index = picks[-1]
+        if index not in ahead:
+            ahead.look(index, distance_N)
+        row_D, product_N = ahead.use(index)
+        picked_KD[len(picks) - 1] = row_D
+        np.minimum(distance_N, squared_norm_N - 2 * product_N + squared_norm_N[index], out=distance_N)
+        distance_N[index] = -np.inf
+        slack = max(slack, survey.slack(row_D))
+        picks.append(_best_row(features, distance_N, slack, exact))
 
 
 def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
@@ -171,20 +190,21 @@ def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
         blocks.
     """
     from sklearn.cluster import MiniBatchKMeans  # 3 s
-    from sklearn.metrics import pairwise_distances_argmin_min
 
-    n_rows, _ = _survey(features)
+    n_rows = _survey(features).n_rows
     _check_k(k, n_rows)
     n_samples = min(n_rows, _SAMPLES_PER_CLUSTER * k)
     sample = np.sort(np.random.default_rng(seed).choice(n_rows, size=n_samples, replace=False))
     fitted = MiniBatchKMeans(k, random_state=seed, n_init=3).fit(_rows_at(features, sample))
     centres_KD = fitted.cluster_centers_.astype(np.float32)
+    half_norm_K = _dots(centres_KD, centres_KD) / 2
 
     nearest_K = np.full(k, -1, dtype=np.int64)
     nearest_distance_K = np.full(k, np.inf)
     distance_N = np.empty(n_rows)
     for rows, chunk_BD in _chunks(features):
-        cluster_B, distance_B = pairwise_distances_argmin_min(chunk_BD, centres_KD)
+        cluster_B = (chunk_BD @ centres_KD.T - half_norm_K).argmax(axis=1)  # the nearest, as in herding
+        distance_B = _squared_distance(chunk_BD, centres_KD[cluster_B])
         distance_N[rows] = distance_B
         by_distance_B = np.lexsort((distance_B, cluster_B))  # stable: lowest index first among equals
         found, first = np.unique(cluster_B[by_distance_B], return_index=True)
@@ -200,76 +220,164 @@ def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
 
 
 def _chunks(features: FeatureBlocks) -> Iterator[tuple[slice, np.ndarray]]:
-    """One pass over the rows: (row indices, float32 rows), a few cache-sized rows at a time."""
+    """One pass over the rows: (row indices, float32 rows), a few cache-sized rows at a time.
+
+    A chunk lies where the next one will: copy what is to be kept.
+    """
     start = 0
     for block_BD in features:
+        # not a mapped array, whose every slice is made a mapped array again
+        block_BD, convert = np.asarray(block_BD), _converter(block_BD)
         for offset in range(0, len(block_BD), _CHUNK_ROWS):
-            chunk_BD = _float32(block_BD[offset : offset + _CHUNK_ROWS])
+            chunk_BD = convert(block_BD[offset : offset + _CHUNK_ROWS])
             yield slice(start + offset, start + offset + len(chunk_BD)), chunk_BD
         start += len(block_BD)
 
 
-def _float32(chunk_BD: np.ndarray) -> np.ndarray:
-    if chunk_BD.dtype != np.float16:
-        return chunk_BD.astype(np.float32, copy=False)
-    import torch  # converts six times faster than NumPy, and most of a pass is that
+def _converter(block_BD: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes rows of the block float32: float16 ones in a place that is used again."""
+    if block_BD.dtype != np.float16:
+        return lambda chunk_BD: chunk_BD.astype(np.float32, copy=False)
+    import torch  # converts three times faster than NumPy, and most of a pass is that
 
-    return torch.from_numpy(np.array(chunk_BD)).float().numpy()  # a copy: a mapped file is read-only
+    buffer = torch.empty(_CHUNK_ROWS, *block_BD.shape[1:])
+
+    def convert(chunk_BD: np.ndarray) -> np.ndarray:
+        if not chunk_BD.flags.writeable:  # which torch warns of
+            chunk_BD = chunk_BD.copy()
+        return buffer[: len(chunk_BD)].copy_(torch.from_numpy(chunk_BD)).numpy()
+
+    return convert
 
 
-def _survey(features: FeatureBlocks) -> tuple[int, np.ndarray]:
-    """Checks every block; the number of rows and their float64 mean (D,)."""
+class _Survey(NamedTuple):
+    """What one pass over all rows finds."""
+
+    n_rows: int
+    mean_D: np.ndarray
+    """float64."""
+    squared_norm_N: np.ndarray
+    """float32, 4 bytes a row."""
+
+    def slack(self, point_D: np.ndarray) -> float:
+        """How much lower than the best score that of the best row may be, for distances to a point, by rounding.
+
+        Products of D terms, and differences of them, are off by no more than λ √D u times the lengths of both, but for
+        a chance of 2 D exp(-λ²/2) (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); here λ = 10.
+        """
+        lengths = float(np.sqrt(self.squared_norm_N.max()) + np.linalg.norm(point_D))
+        rounding = 10 * len(self.mean_D) ** 0.5 * float(np.finfo(np.float32).eps) / 2
+        return 2 * rounding * lengths**2  # of the best score and of that of the best row
+
+
+def _survey(features: FeatureBlocks) -> _Survey:
+    """Checks every block."""
     if isinstance(features, np.ndarray | Iterator):
         raise ValueError(
             f"features must be blocks that can be read many times, not a {type(features).__name__}; "
             f"put the array(s) in a list"
         )
-    n_rows, shapes, sum_D = 0, set(), np.zeros(1)
+    n_rows, shapes, sum_D, norms = 0, set(), np.zeros(1), []
     for block_BD in features:
         shapes.add(block_BD.shape[1:])
         if block_BD.ndim != 2 or len(shapes) > 1:
             raise ValueError(
                 f"features must be (rows, D) blocks of one width D, got a block {block_BD.shape}"
             )
+        norm_B = np.empty(len(block_BD), np.float32)
         for rows, chunk_BD in _chunks([block_BD]):
             sum_D = sum_D + chunk_BD.sum(axis=0, dtype=np.float64)
+            norm_B[rows] = _dots(chunk_BD, chunk_BD)
             if not np.isfinite(sum_D).all():
                 raise ValueError(
                     f"a feature among rows 0 to {n_rows + rows.stop - 1} is not finite; drop or re-encode that row"
                 )
+        norms.append(norm_B)
         n_rows += len(block_BD)
-    return n_rows, sum_D / max(n_rows, 1)
+    return _Survey(n_rows, sum_D / max(n_rows, 1), np.concatenate([np.empty(0, np.float32), *norms]))
+
+
+class _LookAhead:
+    """Products of all rows with the picks that are likely to come next, a few for each pass over the rows."""
+
+    def __init__(self, features: FeatureBlocks) -> None:
+        self.used = 0
+        """Picks since the last pass."""
+        self._features = features
+        self._slots: dict[int, int] = {}
+        self._row_MD = self._product_MN = np.empty((0, 0), np.float32)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._slots
+
+    def look(self, index: int, score_N: np.ndarray, point_D: np.ndarray | None = None) -> np.ndarray:
+        """A pass for the row with this index and those of the best scores; gives the products with the point, too."""
+        likely = np.argpartition(-score_N, min(_AHEAD, len(score_N) - 1))[:_AHEAD]
+        chosen = np.unique([index, *likely[np.isfinite(score_N[likely])].tolist()])
+        self._row_MD = _rows_at(self._features, chosen)
+        self._slots, self.used = {row: slot for slot, row in enumerate(chosen.tolist())}, 0
+        points = self._row_MD if point_D is None else np.vstack([self._row_MD, point_D.astype(np.float32)])
+        self._product_MN = _products(self._features, len(score_N), points)
+        return self._product_MN[-1]
+
+    def use(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A row (D,) that was looked at, and its product with every row (N,)."""
+        self.used += 1
+        slot = self._slots[index]
+        return self._row_MD[slot], self._product_MN[slot]
+
+
+def _products(features: FeatureBlocks, n_rows: int, points_MD: np.ndarray) -> np.ndarray:
+    """One pass: the product of each point with each row, (M, n_rows) float32."""
+    import torch  # whose narrow products are twice as fast as NumPy's
+
+    points = torch.from_numpy(points_MD).T
+    product_MN = np.empty((len(points_MD), n_rows), np.float32)
+    for rows, chunk_BD in _chunks(features):
+        product_MN[:, rows] = (torch.from_numpy(chunk_BD) @ points).T.numpy()
+    return product_MN
 
 
 def _best_row(
-    features: FeatureBlocks, score: Callable[[slice, np.ndarray], np.ndarray]
-) -> tuple[int, np.ndarray]:
-    """One pass: index and float32 values of the row with the highest score, the lowest index among equals."""
-    best_score, best_index, best_D = -np.inf, -1, np.empty(0)
-    for rows, chunk_BD in _chunks(features):
-        score_B = score(rows, chunk_BD)
-        at = int(score_B.argmax())
-        if score_B[at] > best_score:
-            best_score, best_index, best_D = score_B[at], rows.start + at, chunk_BD[at].copy()
-    return best_index, best_D
+    features: FeatureBlocks, score_N: np.ndarray, slack: float, exact: Callable[[np.ndarray], np.ndarray]
+) -> int:
+    """Index of the row with the highest exact score, the lowest among equals.
+
+    Only rows whose scores are within ``slack`` of the highest can be it. Where there are several of them, they are
+    asked for exact scores, which copies share wherever they stand.
+    """
+    near = np.flatnonzero(score_N >= score_N.max() - slack)
+    if len(near) == 1:
+        return int(near[0])
+    best_score, best = -np.inf, -1
+    for start in range(0, len(near), _CHUNK_ROWS):
+        some = near[start : start + _CHUNK_ROWS]
+        exact_B = exact(_rows_at(features, some))
+        at = int(exact_B.argmax())
+        if exact_B[at] > best_score:
+            best_score, best = float(exact_B[at]), int(some[at])
+    return best
 
 
 def _rows_at(features: FeatureBlocks, indices: np.ndarray) -> np.ndarray:
-    """One pass: the float32 rows at sorted indices, at least one."""
+    """The float32 rows at sorted indices; of a mapped block, the others are not read."""
     found_KD: np.ndarray | None = None
-    for rows, chunk_BD in _chunks(features):
-        # filled in place: pieces among the chunks' temporaries would keep the heap from being used again
+    start = 0
+    for block_BD in features:
+        # filled in place: pieces among temporaries would keep the heap from being used again
         if found_KD is None:
-            found_KD = np.empty((len(indices), chunk_BD.shape[1]), np.float32)
-        start, stop = np.searchsorted(indices, (rows.start, rows.stop))
-        found_KD[start:stop] = chunk_BD[indices[start:stop] - rows.start]
+            found_KD = np.empty((len(indices), block_BD.shape[1]), np.float32)
+        first, last = np.searchsorted(indices, (start, start + len(block_BD)))
+        if last > first:
+            found_KD[first:last] = np.asarray(block_BD)[indices[first:last] - start]
+        start += len(block_BD)
     assert found_KD is not None, "no rows"
     return found_KD
 
 
 def _squared_distance(rows_BD: np.ndarray, point_D: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distance of each float32 row to a point, (B,) float32."""
-    gap_BD = rows_BD - point_D.astype(np.float32)
+    """Squared Euclidean distance of each float32 row to a point (D,), or to its own (B, D); (B,) float32."""
+    gap_BD = rows_BD - point_D.astype(np.float32, copy=False)
     return _dots(gap_BD, gap_BD)
 
 

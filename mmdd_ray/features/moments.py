@@ -1,8 +1,9 @@
 """Mergeable first and second moments of paired image and text features, exact for any split of the rows.
 
-Two ``Moments`` add with the pairwise update of Chan, Golub & LeVeque (1983), so any tree of workers gives the
-one-pass answer to rounding; memory is O(d²) whatever the number of rows. Pairs may have weights: a pair of weight w
-counts as w pairs, so that weight 2 is the pair twice and weight 0 leaves it out.
+``MomentsSum`` adds up batches in one pass, at the speed of their matrix products. Two ``Moments`` add with the pairwise
+update of Chan, Golub & LeVeque (1983), so any tree of workers gives the one-pass answer to rounding; memory is O(d²)
+whatever the number of rows. Pairs may have weights: a pair of weight w counts as w pairs, so that weight 2 is the pair
+twice and weight 0 leaves it out.
 """
 
 # B rows of a batch, N images, P image-caption pairs, V image-feature width d_v, L text-feature width d_l
@@ -16,8 +17,10 @@ from mmdd_ray.storage.tensor_file import pack, unpack
 
 # Rows of one float32 matrix product. Rounding grows with the length of the sum; 1,024 terms keep a scatter
 # matrix within 1e-7 of float64 while the product still runs at full BLAS speed. Longer sums continue in
-# float64.
+# float64, which costs a tenth of the product at 512 + 512.
 _PRODUCT_ROWS = 1024
+# Rows of one float32 sum, whose terms, unlike those of a scatter, may all have one sign.
+_SUM_ROWS = 64
 # What is left of a sum of weights when all of them are taken out again, relative to the sum: nothing but rounding.
 _ROUNDING = 1e-12
 _ARRAYS = ("mean_v", "mean_l", "vv", "ll", "vl")
@@ -55,56 +58,14 @@ class Moments:
     def of(cls, image_BV: np.ndarray, text_BL: np.ndarray, weight_B: np.ndarray | None = None) -> "Moments":
         """Moments of a batch: image (B, d_v) and text (B, d_l) features of the same pairs, any float dtype.
 
-        Rows are centred in float64 by the batch's own mean before the float32 products, so features whose
-        means are far larger than their spread lose nothing.
-
-        Args:
-            weight_B: of each pair, at least 0; default: 1. Rows of weight 0 are not looked at.
+        As ``MomentsSum`` adds them up.
 
         Raises:
-            ValueError: if the shapes are not two matrices with equal numbers of rows, or a feature is not
-            finite, or the weights are not one finite number of at least 0 for each pair.
+            ValueError: as ``MomentsSum.add``.
         """
-        if image_BV.ndim != 2 or text_BL.ndim != 2 or len(image_BV) != len(text_BL):
-            raise ValueError(
-                f"moments need image (B, d_v) and text (B, d_l) features of the same B pairs, "
-                f"got shapes {image_BV.shape} and {text_BL.shape}"
-            )
-        if weight_B is not None:
-            image_BV, text_BL, weight_B = _weighted(image_BV, text_BL, weight_B)
-        if len(image_BV) == 0:
-            return cls.empty(image_BV.shape[1], text_BL.shape[1])
-        mean_v, centred_v = _centre(image_BV, "image", weight_B)
-        mean_l, centred_l = _centre(text_BL, "text", weight_B)
-        return cls(
-            len(image_BV) if weight_B is None else float(weight_B.sum()),
-            mean_v,
-            mean_l,
-            vv=_product(centred_v, centred_v),
-            ll=_product(centred_l, centred_l),
-            vl=_product(centred_v, centred_l),
-        )
-
-    @classmethod
-    def of_images(
-        cls,
-        image_NV: np.ndarray,
-        text_PL: np.ndarray,
-        captions_N: np.ndarray,
-        weight_P: np.ndarray | None = None,
-    ) -> "Moments":
-        """Moments where image i stands with each of its ``captions_N[i]`` captions: P = Σ captions_N pairs.
-
-        The rows of ``text_PL``, and the weights if there are any, follow the order of the images.
-
-        Raises:
-            ValueError: if the counts do not add up to the number of captions.
-        """
-        if captions_N.sum() != len(text_PL):
-            raise ValueError(
-                f"the images claim {captions_N.sum()} captions, but there are {len(text_PL)} text features"
-            )
-        return cls.of(np.repeat(image_NV, captions_N, axis=0), text_PL, weight_P)
+        total = MomentsSum()
+        total.add(image_BV, text_BL, weight_B)
+        return total.moments()
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the pairs of both."""
@@ -203,6 +164,130 @@ class Moments:
             )
 
 
+class MomentsSum:
+    """Adds up the moments of batches of pairs.
+
+    Rows are shifted by the mean of the first batch before their float32 products, so features whose means are far
+    larger than their spread lose nothing.
+    """
+
+    def __init__(self) -> None:
+        self._count: int | float = 0
+        self._sides: tuple[_Side, _Side] | None = None
+        self._cross_VL = np.zeros((0, 0))
+        self._root_R = np.ones(_PRODUCT_ROWS, np.float32)  # of the weights of the waiting rows
+        self._waiting = 0
+
+    def add(self, image_BV: np.ndarray, text_BL: np.ndarray, weight_B: np.ndarray | None = None) -> None:
+        """Adds a batch: image (B, d_v) and text (B, d_l) features of the same pairs, any float dtype.
+
+        Args:
+            weight_B: of each pair, at least 0; default: 1. Rows of weight 0 are not looked at.
+
+        Raises:
+            ValueError: if the shapes are not two matrices with equal numbers of rows and of the widths of earlier
+            batches, or a feature is not finite, or the weights are not one finite number of at least 0 for each pair.
+        """
+        if image_BV.ndim != 2 or text_BL.ndim != 2 or len(image_BV) != len(text_BL):
+            raise ValueError(
+                f"moments need image (B, d_v) and text (B, d_l) features of the same B pairs, "
+                f"got shapes {image_BV.shape} and {text_BL.shape}"
+            )
+        if weight_B is not None:
+            image_BV, text_BL, weight_B = _weighted(image_BV, text_BL, weight_B)
+        if self._sides is None:
+            self._sides = _Side("image", image_BV.shape[1]), _Side("text", text_BL.shape[1])
+            self._cross_VL = np.zeros((image_BV.shape[1], text_BL.shape[1]))
+        self._count += len(image_BV) if weight_B is None else float(weight_B.sum())
+        root_B = None if weight_B is None else np.sqrt(weight_B).astype(np.float32)
+        start = 0
+        while start < len(image_BV):
+            rows = slice(start, start + _PRODUCT_ROWS - self._waiting)
+            place = slice(self._waiting, self._waiting + len(image_BV[rows]))
+            self._root_R[place] = 1 if root_B is None else root_B[rows]
+            for side, features_BD in zip(self._sides, (image_BV, text_BL), strict=True):
+                side.take(place, features_BD[rows], None if root_B is None else root_B[rows])
+            start, self._waiting = rows.stop, place.stop
+            if self._waiting == _PRODUCT_ROWS:
+                self._multiply()
+
+    def moments(self) -> Moments:
+        """Moments of all pairs so far.
+
+        Raises:
+            ValueError: if nothing was added, or a feature is not finite.
+        """
+        if self._sides is None:
+            raise ValueError("moments of no batch have no widths; add one")
+        self._multiply()
+        image, text = self._sides
+        if self._count == 0:
+            return Moments.empty(len(image.shift_D), len(text.shift_D))
+        gap_V, gap_L = image.sum_D / self._count, text.sum_D / self._count  # from the shifts to the means
+        return Moments(
+            self._count,
+            image.shift_D + gap_V,
+            text.shift_D + gap_L,
+            vv=image.product_DD - np.outer(gap_V, gap_V) * self._count,
+            ll=text.product_DD - np.outer(gap_L, gap_L) * self._count,
+            vl=self._cross_VL - np.outer(gap_V, gap_L) * self._count,
+        )
+
+    def _multiply(self) -> None:
+        """Adds the products of the waiting rows, which then wait no longer."""
+        assert self._sides is not None
+        root_R = self._root_R[: self._waiting]
+        image_RV, text_RL = (side.multiply(root_R) for side in self._sides)
+        self._cross_VL += image_RV.T @ text_RL
+        self._waiting = 0
+
+
+class _Side:
+    """The sums of one modality."""
+
+    def __init__(self, modality: str, width: int) -> None:
+        self.modality = modality
+        self.shift_D = np.zeros(width, np.float32)  # float32, so that rows are shifted by just that
+        self.sum_D = np.zeros(width)
+        self.product_DD = np.zeros((width, width))
+        self._rows_RD = np.empty((_PRODUCT_ROWS, width), np.float32)
+        self._is_empty = True
+
+    def take(self, place: slice, features_BD: np.ndarray, root_B: np.ndarray | None) -> None:
+        """Puts rows, shifted and times the root of their weights, among those that wait."""
+        if features_BD.shape[1] != len(self.shift_D):
+            raise ValueError(
+                f"{self.modality} features {features_BD.shape[1]} wide do not combine with such of width "
+                f"{len(self.shift_D)}; use one encoder for all of the data"
+            )
+        if self._is_empty:
+            self.shift_D = features_BD.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self._is_empty = False
+        rows_BD = self._rows_RD[place]
+        if features_BD.dtype == np.float64:
+            rows_BD[:] = features_BD - self.shift_D
+        else:
+            rows_BD[:] = features_BD  # exact
+            rows_BD -= self.shift_D
+        if root_B is not None:  # on either side of a product, so that vv and ll stay symmetric
+            rows_BD *= root_B[:, None]
+
+    def multiply(self, root_R: np.ndarray) -> np.ndarray:
+        """Adds sums and products of the rows that wait; gives these rows."""
+        rows_RD = self._rows_RD[: len(root_R)]
+        sum_D = np.zeros(rows_RD.shape[1])
+        for start in range(0, len(rows_RD), _SUM_ROWS):
+            rows = slice(start, start + _SUM_ROWS)
+            sum_D += root_R[rows] @ rows_RD[rows]
+        if not np.isfinite(sum_D).all():
+            raise ValueError(
+                f"the {self.modality} features hold values that are not finite; drop or re-encode those rows"
+            )
+        self.sum_D += sum_D
+        self.product_DD += rows_RD.T @ rows_RD
+        return rows_RD
+
+
 def _weighted(
     image_BV: np.ndarray, text_BL: np.ndarray, weight_B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -214,30 +299,3 @@ def _weighted(
     counted = weight_B > 0
     weights = weight_B[counted].astype(np.float64)
     return image_BV[counted], text_BL[counted], None if (weights == 1).all() else weights
-
-
-def _centre(
-    features_BD: np.ndarray, modality: str, weight_B: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The float64 mean (D,) and the float32 rows (B, D) without it, times the root of their weights."""
-    if weight_B is None:
-        mean_D = features_BD.mean(axis=0, dtype=np.float64)
-    else:
-        mean_D = (weight_B @ features_BD.astype(np.float64)) / weight_B.sum()
-    if not np.isfinite(mean_D).all():
-        raise ValueError(
-            f"the {modality} features hold values that are not finite; drop or re-encode those rows"
-        )
-    centred_BD = np.subtract(features_BD, mean_D, dtype=np.float64)
-    if weight_B is not None:  # the root on either side of a product, so that vv and ll stay symmetric
-        centred_BD *= np.sqrt(weight_B)[:, None]
-    return mean_D, centred_BD.astype(np.float32)
-
-
-def _product(left_BD: np.ndarray, right_BE: np.ndarray) -> np.ndarray:
-    """left_BDᵀ right_BE as float64 (D, E), summed over short float32 products."""
-    total_DE = np.zeros((left_BD.shape[1], right_BE.shape[1]))
-    for start in range(0, len(left_BD), _PRODUCT_ROWS):
-        rows = slice(start, start + _PRODUCT_ROWS)
-        total_DE += left_BD[rows].T @ right_BE[rows]
-    return total_DE

@@ -21,7 +21,7 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import threshold
 from mmdd_ray.features.encoder import ClipSource, EncoderSource, FeatureEncoder
-from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.moments import Moments, MomentsSum
 from mmdd_ray.features.rejects import RejectBudget, RejectList
 from mmdd_ray.features.shard_pool import (
     SHARDS,
@@ -34,11 +34,12 @@ from mmdd_ray.features.shard_pool import (
 from mmdd_ray.features.store import (
     AGREEMENT,
     DUPLICATES,
+    FEATURES,
     MOMENTS,
     FeatureStore,
+    add_table,
     score_file,
     shard_files,
-    table_moments,
     table_pairs,
     table_scores,
 )
@@ -116,10 +117,10 @@ def _at_commit(features: Features, scored: Store | None) -> Callable[[Store, str
 def _write_shard_moments(store: Store, shard: str, files: list[str]) -> None:
     """The sum of the moments of a shard's stored chunks."""
     if files:
-        total = table_moments(store.read_parquet(files[0]))
-        for file in files[1:]:
-            total += table_moments(store.read_parquet(file))
-        store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
+        total = MomentsSum()
+        for file in files:
+            add_table(total, store.read_parquet(file, FEATURES))
+        store.write_bytes(_shard_moments(shard), total.moments().to_bytes("", "float16"))
 
 
 def _write_shard_scores(store: Store, shard: str, files: list[str]) -> None:
@@ -131,13 +132,11 @@ def _write_shard_scores(store: Store, shard: str, files: list[str]) -> None:
 
 def _write_agreeing_moments(store: Store, shard: str, scored: Store) -> None:
     """The sum of the moments of those pairs of a shard that agree, by the scores in another store or in this one."""
-    agreeing, total = FeatureStore(scored).agreeing(shard), None
+    agreeing, total = FeatureStore(scored).agreeing(shard), MomentsSum()
     for file in shard_files(store, shard):
-        table = store.read_parquet(file)
-        part = table_moments(table, agreeing.are_in(shard, table_pairs(table)))
-        total = part if total is None else total + part
-    assert total is not None
-    store.write_bytes(_shard_moments(shard), total.to_bytes("", "float16"))
+        table = store.read_parquet(file, ["index", *FEATURES])
+        add_table(total, table, agreeing.are_in(shard, table_pairs(table)))
+    store.write_bytes(_shard_moments(shard), total.moments().to_bytes("", "float16"))
 
 
 def _commit(
@@ -180,7 +179,9 @@ def _commit(
         for_each_shard(usable, _write_agreeing_moments, store, scored=scored)
     moments = _added_up(store, usable)
     if len(duplicates) and not agreement:  # which was decided without them
-        moments -= table_moments(duplicates)
+        repeated = MomentsSum()
+        add_table(repeated, duplicates)
+        moments -= repeated.moments()
     store.write_bytes(MOMENTS, moments.to_bytes(source.name, "float16"))
     listed.save()
     return StageResult(

@@ -16,10 +16,12 @@ import pyarrow as pa
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
 from mmdd_ray.features.coresets import joint_features, pair_scores
-from mmdd_ray.features.moments import Moments
+from mmdd_ray.features.moments import Moments, MomentsSum
+from mmdd_ray.features.vectors import vector_column, vectors
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
+FEATURES = ["captions", "image", "text"]  # columns of a chunk that features are read from
 MOMENTS = "moments.safetensors"
 DUPLICATES = "duplicates.parquet"
 SCORES = "scores"  # of the pairs of each shard, where the moments are those of a share of the pairs
@@ -51,28 +53,21 @@ def feature_table(pairs: pa.Table, shard: str, image_ND: np.ndarray, text_PD: np
         text_PD: Features of all captions, image by image.
     """
     offsets = pa.array(np.cumsum([0, *_counts(pairs)]), pa.int32())
-    text = pa.ListArray.from_arrays(offsets, _features(text_PD))
+    text = pa.ListArray.from_arrays(offsets, vector_column(text_PD.astype(np.float16)))
     table = pairs.add_column(0, "shard", pa.array([shard] * len(pairs), pa.string()))
-    return table.append_column("image", _features(image_ND)).append_column("text", text)
-
-
-def _features(values_ND: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values_ND, np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1])
+    return table.append_column("image", vector_column(image_ND.astype(np.float16))).append_column(
+        "text", text
+    )
 
 
 def image_features(table: pa.Table) -> np.ndarray:
     """(N, D) float16."""
-    return _matrix(table["image"].combine_chunks())
+    return vectors(table["image"], np.float16)
 
 
 def text_features(table: pa.Table) -> np.ndarray:
     """(P, D) float16, all captions of the first image, then of the second, and so on."""
-    return _matrix(table["text"].combine_chunks().flatten())
-
-
-def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    return vectors(table["text"].combine_chunks().flatten(), np.float16)
 
 
 def _on_disk(blocks: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -83,7 +78,8 @@ def _on_disk(blocks: Iterable[np.ndarray]) -> list[np.ndarray]:
             file.write(np.ascontiguousarray(block).data)
             rows, width = rows + len(block), block.shape[1]
         file.flush()
-        return [np.memmap(file, np.float16, "r", shape=(rows, width))] if rows else []
+        # mapped as if it could be written to, though nobody does: torch warns of what cannot
+        return [np.memmap(file, np.float16, "c", shape=(rows, width))] if rows else []
 
 
 def _counts(table: pa.Table) -> np.ndarray:
@@ -91,9 +87,10 @@ def _counts(table: pa.Table) -> np.ndarray:
     return table["captions"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
 
 
-def table_moments(table: pa.Table, weight_P: np.ndarray | None = None) -> Moments:
-    """Moments of a chunk's pairs, from the features as they are stored; weighted, if there are weights."""
-    return Moments.of_images(image_features(table), text_features(table), _counts(table), weight_P)
+def add_table(total: MomentsSum, table: pa.Table, weight_P: np.ndarray | None = None) -> None:
+    """Adds a chunk's pairs, from the features as they are stored; weighted, if there are weights."""
+    image_PD = np.repeat(image_features(table), _counts(table), axis=0)
+    total.add(image_PD, text_features(table), weight_P)
 
 
 def table_pairs(table: pa.Table) -> np.ndarray:
@@ -251,7 +248,7 @@ class FeatureStore:
                 text = text_features(table)[np.cumsum([0, *_counts(table)[:-1]])]
             return pair_scores(image_features(table), text)
 
-        columns = ["captions", "image", "text"] if class_texts is None else ["label", "image"]
+        columns = FEATURES if class_texts is None else ["label", "image"]
         return np.concatenate([scores(table) for table in self.tables(columns) if len(table)])
 
     def joint_features(self) -> list[np.ndarray]:
@@ -262,7 +259,7 @@ class FeatureStore:
             text = np.add.reduceat(text_features(table).astype(np.float32), starts)
             return joint_features(image_features(table), text).astype(np.float16)
 
-        return _on_disk(map(joint, self.tables(["captions", "image", "text"])))
+        return _on_disk(map(joint, self.tables(FEATURES)))
 
     def caption_features(self) -> list[np.ndarray]:
         """Blocks of the text features of all captions, (P, D) float16."""

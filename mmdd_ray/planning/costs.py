@@ -14,7 +14,7 @@ from mmdd_ray.models import zoo
 FEATURE_BYTES = 2  # float16
 OTHER_DRAWS = f"{DRAWS}/*/"
 FALLBACK_DIM = 512  # of CLIP, where its name does not say
-GREEDY = ("herding", "k-center")  # coresets that make a pass over all features for each pick
+GREEDY = ("herding", "k-center")  # coresets that choose one row after the other, looking at all
 
 
 @dataclass(frozen=True, kw_only=True)

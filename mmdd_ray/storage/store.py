@@ -169,11 +169,11 @@ class Store:
 
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         with self.open(name) as file:
-            return pq.read_table(file, columns=columns)
+            return pq.ParquetFile(file).read(columns)
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         with self.create(name) as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file)
 
     def checksum(self, name: str) -> str:
         """``etag:…`` of an object, which costs no download, or ``sha256:…`` of a file."""

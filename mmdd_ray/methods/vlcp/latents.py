@@ -22,6 +22,7 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.features.shard_pool import ChunkActor, map_shards
 from mmdd_ray.features.store import shard_files
+from mmdd_ray.features.vectors import vector_column, vectors
 from mmdd_ray.methods.vlcp.describe import Descriptions, ImageClass
 from mmdd_ray.methods.vlcp.settings import Prototypes
 from mmdd_ray.storage.store import Store
@@ -69,7 +70,7 @@ class LatentEncoder(ChunkActor):
                 "key": [f"{shard}/{key}" for key in pairs["key"].to_pylist()],
                 "label": pairs["label"],
                 "description": texts,
-                "latent": _latent_column(latent_BD),
+                "latent": vector_column(latent_BD),
             }
         )
 
@@ -138,20 +139,11 @@ def read_prototypes(store: Store) -> list[dict[str, Any]]:
 
 def read_centres(store: Store, label: int) -> np.ndarray:
     """Centres of the clusters of a class by slot, flattened, float32."""
-    return _rows(store.read_parquet(_centres_file(label))["latent"])
+    return vectors(store.read_parquet(_centres_file(label))["latent"], np.float32)
 
 
 def _centres_file(label: int) -> str:
     return f"{CENTRES}/{label}.parquet"
-
-
-def _latent_column(latent_ND: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(latent_ND.ravel()), latent_ND.shape[1])
-
-
-def _rows(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), column.type.list_size)
 
 
 def _read(batch: pa.Table, store: Store, excluded: frozenset[tuple[str, int]]) -> pa.Table:
@@ -170,7 +162,7 @@ def _prototypes_of_class(
     label = table["label"][0].as_py()
     texts, keys = table["description"].to_pylist(), table["key"].to_pylist()
     found = class_prototypes(
-        _rows(table["latent"]).astype(np.float32),
+        vectors(table["latent"], np.float16).astype(np.float32),
         texts,
         names[label],
         settings.images_per_class,
@@ -182,7 +174,9 @@ def _prototypes_of_class(
         seed=derive_seed(seed, label % 2**63),
     )
     centre_KD = np.stack([one.latent_D for one in found])
-    store.write_parquet(_centres_file(label), pa.table({"latent": _latent_column(centre_KD)}))
+    store.write_parquet(
+        _centres_file(label), pa.table({"latent": vector_column(centre_KD.astype(np.float32))})
+    )
     rows = [
         {
             "label": label,
