@@ -245,6 +245,32 @@ def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(tmp_path, opti
         resumed.finish()
 
 
+def test_what_is_encoded_once_gives_the_losses_of_encoding_every_time(monkeypatch):
+    from mmdd_ray.models.generators.stable_diffusion import StableDiffusion
+
+    encoded: list[int] = []
+    encode = StableDiffusion.encode
+
+    def counted(self: Any, images: Any, **options: Any) -> Tensor:
+        encoded.append(len(images))
+        return encode(self, images, **options)
+
+    monkeypatch.setattr(StableDiffusion, "encode", counted)
+    data, losses = pairs(24), {}
+    for cache_mib in (0, 64):
+        encoded.clear()
+        training = edge_training(replace(SETTINGS, cache_mib=cache_mib))
+        # three batches an epoch, of other rows in the second one
+        list(
+            training.run(
+                lambda epoch: cut(np.roll(data[0], epoch, axis=0), data[1][-epoch:] + data[1][:-epoch], 8)
+            )
+        )
+        losses[cache_mib] = [record["total"] for record in training.losses]
+        assert encoded == [8] * (6 if cache_mib == 0 else 3)
+    assert losses[0] == pytest.approx(losses[64], abs=1e-6)
+
+
 TWO_STEPS = replace(SETTINGS, steps=2, accumulate=2, learning_rate=0.1, ema_decay=0)
 
 

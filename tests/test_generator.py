@@ -10,11 +10,13 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch import Tensor, nn
 
+from mmdd_ray.config import Finetune
 from mmdd_ray.data import shapes
 from mmdd_ray.diffusion.objective import NoiseObjective
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import Clip, load_clip
+from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Trained
 from mmdd_ray.models.generators.stable_diffusion import (
     Scale,
@@ -169,7 +171,7 @@ def test_the_unet_sees_the_noisy_latent_of_diffusers_own_schedule(pipeline, pred
     generator, seen = StableDiffusion(pipeline), seen_by(pipeline.unet)
     _, images_u8, captions = scenes(3)
     steps = torch.tensor([0, 400, 999])
-    found = generator.denoise(images_u8, captions, steps, torch.Generator().manual_seed(2))
+    found = generator.denoise(images_u8, captions, steps, torch.Generator().manual_seed(2), EncodingCache(0))
     reference = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction_type)
     clean = generator.encode(images_u8)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
@@ -286,16 +288,16 @@ def test_at_least_one_step_is_drawn_again(pipeline, steps):
 
 def test_a_side_that_the_vae_cannot_halve_is_one_sentence(pipeline):
     with pytest.raises(UserError, match=r"finetune\.image_px=30 is no multiple of 4"):
-        NoiseObjective(30).build(StableDiffusion(pipeline))
+        NoiseObjective(Finetune(image_px=30)).build(StableDiffusion(pipeline))
 
 
 def test_the_noise_objective_is_the_error_of_the_prediction(pipeline):
     _, images, captions = scenes(4)
-    loss = NoiseObjective(32).build(StableDiffusion(pipeline))
+    loss = NoiseObjective(Finetune()).build(StableDiffusion(pipeline))
     found = loss(images, captions, torch.Generator().manual_seed(3))
     again = torch.Generator().manual_seed(3)
     steps = torch.randint(1000, (4,), generator=again)
-    denoising = loss.generator.denoise(images, captions, steps, again)
+    denoising = loss.generator.denoise(images, captions, steps, again, EncodingCache(0))
     error = (denoising.prediction_BCHW - denoising.target_BCHW).square().mean()
     torch.testing.assert_close(found["total"], error)
     found["total"].backward()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmdd_ray.methods.edge.losses import edge_objective, sample_timesteps
 from mmdd_ray.methods.edge.settings import EdgeFinetune
 from mmdd_ray.models.clip import load_clip
+from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Generator
 
 LATENT_DIM = 256  # width of the space "latent"
@@ -43,6 +44,7 @@ class EdgeLoss(nn.Module):
     def __init__(self, generator: Generator, settings: EdgeFinetune, clip: str) -> None:
         super().__init__()
         self.settings, self.generator = settings, generator
+        self.kept = EncodingCache(settings.cache_mib * 2**20)
         side, device = generator.latent_side(settings.image_px), generator.device
         if settings.space == "clip":
             # no submodule: a frozen model needs neither DDP nor a place among the parameters
@@ -63,11 +65,11 @@ class EdgeLoss(nn.Module):
         level_B = sample_timesteps(
             len(captions), self.generator.noise_levels, settings.max_timestep_fraction, generator
         )
-        denoising = self.generator.denoise(images_BHW3, captions, level_B, generator)
+        denoising = self.generator.denoise(images_BHW3, captions, level_B, generator, self.kept)
         latent_BCHW = denoising.clean_BCHW
         if settings.space == "clip":
             image_BV = self.clip.embed_pixels(self.generator.decode(latent_BCHW))
-            text_BL = self.clip.encode_texts(captions)
+            (text_BL,) = self.kept.of_keys("clip", captions, lambda: (self.clip.encode_texts(captions),))
         else:
             image_BV = self.image_head(latent_BCHW.flatten(1))
             text_BL = self.text_head(denoising.text_BL)

@@ -43,7 +43,7 @@ def finetune(stage: StageDir, features: FeatureStore, texts: Descriptions, setti
     pairs = training_pairs(
         settings.data, image_px=tuning.image_px, seed=seed, excluded=features.duplicates(), texts=texts.of
     )
-    return train(pairs, tuning, NoiseObjective(tuning.image_px), seed=seed, stage=stage)
+    return train(pairs, tuning, NoiseObjective(tuning), seed=seed, stage=stage)
 
 
 def synthesize(

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmdd_ray.models.encoding_cache import EncodingCache
+
 if TYPE_CHECKING:
     from mmdd_ray.models.generators.stable_diffusion import StableDiffusion
 
@@ -69,8 +71,12 @@ class Generator(Protocol):
         captions: Sequence[str],
         level_B: Tensor,
         generator: torch.Generator,
+        kept: EncodingCache,
     ) -> Denoising:
-        """Adds noise of these levels to the latents of images, from the CPU's ``generator``, and removes it again."""
+        """Adds noise of these levels to the latents of images, from the CPU's ``generator``, and removes it again.
+
+        What images and captions are encoded as is looked up in ``kept`` first.
+        """
         ...
 
     def sample(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Denoising, Trained
 from mmdd_ray.models.generators.stable_diffusion.drawing import draw_from_latents, draw_images
 from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
@@ -75,6 +76,7 @@ class StableDiffusion(nn.Module):
         captions: Sequence[str],
         level_B: Tensor,
         generator: torch.Generator,
+        kept: EncodingCache,
     ) -> Denoising:
         """Encodes uint8 RGB images, adds the noise of the diffusion steps ``level_B``, and asks the U-Net.
 
@@ -82,8 +84,8 @@ class StableDiffusion(nn.Module):
         noise comes from the CPU's ``generator``, so it is the same on every device. Gradients reach the U-Net only.
         """
         with torch.no_grad():
-            clean_BCHW = self.encode(images_BHW3)
-            states_BSL, text_BL = self._encode_texts(captions)
+            (clean_BCHW,) = kept.of_images("latent", images_BHW3, lambda: (self.encode(images_BHW3),))
+            states_BSL, text_BL = kept.of_keys("states", captions, lambda: self._encode_texts(captions))
         noise_BCHW = torch.randn(clean_BCHW.shape, generator=generator).to(clean_BCHW.device)
         level_B = level_B.to(clean_BCHW.device)
         alpha_bar_B = self.alpha_bar_T[level_B]
