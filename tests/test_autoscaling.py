@@ -48,7 +48,8 @@ store, grown, seen, done = Store(sys.argv[1]), Path(sys.argv[2]), [], threading.
 with connected(Run(max_cpus=4, max_gpus=2), store) as devices:
     threading.Thread(target=look).start()
     features = Features(chunk_pairs=10, max_actors=2)
-    rows = precompute(StageDir("features", store, "features"), None, Data(uri="shapes:1500?seed=1"), features, Slow()).rows_out
+    stage, data = StageDir("features", store, "features"), Data(uri="shapes:1500?seed=1")
+    rows = precompute(stage, None, data, features, Slow()).rows_out
     deadline = time.monotonic() + 120
     while seen[-1] and time.monotonic() < deadline:
         time.sleep(1)

@@ -67,6 +67,41 @@ def test_clip_features_are_those_of_open_clips_own_preprocessing(clip, px, toler
     torch.testing.assert_close(clip.encode_texts(captions), text, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_padding_takes_no_part_in_the_features_of_captions(custom_text):
+    folder = f"local-dir:{TINY_CLIP}"
+    model = open_clip.create_model(folder, force_custom_text=custom_text)
+    clip = Clip("clip", model, open_clip.get_tokenizer(folder), torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    lengths = [
+        0,
+        1,
+        2,
+        70,
+        *rng.integers(1, 30, size=600),
+    ]  # more than are encoded at once, and one that is cut
+    captions = [" ".join(rng.choice(["red", "circle", "left", "of", "a"], size=size)) for size in lengths]
+    sizes: list[tuple[int, ...]] = []
+    tower = model.text if custom_text else model
+    tower.transformer.register_forward_pre_hook(lambda _, seen: sizes.append(tuple(seen[0].shape)))
+    whole = clip.encode_texts(captions, whole=True)
+    assert sizes == [(604, 48, 128)]
+    torch.testing.assert_close(clip.encode_texts(captions), whole, atol=1e-6, rtol=0)
+    assert [size[:2] for size in sizes[1:-1]] == [(256, sizes[1][1]), (256, sizes[2][1])]
+    assert sizes[1][1] < sizes[2][1] < 48 == sizes[3][1]
+
+
+def test_a_text_tower_that_sees_what_follows_is_given_all_of_the_context():
+    folder = f"local-dir:{TINY_CLIP}"
+    model = open_clip.create_model(folder)
+    model.attn_mask = None
+    clip = Clip("clip", model, open_clip.get_tokenizer(folder), torch.device("cpu"))
+    captions = ["a red circle", "a blue box on the left of a green star"]
+    torch.testing.assert_close(
+        clip.encode_texts(captions), clip.encode_texts(captions, whole=True), atol=0, rtol=0
+    )
+
+
 def test_clip_gives_pixels_a_gradient_and_keeps_none(clip):
     pixels = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
     features = clip.embed_pixels(pixels)

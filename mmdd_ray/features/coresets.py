@@ -9,12 +9,15 @@ how the rows are cut into blocks.
 # N rows of the store, B rows of a chunk, D feature width, K rows to pick
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 FeatureBlocks = Iterable[np.ndarray]
 """(rows, D) float16 or float32 blocks in the order of the row indices; every iteration starts from row 0."""
+
+Choose = TypeVar("Choose", bound=Callable[..., np.ndarray])
 
 _AHEAD = 15  # likely picks that a pass is made for, 4 bytes a row each; with herding's mean 16, a width of registers
 _CHUNK_ROWS = 256  # 256 rows * 1,024 columns * 4 B = 1 MiB, so a chunk's temporaries stay in the CPU cache
@@ -84,6 +87,20 @@ def best_rows(score_N: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(np.argsort(-score_N, kind="stable")[:kept])
 
 
+def _on_one_thread(choose: Choose) -> Choose:
+    """Several threads would wait for each other more than they work: a chunk is a millisecond's work."""
+
+    @wraps(choose)
+    def limited(*arguments: Any, **options: Any) -> np.ndarray:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            return choose(*arguments, **options)
+
+    return limited  # type: ignore[return-value]
+
+
+@_on_one_thread
 def herding(
     features: FeatureBlocks, k: int, seed: int = 0, on_pick: Callable[[], object] = lambda: None
 ) -> np.ndarray:
@@ -131,6 +148,7 @@ def herding(
         score_N[index] = -np.inf
 
 
+@_on_one_thread
 def k_center(
     features: FeatureBlocks, k: int, seed: int, on_pick: Callable[[], object] = lambda: None
 ) -> np.ndarray:

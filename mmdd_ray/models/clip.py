@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import functional_call
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
 SCHEMAS = ("hf-hub:", "local-dir:")
+TEXT_ROWS = 256  # captions of about one length that are encoded at once
 
 
 class Clip:
@@ -57,11 +59,32 @@ class Clip:
         return F.normalize(features_BD.float(), dim=1)
 
     @torch.no_grad()
-    def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Unit-norm features, (B, D) float32 on the model's device; captions beyond the context are cut."""
+    def encode_texts(self, captions: Sequence[str], *, whole: bool = False) -> Tensor:
+        """Unit-norm features, (B, D) float32 on the model's device; captions beyond the context are cut.
+
+        Padding takes most of the context, and no part in the features of a causal text tower. So captions are encoded
+        in the order of their lengths, as many tokens at a time as the longest of them has.
+
+        Args:
+            whole: encodes padding, too. The features of a caption are then the same to the last digit whatever the
+                lengths of the captions beside it.
+        """
+        tokens_BS = self._tokenizer(list(captions))
         with self._half_precision():
-            features_BD = self._model.encode_text(self._tokenizer(list(captions)).to(self.device))
+            if whole or not _is_causal(self._model):
+                features_BD = self._model.encode_text(tokens_BS.to(self.device))
+            else:
+                features_BD = self._encode_by_length(tokens_BS)
         return F.normalize(features_BD.float(), dim=1)
+
+    def _encode_by_length(self, tokens_BS: Tensor) -> Tensor:
+        length_B = tokens_BS.argmax(dim=1) + 1  # the end of a text has the highest of all token ids
+        order = length_B.argsort(stable=True)
+        parts = [
+            _encode_short(self._model, tokens_BS[rows, : int(length_B[rows[-1]])].to(self.device))
+            for rows in order.split(TEXT_ROWS)
+        ]
+        return torch.cat(parts)[order.argsort().to(self.device)]
 
     def _half_precision(self) -> torch.autocast:
         """float16 on a GPU: features differ from float32's by about 1e-3, bfloat16's by 1e-2."""
@@ -83,6 +106,35 @@ def load_clip(name: str, device: torch.device | str = "cpu", *, setting: str = "
         model, _, _ = open_clip.create_model_and_transforms(model_name, pretrained, weights_only=True)
         tokenizer = open_clip.get_tokenizer(model_name)
     return Clip(name, model, tokenizer, torch.device(device))
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether no token sees what follows it, and the features are those of the last one, at the end of the text."""
+    import open_clip
+    from open_clip.transformer import TextTransformer
+
+    if isinstance(model, open_clip.CLIP):
+        return model.attn_mask is not None and model.text_pool_type == "argmax"
+    text = getattr(model, "text", None)
+    return (
+        isinstance(text, TextTransformer)
+        and text.attn_mask is not None
+        and text.pool_type == "argmax"
+        and text.cls_emb is None
+        and not text.use_pad_mask
+    )
+
+
+def _encode_short(model: Any, tokens_BS: Tensor) -> Tensor:
+    """Features of token ids that are shorter than the context, by a causal text tower of open_clip."""
+    tower = getattr(model, "text", model)
+    size = tokens_BS.shape[1]
+    # open_clip adds all of the positions and masks all of the context, and has no option to do less
+    short = {"attn_mask": tower.attn_mask[:size, :size]}
+    if tower is model:
+        short["positional_embedding"] = model.positional_embedding[:size]
+        return functional_call(model, short, (), {"text": tokens_BS})[1]
+    return functional_call(tower, short, (tokens_BS,))
 
 
 def _source(name: str, setting: str) -> tuple[str, str | None]:

@@ -69,7 +69,9 @@ class EdgeLoss(nn.Module):
         latent_BCHW = denoising.clean_BCHW
         if settings.space == "clip":
             image_BV = self.clip.embed_pixels(self.generator.decode(latent_BCHW))
-            (text_BL,) = self.kept.of_keys("clip", captions, lambda: (self.clip.encode_texts(captions),))
+            (text_BL,) = self.kept.of_keys(
+                "clip", captions, lambda: (self.clip.encode_texts(captions, whole=True),)
+            )
         else:
             image_BV = self.image_head(latent_BCHW.flatten(1))
             text_BL = self.text_head(denoising.text_BL)
