@@ -1,4 +1,4 @@
-# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | bench | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test-fast test test-all lint fuzz chaos scale claims flickr8k lock
+.PHONY: setup demo test-fast test test-all lint fuzz chaos bench scale claims flickr8k lock
 
 setup: $(READY)
 
@@ -52,6 +52,12 @@ chaos: setup
 	@echo "== lost workers, actors, machines and drivers in every stage of every method (an hour on two cores)"
 	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python benchmarks/chaos.py
+
+# each prints ratios beside their targets, and records them in benchmarks/results; a missed target ends nothing
+bench: setup
+	@echo "== how fast each stage is, beside bare loops and what the hardware can do (an hour on two idle cores)"
+	for stage in moments coresets covmatch synthesis finetune features growth start; do \
+	    $(BIN)/python benchmarks/speed_$$stage.py || exit 1; done
 
 # `make scale SCRATCH=FOLDER`: 14 GB are written to FOLDER, and deleted again
 scale: setup

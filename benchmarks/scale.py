@@ -23,18 +23,16 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import tyro
+from feature_stores import CHUNK_ROWS, DIM, SHARD_ROWS, shards_of, write_features
 
 from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.features.coresets import clip_score, herding, k_center, k_means, kept_rows
 from mmdd_ray.features.moments import MomentsSum
-from mmdd_ray.features.store import FEATURES, FeatureStore, add_table, chunk_file, feature_table
+from mmdd_ray.features.store import FEATURES, FeatureStore, add_table, chunk_file
 from mmdd_ray.storage.store import Store
 
-DIM = 512  # of ViT-B/32's image and text features
-CHUNK_ROWS, SHARD_ROWS = 512, 10_000
 PICKS, CLUSTERS = 20, 500
 BROKEN_EVERY = 100
 MOST_MEMORY, MOST_TIME = 1.25, 1.5  # of the largest size beside the one before: in all, and for each row
@@ -76,7 +74,7 @@ def moments(folder: Path, rows: int) -> int:
     """Sums the moments of shards, as the feature stage does."""
     store = Store(str(folder / "features"))
     total, read = MomentsSum(), 0
-    for shard, own in _shards(rows):
+    for shard, own in shards_of(rows):
         for number in range(-(-own // CHUNK_ROWS)):
             name = chunk_file(shard, number)
             read += store.sizes(name)[name]
@@ -145,7 +143,7 @@ class _FirstRows(FeatureStore):
         super().__init__(store)
         self.files = [
             chunk_file(shard, number)
-            for shard, own in _shards(rows)
+            for shard, own in shards_of(rows)
             for number in range(-(-own // CHUNK_ROWS))
         ]
 
@@ -154,34 +152,7 @@ def _features(folder: Path, rows: int) -> FeatureStore:
     return _FirstRows(Store(str(folder / "features")), rows)
 
 
-def _shards(rows: int) -> list[tuple[str, int]]:
-    """Names and rows of the shards."""
-    starts = range(0, rows, SHARD_ROWS)
-    return [(f"{number:05d}", min(SHARD_ROWS, rows - start)) for number, start in enumerate(starts)]
-
-
 # ---- what it is measured on
-
-
-def write_features(folder: Path, rows: int) -> None:
-    """A feature store of random features: one caption an image, which is a little like its image."""
-    store = Store(str(folder / "features"))
-    for shard, own in _shards(rows):
-        rng = np.random.default_rng(int(shard))
-        for number, start in enumerate(range(0, own, CHUNK_ROWS)):
-            n = min(CHUNK_ROWS, own - start)
-            image, noise = rng.standard_normal((2, n, DIM), np.float32)
-            keys = [f"{shard}{row:06d}" for row in range(start, start + n)]
-            pairs = pa.table(
-                {
-                    "index": np.arange(start, start + n),
-                    "key": keys,
-                    "captions": [[f"a caption of the image {key}"] for key in keys],
-                    "label": pa.nulls(n, pa.int64()),
-                }
-            )
-            table = feature_table(pairs, shard, image, 0.3 * image + noise)
-            store.write_parquet(chunk_file(shard, number), table)
 
 
 def write_source(folder: Path, rows: int) -> None:
@@ -205,7 +176,7 @@ def prepare(asked: Scale, folder: Path) -> None:
     """Writes what is measured on, unless it is there."""
     written, rows = folder / "written.json", [[*asked.rows], [*asked.source_rows]]
     if not written.exists():
-        write_features(folder, max(asked.rows))
+        write_features(Store(str(folder / "features")), max(asked.rows))
         for count in asked.source_rows:
             write_source(folder, count)
         written.write_text(json.dumps(rows))
