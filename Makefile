@@ -58,6 +58,7 @@ bench: setup
 	@echo "== how fast each stage is, beside bare loops and what the hardware can do (an hour on two idle cores)"
 	for stage in moments coresets covmatch synthesis finetune features growth start; do \
 	    $(BIN)/python benchmarks/speed_$$stage.py || exit 1; done
+	$(BIN)/python benchmarks/speed.py
 
 # `make scale SCRATCH=FOLDER`: 14 GB are written to FOLDER, and deleted again
 scale: setup

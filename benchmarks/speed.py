@@ -1,5 +1,7 @@
 """Times what is compared in turns, and records ratios: what the speed benchmarks share.
 
+    python benchmarks/speed.py     # what was recorded last on this hardware, as a table
+
 Timings on a shared machine drift by tens of percent within minutes. So arms are run one after the other in every
 repetition, a ratio is that of two timings of one repetition, and the median of the ratios is quoted with their range.
 """
@@ -121,3 +123,22 @@ def hardware() -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def table(folder: Path) -> str:
+    """Markdown of the last record of each stage on this hardware."""
+    files = {
+        file.name.partition("_")[0]: file for file in sorted(folder.glob(f"*_{_slug(hardware())}_*.json"))
+    }
+    lines = ["| what is compared | median | range | target | |", "|---|---:|---|---:|---|"]
+    for file in files.values():
+        for one in json.loads(file.read_text())["ratios"]:
+            span = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
+            verdict = {None: "", True: "met", False: "**missed**"}[one["met"]]
+            target = "" if one["target"] is None else f"{one['target']:g}"
+            lines.append(f"| {one['name']} | {one['median']:.2f} | {span} | {target} | {verdict} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(ROOT / "benchmarks" / "results"))

@@ -44,6 +44,9 @@ def test_a_speed_benchmark_records_ratios_and_what_they_are_of(stage: str, tmp_p
     assert found["size"] == "tiny"
     assert found["versions"]["torch"]
     assert any(one["target"] for one in found["ratios"])
+    lines = speed.table(tmp_path).splitlines()
+    assert len(lines) == 2 + len(found["ratios"])
+    assert all(line.count("|") == 6 for line in lines)
 
 
 @pytest.mark.long
