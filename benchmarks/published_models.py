@@ -6,8 +6,25 @@ Nothing is downloaded. Tokenizers are those of the zoo, whose vocabularies are s
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mmdd_ray.models import zoo
+
+# Stable Diffusion 1.5, where it differs from diffusers' and transformers' defaults
+SD_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+SD_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
+SD_TEXT: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
 
 
 @cache
@@ -43,21 +60,10 @@ def stable_diffusion() -> str:
 
     folder = _folder() / "stable-diffusion-1.5"
     if not folder.exists():
-        blocks = len((128, 256, 512, 512))
         StableDiffusionPipeline(
-            unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            vae=AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * blocks,
-                up_block_types=("UpDecoderBlock2D",) * blocks,
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-                )
-            ),
+            unet=UNet2DConditionModel(**SD_UNET),
+            vae=AutoencoderKL(**SD_VAE),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**SD_TEXT)),
             tokenizer=CLIPTokenizer.from_pretrained(
                 zoo.FOLDER / "tiny-sd" / "tokenizer", model_max_length=77
             ),

@@ -67,6 +67,10 @@ Seconds = dict[str, list[float]]
 
 def in_turns(arms: Mapping[str, Callable[[], object]], repetitions: int, *, warm_up: bool = True) -> Seconds:
     """Seconds of each arm in each repetition; each is run once before, unless it is not to be warmed up."""
+    import torch
+
+    if torch.get_num_threads() != 1 and not torch.cuda.is_available():
+        raise SystemExit("arms are compared on one core: set OMP_NUM_THREADS=1, as make does")
     if warm_up:
         for arm in arms.values():
             arm()
@@ -88,7 +92,8 @@ def faster(
 
 
 def record(stage: str, asked: Speed, ratios: Sequence[Ratio], **facts: Any) -> Path:
-    """Prints the ratios and writes them with what they were measured on, as STAGE_HARDWARE_DATE.json."""
+    """Prints the ratios and writes them with what they were measured on, as STAGE_HARDWARE_DATE.json; the size stands
+    after the stage, unless it is that of a laptop."""
     print(f"\n{stage}, {hardware()}")
     for one in ratios:
         print(f"  {one}")
@@ -103,7 +108,8 @@ def record(stage: str, asked: Speed, ratios: Sequence[Ratio], **facts: Any) -> P
         **facts,
     }
     asked.out.mkdir(parents=True, exist_ok=True)
-    file = asked.out / f"{stage}_{_slug(hardware())}_{now:%Y-%m-%d}.json"
+    size = "" if asked.size == "cpu" else f"-{asked.size}"
+    file = asked.out / f"{stage}{size}_{_slug(hardware())}_{now:%Y-%m-%d}.json"
     file.write_text(json.dumps(found, indent=1) + "\n")
     return file
 
@@ -114,7 +120,8 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cores = len(psutil.Process().cpu_affinity())
+    process = psutil.Process()
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     name = found[1].replace("(R)", "").replace("(TM)", "") if found else platform.processor()

@@ -39,8 +39,8 @@ from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.storage.store import Store
 
-ROWS = {"tiny": 400, "cpu": 6000}
-PER_SHARD = {"tiny": 100, "cpu": 500}
+ROWS = {"tiny": 1600, "cpu": 6000}
+PER_SHARD = {"tiny": 400, "cpu": 500}
 ALONE = {"tiny": 8, "cpu": 100}  # images of the arm that takes one at a time
 GPU_BATCH, GPU_BATCHES = 512, 8
 
@@ -78,9 +78,9 @@ def _stage_pace(uri: str, clip: str, cores: int) -> float:
             stage = opened.stage("features", lambda stage: precompute(stage, opened.store, data, features))
         files = sorted(Path(stage.store.path(name)) for name in shard_files(stage.store))
         written = sorted((file.stat().st_mtime, _rows(file)) for file in files)
-        begun = written[:cores]  # the first chunk of every encoder: what came before is their start
-        rows = sum(count for _, count in written[cores:])
-        return rows / (written[-1][0] - begun[-1][0])
+        # from the time that every encoder has written a chunk, and one of them another
+        begun, later = written[2 * cores - 1][0], written[2 * cores :]
+        return sum(count for _, count in later) / (written[-1][0] - begun)
     finally:
         shutil.rmtree(folder)
 
@@ -96,8 +96,8 @@ def bare_pace(asked: FeaturesSpeed, uri: str, cores: int) -> float:
     with ProcessPoolExecutor(cores, get_context("spawn"), _keep_to, (list(range(cores)),)) as processes:
         list(processes.map(_imported, range(cores)))
         found = list(processes.map(partial(_bare, uri, asked.clip, cores), range(cores)))
-    begun, ended = min(begin for begin, _, _ in found), max(end for _, end, _ in found)
-    return sum(rows for _, _, rows in found) / (ended - begun)
+    begun, ended = max(begin for begin, _ in found), max(own[-1][0] for _, own in found)
+    return sum(rows for _, own in found for at, rows in own if at > begun) / (ended - begun)
 
 
 def _imported(_: int) -> None:
@@ -110,8 +110,8 @@ def _imported(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _bare(uri: str, clip_name: str, cores: int, part: int) -> tuple[float, float, int]:
-    """When it began and ended, and how many images it encoded."""
+def _bare(uri: str, clip_name: str, cores: int, part: int) -> tuple[float, list[tuple[float, int]]]:
+    """When it had worked off its first batch, and when each of the others, and how many images that had."""
     import pyarrow.parquet as pq
     import torch
 
@@ -120,20 +120,19 @@ def _bare(uri: str, clip_name: str, cores: int, part: int) -> tuple[float, float
     torch.set_num_threads(1)
     clip, features = load_clip(clip_name), Features()
     samples = _samples(_urls(uri)[part::cores], features.image_px)
-    begun, rows = 0.0, 0
+    written: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(10**9):
             batch = list(islice(samples, features.chunk_pairs))
             if not batch:
-                return begun, perf_counter(), rows
+                return written[0][0], written[1:]
             image = clip.encode_images(np.stack([image for image, _ in batch])).numpy()
             text = clip.encode_texts([caption for _, own in batch for caption in own]).numpy()
             ends = np.cumsum([0, *(len(own) for _, own in batch)])
             texts = [text[a:b].astype(np.float16).tobytes() for a, b in pairwise(ends)]
             table = {"image": [row.tobytes() for row in image.astype(np.float16)], "text": texts}
             pq.write_table(pa.table(table), Path(folder, f"{number}.parquet"))
-            # the first batch warms up, as the stage's first chunks do
-            begun, rows = (begun, rows + len(batch)) if begun else (perf_counter(), 0)
+            written.append((perf_counter(), len(batch)))
     raise AssertionError("no end")
 
 
@@ -177,7 +176,7 @@ def _alone(uri: str, clip_name: str, images: int) -> float:
             model.encode_image(preprocess(Image.fromarray(pixels))[None])
             model.encode_text(tokenizer(captions))
             started = started or perf_counter()
-    return images / (perf_counter() - started)
+    return (len(samples) - 1) / (perf_counter() - started)
 
 
 def _keep_to(cores: list[int]) -> None:

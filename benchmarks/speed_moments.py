@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from feature_stores import write_features
+from feature_stores import DIM, write_features
 from speed import Speed, faster, in_turns, record
 
 from mmdd_ray.features.moments import Moments, MomentsSum
@@ -58,14 +58,15 @@ def ours(store: Store) -> Moments:
 
 
 def bare(store: Store) -> np.ndarray:
-    shift, cross, image, text = None, 0.0, 0.0, 0.0
+    shift, (image, text, cross) = None, np.zeros((3, DIM, DIM))
     for table in FeatureStore(store).tables(FEATURES):
         rows = np.concatenate([image_features(table), text_features(table)], axis=1).astype(np.float32)
         shift = rows.mean(axis=0) if shift is None else shift
         rows -= shift
         left, right = np.split(rows, 2, axis=1)
-        image, text, cross = image + left.T @ left, text + right.T @ right, cross + left.T @ right
-        image, text, cross = (part.astype(np.float64) for part in (image, text, cross))
+        image += left.T @ left
+        text += right.T @ right
+        cross += left.T @ right
     return cross
 
 
@@ -83,7 +84,7 @@ def textbook(store: Store) -> Moments:
 def limit(store: Store, rows: int) -> None:
     for file in shard_files(store):
         pq.ParquetFile(store.path(file)).read(FEATURES)
-    left, right = np.random.default_rng(0).standard_normal((2, PRODUCT_ROWS, 512), np.float32)
+    left, right = np.random.default_rng(0).standard_normal((2, PRODUCT_ROWS, DIM), np.float32)
     for _ in range(-(-rows // PRODUCT_ROWS)):
         left.T @ left
         right.T @ right

@@ -6,10 +6,10 @@
 Arms:
 
 - ours: what an actor of the synthesis stage does with its batches: drawing, CLIP features of each image and its
-  prompt, PNG (the tiny size only), a Parquet file.
+  prompt (not on a GPU), PNG, a Parquet file.
 - release: one prompt at a time with the pipeline's own scheduler and 50 steps, as EDGE's release draws; images alone.
-- one by one: one prompt at a time with our scheduler and as many steps as ours; images alone.
-- bare: batches of the same size in a loop over the pipeline, with the same scheduler and steps; images alone.
+- one by one: ``draw_images`` of one prompt at a time, with our scheduler and steps; images alone.
+- bare: ``draw_images`` of the same batches in a loop, beside which ours shows what features, PNG and files cost.
 - limit (on a GPU): the U-Net's floating-point operations at the speed of the largest bfloat16 matrix product.
 
 One prompt at a time is slow, so these arms draw fewer images; ratios are of images a second.

@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mmdd_ray.features.coresets import (
     _products,
+    _squared_distance,
     clip_score,
     herding,
     joint_features,
@@ -100,24 +105,65 @@ def test_how_the_store_is_cut_does_not_matter(choose, dtype):
     assert whole.dtype == np.int64
 
 
-@pytest.mark.parametrize("choose", [herding, k_center])
-def test_a_pass_over_all_products_serves_several_picks(choose, monkeypatch):
+@pytest.mark.parametrize(("choose", "most"), [(herding, 85), (k_center, 25)])
+def test_a_pass_over_all_products_serves_several_picks(choose, most, monkeypatch):
     features = np.random.default_rng(4).normal(size=(3000, 65)).astype(np.float16)
     passes = []
 
     def counted(*arguments):
         passes.append(1)
-        return _products(*arguments)
+        _products(*arguments)
 
     monkeypatch.setattr("mmdd_ray.features.coresets._products", counted)
     choose([features], 100, seed=0)
-    assert len(passes) < 80
+    assert len(passes) < most
 
 
 def test_k_means_makes_three_passes(rows):
     store = Reopened(rows, cuts=[10])
     k_means(store, 50, seed=0)
     assert store.passes == 3
+
+
+@pytest.mark.parametrize("choose", [herding, k_center])
+def test_rows_that_are_copies_are_asked_once_for_the_distance_to_a_pick(choose, monkeypatch):
+    asked = []
+
+    def counted(rows_BD, point_D):
+        asked.append(len(rows_BD))
+        return _squared_distance(rows_BD, point_D)
+
+    monkeypatch.setattr("mmdd_ray.features.coresets._squared_distance", counted)
+    features = np.random.default_rng(6).normal(size=(20, 16)).astype(np.float32)[np.arange(1000) % 20]
+    assert len(set(choose([features], 200, seed=0).tolist())) == 200
+    assert sum(asked) < 250 * 1000
+
+
+def test_coresets_are_chosen_on_one_thread_in_a_process_without_torch():
+    code = """
+import numpy as np
+from mmdd_ray.features import coresets
+import sys
+assert "torch" not in sys.modules
+products = coresets._products
+def seen(*arguments):
+    import torch
+    assert torch.get_num_threads() == 1, torch.get_num_threads()
+    products(*arguments)
+coresets._products = seen
+coresets.herding([np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)], 3)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_blocks_may_be_views_and_read_only(dtype):
+    features = np.random.default_rng(7).normal(size=(300, 12)).astype(dtype)
+    known = herding([features[::-1].copy()], 5)
+    view = features[::-1]
+    view.flags.writeable = False
+    assert_array_equal(herding([view], 5), known)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
@@ -190,9 +236,10 @@ def test_unusable_features_are_errors(choose, rows):
         choose(rows, 2, seed=0)
     with pytest.raises(ValueError, match="of one width"):
         choose([rows, rows[:, :2]], 2, seed=0)
-    rows[7, 0] = np.nan
-    with pytest.raises(ValueError, match="rows 0 to 99 is not finite"):
-        choose([rows], 2, seed=0)
+    for value in (np.nan, 1e25):
+        rows[7, 0] = value
+        with pytest.raises(ValueError, match="rows 0 to 99 is not finite"):
+            choose([rows], 2, seed=0)
 
 
 def test_joint_features_weigh_both_modalities_alike():

@@ -246,20 +246,30 @@ def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(tmp_path, opti
 
 
 def test_what_is_encoded_once_gives_the_losses_of_encoding_every_time(monkeypatch):
+    from mmdd_ray.models.clip import Clip
     from mmdd_ray.models.generators.stable_diffusion import StableDiffusion
 
-    encoded: list[int] = []
-    encode = StableDiffusion.encode
+    encoded: list[str] = []
 
-    def counted(self: Any, images: Any, **options: Any) -> Tensor:
-        encoded.append(len(images))
-        return encode(self, images, **options)
+    def count(kind: type, name: str) -> None:
+        encode = getattr(kind, name)
 
-    monkeypatch.setattr(StableDiffusion, "encode", counted)
+        def counted(self: Any, batch: Any, **options: Any) -> Any:
+            encoded.append(f"{name} {len(batch)}")
+            return encode(self, batch, **options)
+
+        monkeypatch.setattr(kind, name, counted)
+
     data, losses = pairs(24), {}
+    for kind, name in (
+        (StableDiffusion, "encode"),
+        (StableDiffusion, "_encode_texts"),
+        (Clip, "encode_texts"),
+    ):
+        count(kind, name)
     for cache_mib in (0, 64):
-        encoded.clear()
         training = edge_training(replace(SETTINGS, cache_mib=cache_mib))
+        encoded.clear()
         # three batches an epoch, of other rows in the second one
         list(
             training.run(
@@ -267,7 +277,8 @@ def test_what_is_encoded_once_gives_the_losses_of_encoding_every_time(monkeypatc
             )
         )
         losses[cache_mib] = [record["total"] for record in training.losses]
-        assert encoded == [8] * (6 if cache_mib == 0 else 3)
+        batches = 6 if cache_mib == 0 else 3
+        assert encoded == ["encode 8", "_encode_texts 8", "encode_texts 8"] * batches
     assert losses[0] == pytest.approx(losses[64], abs=1e-6)
 
 

@@ -135,6 +135,38 @@ def test_a_sum_whose_batches_lie_far_from_the_first_is_as_exact():
     assert_same(total.moments(), reference(image, text), rtol=1e-6)
 
 
+def test_a_first_row_far_from_all_others_costs_no_digits():
+    image, text = pairs(20_000, mean=1000.0)
+    image[0], text[0] = 0, 0
+    first, total = Moments.of(image[:1], text[:1]), MomentsSum()
+    for a, b in ((0, 1), (1, 20_000)):
+        total.add(image[a:b], text[a:b])
+    assert_same(total.moments(), reference(image, text), rtol=3e-6)
+    assert_same(total.moments() - first, reference(image[1:], text[1:]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clusters_far_apart_add_up_whatever_their_order(weighted):
+    """A scatter within each of them is a millionth of that between them."""
+    image, text = pairs(6000)
+    image += 1000 * np.arange(6).repeat(1000)[:, None].astype(np.float32)
+    weights = np.random.default_rng(3).choice([0.5, 1.0, 4.0], size=6000) if weighted else np.ones(6000)
+    total = MomentsSum()
+    for start in range(0, 6000, 300):
+        rows = slice(start, start + 300)
+        total.add(image[rows], text[rows], weights[rows] if weighted else None)
+    assert_same(total.moments(), weighted_reference(image, text, weights), rtol=1e-6)
+
+
+def test_a_row_that_is_not_finite_is_found_with_its_products():
+    image, text = pairs(2000)
+    image[1500, 2] = np.inf
+    total = MomentsSum()
+    total.add(image, text)
+    with pytest.raises(ValueError, match="image features hold values that are not finite"):
+        total.moments()
+
+
 def test_a_sum_takes_batches_of_one_width():
     image, text = pairs(10)
     total = MomentsSum()
@@ -143,6 +175,7 @@ def test_a_sum_takes_batches_of_one_width():
     total.add(image, text)
     with pytest.raises(ValueError, match="text features 3 wide do not combine with such of width 4"):
         total.add(image, text[:, :3])
+    assert total.moments().count == 10
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])

@@ -1,6 +1,7 @@
 """The speed benchmarks run at their smallest size, and record what they find."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,12 @@ def recorded(stage: str, folder: Path) -> dict:
         "--out",
         str(folder),
     ]
-    run = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        command, cwd=BENCHMARKS, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-3000:]
-    (file,) = folder.glob(f"{stage}_*.json")
+    (file,) = folder.glob(f"{stage}-tiny_*.json")
     found = json.loads(file.read_text())
     for one in found["ratios"]:
         assert one["name"] in run.stdout
@@ -56,7 +60,20 @@ def test_a_speed_benchmark_of_whole_stages_records_its_ratios(stage: str, tmp_pa
     assert recorded(stage, tmp_path)["ratios"]
 
 
-def test_arms_take_turns_and_ratios_are_of_one_turn() -> None:
+@pytest.mark.job
+def test_the_operations_of_a_large_run_are_counted_without_its_models() -> None:
+    run = subprocess.run(
+        [sys.executable, "operations.py"], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    stages = [line.split("|")[1].strip() for line in run.stdout.splitlines()[2:]]
+    assert stages == ["features", "finetune", "finetune", "synthesize", "recaption", "evaluate", "all"]
+    shares = [float(line.split("|")[4].rstrip("% ")) for line in run.stdout.splitlines()[2:-1]]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares[1] > 50
+
+
+def test_arms_take_turns_and_ratios_are_of_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     calls: list[str] = []
     seconds = speed.in_turns({name: lambda name=name: calls.append(name) for name in ("a", "b")}, 3)
     assert calls == ["a", "b"] * 4  # one round warms up

@@ -38,8 +38,9 @@ class Finetune(Training):
     ema_decay: Rate = 0.99
     """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
     cache_mib: Annotated[int, Ge(0)] = operational(1024)
-    """Memory of each worker for latents and text states of pairs that come again. What does not fit is encoded anew in
-    every epoch: the text states first, if both do not."""
+    """Memory of each worker for latents and text states of pairs, which help from the second time on that all pairs of
+    a batch come to the same worker. What does not fit is encoded anew every time: as a rule the text states, which are
+    larger."""
     checkpoint_steps: Count = operational(50)
     """Steps between checkpoints, from which an interrupted run goes on."""
 

@@ -19,7 +19,7 @@ FeatureBlocks = Iterable[np.ndarray]
 
 Choose = TypeVar("Choose", bound=Callable[..., np.ndarray])
 
-_AHEAD = 15  # likely picks that a pass is made for, 4 bytes a row each; with herding's mean 16, a width of registers
+_AHEAD = 7  # likely picks that a pass is made for, 4 bytes a row each; more save few passes
 _CHUNK_ROWS = 256  # 256 rows * 1,024 columns * 4 B = 1 MiB, so a chunk's temporaries stay in the CPU cache
 # Rows that k-means is fitted on, per cluster: the default of FAISS (Johnson et al., 2017).
 _SAMPLES_PER_CLUSTER = 256
@@ -92,6 +92,7 @@ def _on_one_thread(choose: Choose) -> Choose:
 
     @wraps(choose)
     def limited(*arguments: Any, **options: Any) -> np.ndarray:
+        import torch  # noqa: F401  # before its threads are limited
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
@@ -122,15 +123,17 @@ def herding(
     """
     survey = _survey(features)
     _check_k(k, survey.n_rows)
-    half_norm_N = survey.squared_norm_N / 2
+    half_norm_N = survey.squared_norm_N
+    half_norm_N /= 2  # in place: these arrays have as many numbers as there are rows
     wanted_D = survey.mean_D.copy()
-    mean_product_N = _products(features, survey.n_rows, wanted_D.astype(np.float32)[None])[0]
+    mean_product_N = np.empty(survey.n_rows, np.float32)
+    _products(features, wanted_D.astype(np.float32)[None], mean_product_N[None])
     # the row nearest to w is the one with the greatest ⟨x, w⟩ - ‖x‖²/2
     score_N = mean_product_N - half_norm_N
-    ahead = _LookAhead(features)
+    ahead = _LookAhead(features, survey.n_rows)
     picks: list[int] = []
 
-    def exact(rows_BD: np.ndarray) -> np.ndarray:
+    def exact(_: np.ndarray, rows_BD: np.ndarray) -> np.ndarray:
         return -_squared_distance(rows_BD, wanted_D) / 2
 
     while True:
@@ -141,10 +144,11 @@ def herding(
             return np.array(picks, dtype=np.int64)
         half_norm_N[index] = np.inf
         if index not in ahead:
-            score_N = ahead.look(index, score_N, wanted_D) - half_norm_N
+            np.subtract(ahead.look(index, score_N, wanted_D), half_norm_N, out=score_N)
         row_D, product_N = ahead.use(index)
         wanted_D += survey.mean_D - row_D
-        score_N += mean_product_N - product_N
+        score_N += mean_product_N
+        score_N -= product_N
         score_N[index] = -np.inf
 
 
@@ -172,12 +176,21 @@ def k_center(
     distance_N = np.full(survey.n_rows, np.inf, dtype=np.float32)  # to the nearest pick, squared
     picked_KD = np.empty((k, len(survey.mean_D)), np.float32)
     slack = 0.0
-    ahead = _LookAhead(features)
+    ahead = _LookAhead(features, survey.n_rows)
     picks = [int(np.random.default_rng(seed).integers(survey.n_rows))]
+    # of the rows that were asked for exact distances: to how many picks, and the least; memory that none asks for is
+    # not taken
+    seen_N, exact_N = np.zeros(survey.n_rows, np.int32), np.zeros(survey.n_rows, np.float32)
 
-    def exact(rows_BD: np.ndarray) -> np.ndarray:
-        so_far_KD = picked_KD[: len(picks)]
-        return np.array([_squared_distance(so_far_KD, row_D).min() for row_D in rows_BD])
+    def exact(index_B: np.ndarray, rows_BD: np.ndarray) -> np.ndarray:
+        for seen in np.unique(seen_N[index_B]):
+            at_B = seen_N[index_B] == seen
+            found_B = np.where(seen > 0, exact_N[index_B[at_B]], np.float32(np.inf))
+            for pick_D in picked_KD[seen : len(picks)]:
+                found_B = np.minimum(found_B, _squared_distance(rows_BD[at_B], pick_D))
+            exact_N[index_B[at_B]] = found_B
+        seen_N[index_B] = len(picks)
+        return exact_N[index_B]
 
     while True:
         on_pick()
@@ -188,7 +201,10 @@ def k_center(
             ahead.look(index, distance_N)
         row_D, product_N = ahead.use(index)
         picked_KD[len(picks) - 1] = row_D
-        np.minimum(distance_N, squared_norm_N - 2 * product_N + squared_norm_N[index], out=distance_N)
+        to_last_N = -2 * product_N
+        to_last_N += squared_norm_N
+        to_last_N += squared_norm_N[index]
+        np.minimum(distance_N, to_last_N, out=distance_N)
         distance_N[index] = -np.inf
         slack = max(slack, survey.slack(row_D))
         picks.append(_best_row(features, distance_N, slack, exact))
@@ -255,14 +271,13 @@ def _chunks(features: FeatureBlocks) -> Iterator[tuple[slice, np.ndarray]]:
 def _converter(block_BD: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Makes rows of the block float32: float16 ones in a place that is used again."""
     if block_BD.dtype != np.float16:
-        return lambda chunk_BD: chunk_BD.astype(np.float32, copy=False)
+        return lambda chunk_BD: np.require(chunk_BD, np.float32, ["C", "W"])
     import torch  # converts three times faster than NumPy, and most of a pass is that
 
     buffer = torch.empty(_CHUNK_ROWS, *block_BD.shape[1:])
 
     def convert(chunk_BD: np.ndarray) -> np.ndarray:
-        if not chunk_BD.flags.writeable:  # which torch warns of
-            chunk_BD = chunk_BD.copy()
+        chunk_BD = np.require(chunk_BD, requirements=["C", "W"])  # torch takes no other
         return buffer[: len(chunk_BD)].copy_(torch.from_numpy(chunk_BD)).numpy()
 
     return convert
@@ -276,6 +291,8 @@ class _Survey(NamedTuple):
     """float64."""
     squared_norm_N: np.ndarray
     """float32, 4 bytes a row."""
+    longest: float
+    """Length of the longest row."""
 
     def slack(self, point_D: np.ndarray) -> float:
         """How much lower than the best score that of the best row may be, for distances to a point, by rounding.
@@ -283,7 +300,7 @@ class _Survey(NamedTuple):
         Products of D terms, and differences of them, are off by no more than λ √D u times the lengths of both, but for
         a chance of 2 D exp(-λ²/2) (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); here λ = 10.
         """
-        lengths = float(np.sqrt(self.squared_norm_N.max()) + np.linalg.norm(point_D))
+        lengths = self.longest + float(np.linalg.norm(point_D))
         rounding = 10 * len(self.mean_D) ** 0.5 * float(np.finfo(np.float32).eps) / 2
         return 2 * rounding * lengths**2  # of the best score and of that of the best row
 
@@ -306,63 +323,72 @@ def _survey(features: FeatureBlocks) -> _Survey:
         for rows, chunk_BD in _chunks([block_BD]):
             sum_D = sum_D + chunk_BD.sum(axis=0, dtype=np.float64)
             norm_B[rows] = _dots(chunk_BD, chunk_BD)
-            if not np.isfinite(sum_D).all():
+            if not (np.isfinite(sum_D).all() and np.isfinite(norm_B[rows]).all()):
                 raise ValueError(
-                    f"a feature among rows 0 to {n_rows + rows.stop - 1} is not finite; drop or re-encode that row"
+                    f"a feature among rows 0 to {n_rows + rows.stop - 1} is not finite, or too large to be squared; "
+                    "drop or re-encode that row"
                 )
         norms.append(norm_B)
         n_rows += len(block_BD)
-    return _Survey(n_rows, sum_D / max(n_rows, 1), np.concatenate([np.empty(0, np.float32), *norms]))
+    squared_norm_N = np.concatenate([np.empty(0, np.float32), *norms])
+    longest = float(np.sqrt(squared_norm_N.max(initial=0)))
+    return _Survey(n_rows, sum_D / max(n_rows, 1), squared_norm_N, longest)
 
 
 class _LookAhead:
     """Products of all rows with the picks that are likely to come next, a few for each pass over the rows."""
 
-    def __init__(self, features: FeatureBlocks) -> None:
+    def __init__(self, features: FeatureBlocks, n_rows: int) -> None:
         self.used = 0
         """Picks since the last pass."""
         self._features = features
         self._slots: dict[int, int] = {}
-        self._row_MD = self._product_MN = np.empty((0, 0), np.float32)
+        self._row_MD = np.empty((0, 0), np.float32)
+        # likely picks, the one that is wanted if it is none of them, and a further point
+        self._product_MN = np.empty((_AHEAD + 2, n_rows), np.float32)
 
     def __contains__(self, index: int) -> bool:
         return index in self._slots
 
     def look(self, index: int, score_N: np.ndarray, point_D: np.ndarray | None = None) -> np.ndarray:
         """A pass for the row with this index and those of the best scores; gives the products with the point, too."""
-        likely = np.argpartition(-score_N, min(_AHEAD, len(score_N) - 1))[:_AHEAD]
+        likely = np.argpartition(score_N, max(len(score_N) - _AHEAD, 0))[-_AHEAD:]
         chosen = np.unique([index, *likely[np.isfinite(score_N[likely])].tolist()])
         self._row_MD = _rows_at(self._features, chosen)
         self._slots, self.used = {row: slot for slot, row in enumerate(chosen.tolist())}, 0
         points = self._row_MD if point_D is None else np.vstack([self._row_MD, point_D.astype(np.float32)])
-        self._product_MN = _products(self._features, len(score_N), points)
-        return self._product_MN[-1]
+        _products(self._features, points, self._product_MN[: len(points)])
+        return self._product_MN[len(points) - 1]
 
     def use(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A row (D,) that was looked at, and its product with every row (N,)."""
+        """A row (D,) that was looked at, and its product with every row (N,), until the next look."""
         self.used += 1
         slot = self._slots[index]
         return self._row_MD[slot], self._product_MN[slot]
 
 
-def _products(features: FeatureBlocks, n_rows: int, points_MD: np.ndarray) -> np.ndarray:
-    """One pass: the product of each point with each row, (M, n_rows) float32."""
+def _products(features: FeatureBlocks, points_MD: np.ndarray, product_MN: np.ndarray) -> None:
+    """One pass: fills in the product of each point with each row, float32."""
     import torch  # whose narrow products are twice as fast as NumPy's
 
     points = torch.from_numpy(points_MD).T
-    product_MN = np.empty((len(points_MD), n_rows), np.float32)
     for rows, chunk_BD in _chunks(features):
         product_MN[:, rows] = (torch.from_numpy(chunk_BD) @ points).T.numpy()
-    return product_MN
 
 
 def _best_row(
-    features: FeatureBlocks, score_N: np.ndarray, slack: float, exact: Callable[[np.ndarray], np.ndarray]
+    features: FeatureBlocks,
+    score_N: np.ndarray,
+    slack: float,
+    exact: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> int:
     """Index of the row with the highest exact score, the lowest among equals.
 
     Only rows whose scores are within ``slack`` of the highest can be it. Where there are several of them, they are
     asked for exact scores, which copies share wherever they stand.
+
+    Args:
+        exact: scores of rows, given their indices and values.
     """
     near = np.flatnonzero(score_N >= score_N.max() - slack)
     if len(near) == 1:
@@ -370,10 +396,11 @@ def _best_row(
     best_score, best = -np.inf, -1
     for start in range(0, len(near), _CHUNK_ROWS):
         some = near[start : start + _CHUNK_ROWS]
-        exact_B = exact(_rows_at(features, some))
+        exact_B = exact(some, _rows_at(features, some))
         at = int(exact_B.argmax())
         if exact_B[at] > best_score:
             best_score, best = float(exact_B[at]), int(some[at])
+    assert best >= 0, "no row is near the best"
     return best
 
 

@@ -19,6 +19,10 @@ from mmdd_ray.storage.tensor_file import pack, unpack
 # matrix within 1e-7 of float64 while the product still runs at full BLAS speed. Longer sums continue in
 # float64, which costs a tenth of the product at 512 + 512.
 _PRODUCT_ROWS = 1024
+# Products that are added up in float32 first.
+_PRODUCTS = 4
+# Squared distance of rows from their shift, over their squared spread, from which on they get another one.
+_FAR = 100.0
 # Rows of one float32 sum, whose terms, unlike those of a scatter, may all have one sign.
 _SUM_ROWS = 64
 # What is left of a sum of weights when all of them are taken out again, relative to the sum: nothing but rounding.
@@ -167,19 +171,23 @@ class Moments:
 class MomentsSum:
     """Adds up the moments of batches of pairs.
 
-    Rows are shifted by the mean of the first batch before their float32 products, so features whose means are far
-    larger than their spread lose nothing.
+    Rows are shifted by the mean of those that came first before their float32 products. Where rows lie so far from it
+    that the products would lose digits, the sum goes on with a shift of its own, and both are merged as moments are.
     """
 
     def __init__(self) -> None:
+        self._done: Moments | None = None  # with earlier shifts
         self._count: int | float = 0
+        self._waiting_count: int | float = 0
         self._sides: tuple[_Side, _Side] | None = None
-        self._cross_VL = np.zeros((0, 0))
+        self._cross = _Scatter(0, 0)
         self._root_R = np.ones(_PRODUCT_ROWS, np.float32)  # of the weights of the waiting rows
         self._waiting = 0
 
     def add(self, image_BV: np.ndarray, text_BL: np.ndarray, weight_B: np.ndarray | None = None) -> None:
         """Adds a batch: image (B, d_v) and text (B, d_l) features of the same pairs, any float dtype.
+
+        Features that are not finite are found with the products of their rows, at the latest by ``moments``.
 
         Args:
             weight_B: of each pair, at least 0; default: 1. Rows of weight 0 are not looked at.
@@ -193,12 +201,13 @@ class MomentsSum:
                 f"moments need image (B, d_v) and text (B, d_l) features of the same B pairs, "
                 f"got shapes {image_BV.shape} and {text_BL.shape}"
             )
-        if weight_B is not None:
-            image_BV, text_BL, weight_B = _weighted(image_BV, text_BL, weight_B)
         if self._sides is None:
             self._sides = _Side("image", image_BV.shape[1]), _Side("text", text_BL.shape[1])
-            self._cross_VL = np.zeros((image_BV.shape[1], text_BL.shape[1]))
-        self._count += len(image_BV) if weight_B is None else float(weight_B.sum())
+            self._cross = _Scatter(image_BV.shape[1], text_BL.shape[1])
+        for side, features_BD in zip(self._sides, (image_BV, text_BL), strict=True):
+            side.check_width(features_BD)
+        if weight_B is not None:
+            image_BV, text_BL, weight_B = _weighted(image_BV, text_BL, weight_B)
         root_B = None if weight_B is None else np.sqrt(weight_B).astype(np.float32)
         start = 0
         while start < len(image_BV):
@@ -207,6 +216,7 @@ class MomentsSum:
             self._root_R[place] = 1 if root_B is None else root_B[rows]
             for side, features_BD in zip(self._sides, (image_BV, text_BL), strict=True):
                 side.take(place, features_BD[rows], None if root_B is None else root_B[rows])
+            self._waiting_count += len(image_BV[rows]) if weight_B is None else float(weight_B[rows].sum())
             start, self._waiting = rows.stop, place.stop
             if self._waiting == _PRODUCT_ROWS:
                 self._multiply()
@@ -219,8 +229,13 @@ class MomentsSum:
         """
         if self._sides is None:
             raise ValueError("moments of no batch have no widths; add one")
-        self._multiply()
-        image, text = self._sides
+        if self._waiting:
+            self._multiply()
+        current = self._current(*self._sides)
+        return current if self._done is None else self._done + current
+
+    def _current(self, image: "_Side", text: "_Side") -> Moments:
+        """Moments of the pairs with the present shifts."""
         if self._count == 0:
             return Moments.empty(len(image.shift_D), len(text.shift_D))
         gap_V, gap_L = image.sum_D / self._count, text.sum_D / self._count  # from the shifts to the means
@@ -228,18 +243,57 @@ class MomentsSum:
             self._count,
             image.shift_D + gap_V,
             text.shift_D + gap_L,
-            vv=image.product_DD - np.outer(gap_V, gap_V) * self._count,
-            ll=text.product_DD - np.outer(gap_L, gap_L) * self._count,
-            vl=self._cross_VL - np.outer(gap_V, gap_L) * self._count,
+            vv=image.scatter.total() - np.outer(gap_V, gap_V) * self._count,
+            ll=text.scatter.total() - np.outer(gap_L, gap_L) * self._count,
+            vl=self._cross.total() - np.outer(gap_V, gap_L) * self._count,
         )
 
     def _multiply(self) -> None:
         """Adds the products of the waiting rows, which then wait no longer."""
         assert self._sides is not None
-        root_R = self._root_R[: self._waiting]
-        image_RV, text_RL = (side.multiply(root_R) for side in self._sides)
-        self._cross_VL += image_RV.T @ text_RL
-        self._waiting = 0
+        root_R, count = self._root_R[: self._waiting], self._waiting_count
+        found = [side.products(root_R) for side in self._sides]
+        if any(_is_far(sum_D / count, product_DD.diagonal() / count) for sum_D, product_DD in found):
+            current = self._current(*self._sides)
+            self._done = current if self._done is None else self._done + current
+            for side, (sum_D, _) in zip(self._sides, found, strict=True):
+                side.shift_again(sum_D / count, root_R)
+            self._cross, self._count = _Scatter(*self._cross.shape), 0
+            found = [side.products(root_R) for side in self._sides]
+        image, text = self._sides
+        for side, (sum_D, product_DD) in zip(self._sides, found, strict=True):
+            side.sum_D += sum_D
+            side.scatter.add(product_DD)
+        self._cross.add(image.waiting(root_R).T @ text.waiting(root_R))
+        self._count += count
+        self._waiting, self._waiting_count = 0, 0
+
+
+def _is_far(gap_D: np.ndarray, second_D: np.ndarray) -> bool:
+    """Whether rows lie many times their spread away, by their mean and mean square about a shift."""
+    distance = float(gap_D @ gap_D)
+    return distance > _FAR * max(float(second_D.sum()) - distance, 0.0)
+
+
+class _Scatter:
+    """A sum of float32 products: some of them in float32, then in float64, which takes longer."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.shape = rows, columns
+        self._total, self._part, self._parts = np.zeros(self.shape), np.zeros(self.shape, np.float32), 0
+
+    def add(self, product: np.ndarray) -> None:
+        self._part += product
+        self._parts += 1
+        if self._parts == _PRODUCTS:
+            self.total()
+
+    def total(self) -> np.ndarray:
+        """The sum so far, float64."""
+        if self._parts:
+            self._total += self._part
+            self._part[:], self._parts = 0, 0
+        return self._total
 
 
 class _Side:
@@ -247,22 +301,28 @@ class _Side:
 
     def __init__(self, modality: str, width: int) -> None:
         self.modality = modality
-        self.shift_D = np.zeros(width, np.float32)  # float32, so that rows are shifted by just that
-        self.sum_D = np.zeros(width)
-        self.product_DD = np.zeros((width, width))
         self._rows_RD = np.empty((_PRODUCT_ROWS, width), np.float32)
-        self._is_empty = True
+        self._is_new = True
+        self._begin(np.zeros(width, np.float32))
 
-    def take(self, place: slice, features_BD: np.ndarray, root_B: np.ndarray | None) -> None:
-        """Puts rows, shifted and times the root of their weights, among those that wait."""
+    def _begin(self, shift_D: np.ndarray) -> None:
+        width = len(shift_D)
+        self.shift_D = shift_D  # float32, so that rows are shifted by just that
+        self.sum_D = np.zeros(width)
+        self.scatter = _Scatter(width, width)
+
+    def check_width(self, features_BD: np.ndarray) -> None:
         if features_BD.shape[1] != len(self.shift_D):
             raise ValueError(
                 f"{self.modality} features {features_BD.shape[1]} wide do not combine with such of width "
                 f"{len(self.shift_D)}; use one encoder for all of the data"
             )
-        if self._is_empty:
+
+    def take(self, place: slice, features_BD: np.ndarray, root_B: np.ndarray | None) -> None:
+        """Puts rows, shifted and times the root of their weights, among those that wait."""
+        if self._is_new:
             self.shift_D = features_BD.mean(axis=0, dtype=np.float64).astype(np.float32)
-            self._is_empty = False
+            self._is_new = False
         rows_BD = self._rows_RD[place]
         if features_BD.dtype == np.float64:
             rows_BD[:] = features_BD - self.shift_D
@@ -272,9 +332,19 @@ class _Side:
         if root_B is not None:  # on either side of a product, so that vv and ll stay symmetric
             rows_BD *= root_B[:, None]
 
-    def multiply(self, root_R: np.ndarray) -> np.ndarray:
-        """Adds sums and products of the rows that wait; gives these rows."""
-        rows_RD = self._rows_RD[: len(root_R)]
+    def shift_again(self, gap_D: np.ndarray, root_R: np.ndarray) -> None:
+        """Begins new sums about a shift that lies ``gap_D`` from the present one; rows that wait are moved to it."""
+        moved_D = (self.shift_D + gap_D).astype(np.float32)
+        self.waiting(root_R)[:] -= root_R[:, None] * (moved_D - self.shift_D)
+        self._begin(moved_D)
+
+    def waiting(self, root_R: np.ndarray) -> np.ndarray:
+        """The rows that wait, (R, D); as many as have a root of their weight."""
+        return self._rows_RD[: len(root_R)]
+
+    def products(self, root_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted sum (D,) float64 and scatter (D, D) float32 of the rows that wait."""
+        rows_RD = self.waiting(root_R)
         sum_D = np.zeros(rows_RD.shape[1])
         for start in range(0, len(rows_RD), _SUM_ROWS):
             rows = slice(start, start + _SUM_ROWS)
@@ -283,9 +353,7 @@ class _Side:
             raise ValueError(
                 f"the {self.modality} features hold values that are not finite; drop or re-encode those rows"
             )
-        self.sum_D += sum_D
-        self.product_DD += rows_RD.T @ rows_RD
-        return rows_RD
+        return sum_D, rows_RD.T @ rows_RD
 
 
 def _weighted(

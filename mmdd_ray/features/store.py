@@ -79,7 +79,7 @@ def _on_disk(blocks: Iterable[np.ndarray]) -> list[np.ndarray]:
             rows, width = rows + len(block), block.shape[1]
         file.flush()
         # mapped as if it could be written to, though nobody does: torch warns of what cannot
-        return [np.memmap(file, np.float16, "c", shape=(rows, width))] if rows else []
+        return [np.memmap(file, np.float16, "r+", shape=(rows, width))] if rows else []
 
 
 def _counts(table: pa.Table) -> np.ndarray:
@@ -259,7 +259,7 @@ class FeatureStore:
             text = np.add.reduceat(text_features(table).astype(np.float32), starts)
             return joint_features(image_features(table), text).astype(np.float16)
 
-        return _on_disk(map(joint, self.tables(FEATURES)))
+        return _on_disk(joint(table) for table in self.tables(FEATURES) if len(table))
 
     def caption_features(self) -> list[np.ndarray]:
         """Blocks of the text features of all captions, (P, D) float16."""

@@ -93,7 +93,7 @@ def finetune_cost(tuning: Finetune, source: Source, losses: str = "") -> StageCo
         actors=tuning.workers,
         gpus_each=tuning.gpus_per_worker,
         section="finetune",
-        batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}",
+        batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}, {tuning.cache_mib} MiB kept",
         passes=pairs / source.rows,
         writes_bytes=_weight_bytes(tuning.generator),
     )
