@@ -49,88 +49,89 @@ class SynthesisSpeed(Speed):
     """Images drawn together; default: those of the presets."""
 
 
-def main() -> None:
-    asked = tyro.cli(SynthesisSpeed)
-    on_gpu = asked.size == "gpu"
-    folder = stable_diffusion() if on_gpu else str(zoo.FOLDER / "tiny-sd")
-    image_px = 512 if on_gpu else 32
-    batch = asked.batch_images or (16 if on_gpu else Synthesis().batch_images)
-    synthesis = Synthesis(batch_images=batch, guidance=GUIDANCE)
-    prompts = [shapes.scene(index, seed=5).captions()[0] for index in range(IMAGES[asked.size])]
-    seeds = sample_seeds(0, len(prompts))
-    rows = [vars(SampleRequest(i, *pair)) for i, pair in enumerate(zip(prompts, seeds, strict=True))]
-    dtype = torch.float16 if on_gpu else torch.float32
-    plain = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
-    plain.set_progress_bar_config(disable=True)
-    plain.to("cuda" if on_gpu else "cpu")
-    own_scheduler = plain.scheduler
+class Bench:
+    """What the arms draw, and how."""
 
-    def release() -> None:
-        plain.scheduler = own_scheduler
-        for prompt in prompts[: ALONE[asked.size]]:
-            plain(
-                prompt,
-                height=image_px,
-                width=image_px,
-                num_inference_steps=RELEASE_STEPS,
-                guidance_scale=GUIDANCE,
+    def __init__(self, asked: SynthesisSpeed, scratch: Store) -> None:
+        self.on_gpu = asked.size == "gpu"
+        folder = stable_diffusion() if self.on_gpu else str(zoo.FOLDER / "tiny-sd")
+        self.image_px = 512 if self.on_gpu else 32
+        self.batch = asked.batch_images or (16 if self.on_gpu else Synthesis().batch_images)
+        self.synthesis = Synthesis(batch_images=self.batch, guidance=GUIDANCE)
+        self.prompts = [shapes.scene(index, seed=5).captions()[0] for index in range(IMAGES[asked.size])]
+        self.seeds = sample_seeds(0, len(self.prompts))
+        self.alone = ALONE[asked.size]
+        dtype = torch.float16 if self.on_gpu else torch.float32
+        self.plain = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
+        self.plain.set_progress_bar_config(disable=True)
+        self.plain.to("cuda" if self.on_gpu else "cpu")
+        self._scheduler = self.plain.scheduler
+        clip = None if self.on_gpu else "tiny-clip"
+        self._scratch, self._sampler = (
+            scratch,
+            ImageSampler(scratch, folder, self.synthesis, self.image_px, clip),
+        )
+
+    def arms(self) -> dict[str, Callable[[], None]]:
+        return {
+            "ours": self._ours,
+            "release": self._release,
+            "one by one": lambda: self._in_batches(1, self.alone),
+            "bare": lambda: self._in_batches(self.batch, len(self.prompts)),
+        }
+
+    def _ours(self) -> None:
+        pairs = zip(self.prompts, self.seeds, strict=True)
+        rows = [vars(SampleRequest(index, *pair)) for index, pair in enumerate(pairs)]
+        for start in range(0, len(rows), self.batch):
+            drawn = self._sampler.work(start // self.batch, rows[start : start + self.batch])
+            self._scratch.write_parquet(f"{start}.parquet", drawn)
+
+    def _release(self) -> None:
+        self.plain.scheduler = self._scheduler
+        px = self.image_px
+        for prompt in self.prompts[: self.alone]:
+            self.plain(
+                prompt, height=px, width=px, num_inference_steps=RELEASE_STEPS, guidance_scale=GUIDANCE
             )
 
-    def in_batches(size: int, images: int) -> Callable[[], None]:
-        def draw() -> None:
-            for start in range(0, images, size):
-                part = slice(start, start + size)
-                draw_images(
-                    plain,
-                    prompts[part],
-                    seeds[part],
-                    image_px=image_px,
-                    inference_steps=synthesis.inference_steps,
-                    guidance=GUIDANCE,
-                )
+    def _in_batches(self, size: int, images: int) -> None:
+        steps = self.synthesis.inference_steps
+        for start in range(0, images, size):
+            prompts, seeds = (part[start : start + size] for part in (self.prompts, self.seeds))
+            draw_images(
+                self.plain,
+                prompts,
+                seeds,
+                image_px=self.image_px,
+                inference_steps=steps,
+                guidance=GUIDANCE,
+            )
 
-        return draw
+    def floor(self) -> float:
+        """Seconds of all images at the peak of matrix products."""
+        passes = len(self.prompts) * 2 * self.synthesis.inference_steps
+        return passes * _unet_flops(self.plain) / matmul_peak(torch.bfloat16)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        clip = None if on_gpu else "tiny-clip"
-        sampler = ImageSampler(Store(scratch), folder, synthesis, image_px, clip)
-        batches = [(start // batch, rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
-        def ours() -> None:
-            for number, part in batches:
-                Store(scratch).write_parquet(f"{number}.parquet", sampler.work(number, part))
-
-        alone = ALONE[asked.size]
-        arms = {
-            "ours": ours,
-            "release": release,
-            "one by one": in_batches(1, alone),
-            "bare": in_batches(batch, len(prompts)),
-        }
-        seconds = in_turns(arms, asked.repetitions)
-    scale = len(prompts) / alone
+def main() -> None:
+    asked = tyro.cli(SynthesisSpeed)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(asked, Store(folder))
+        seconds = in_turns(bench.arms(), asked.repetitions)
+    scale, equal = len(bench.prompts) / bench.alone, 3 if bench.on_gpu else 4
     ratios = [
         faster("synthesis: over one prompt at a time, 50 steps", seconds, "ours", "release", 10, scale),
         faster(
-            "synthesis: over one prompt at a time, equal steps",
-            seconds,
-            "ours",
-            "one by one",
-            3 if on_gpu else 4,
-            scale,
+            "synthesis: over one prompt at a time, equal steps", seconds, "ours", "one by one", equal, scale
         ),
         faster("synthesis: over a bare loop over batches", seconds, "ours", "bare"),
     ]
-    if on_gpu:
-        floor = (
-            len(prompts) * _unet_flops(plain) * 2 * synthesis.inference_steps / matmul_peak(torch.bfloat16)
-        )
-        ratios.append(
-            Ratio("synthesis: share of the matmul limit", tuple(floor / one for one in seconds["ours"]), 0.45)
-        )
-    record(
-        "synthesis", asked, ratios, images=len(prompts), alone=alone, settings=str(synthesis), seconds=seconds
-    )
+    if bench.on_gpu:
+        shares = tuple(bench.floor() / one for one in seconds["ours"])
+        ratios.append(Ratio("synthesis: share of the matmul limit", shares, 0.45))
+    facts = {"images": len(bench.prompts), "alone": bench.alone, "settings": str(bench.synthesis)}
+    record("synthesis", asked, ratios, **facts, seconds=seconds)
 
 
 def _unet_flops(pipeline: StableDiffusionPipeline) -> float:

@@ -7,8 +7,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mmdd_ray.features.coresets import (
-    _products,
-    _squared_distance,
     clip_score,
     herding,
     joint_features,
@@ -18,6 +16,7 @@ from mmdd_ray.features.coresets import (
     pair_scores,
     random_subset,
 )
+from mmdd_ray.features.row_passes import products, squared_distance
 
 CHOOSERS = [herding, k_center, k_means]
 
@@ -112,9 +111,9 @@ def test_a_pass_over_all_products_serves_several_picks(choose, most, monkeypatch
 
     def counted(*arguments):
         passes.append(1)
-        _products(*arguments)
+        products(*arguments)
 
-    monkeypatch.setattr("mmdd_ray.features.coresets._products", counted)
+    monkeypatch.setattr("mmdd_ray.features.row_passes.products", counted)
     choose([features], 100, seed=0)
     assert len(passes) < most
 
@@ -131,9 +130,9 @@ def test_rows_that_are_copies_are_asked_once_for_the_distance_to_a_pick(choose, 
 
     def counted(rows_BD, point_D):
         asked.append(len(rows_BD))
-        return _squared_distance(rows_BD, point_D)
+        return squared_distance(rows_BD, point_D)
 
-    monkeypatch.setattr("mmdd_ray.features.coresets._squared_distance", counted)
+    monkeypatch.setattr("mmdd_ray.features.coresets.squared_distance", counted)
     features = np.random.default_rng(6).normal(size=(20, 16)).astype(np.float32)[np.arange(1000) % 20]
     assert len(set(choose([features], 200, seed=0).tolist())) == 200
     assert sum(asked) < 250 * 1000
@@ -142,15 +141,15 @@ def test_rows_that_are_copies_are_asked_once_for_the_distance_to_a_pick(choose, 
 def test_coresets_are_chosen_on_one_thread_in_a_process_without_torch():
     code = """
 import numpy as np
-from mmdd_ray.features import coresets
+from mmdd_ray.features import coresets, row_passes
 import sys
 assert "torch" not in sys.modules
-products = coresets._products
+products = row_passes.products
 def seen(*arguments):
     import torch
     assert torch.get_num_threads() == 1, torch.get_num_threads()
     products(*arguments)
-coresets._products = seen
+coresets.products = row_passes.products = seen
 coresets.herding([np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16)], 3)
 """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

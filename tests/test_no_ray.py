@@ -12,6 +12,7 @@ import mmdd_ray.models
 LIGHT = ["mmdd_ray.config", "mmdd_ray.data.shapes", "mmdd_ray.planning.preflight", "mmdd_ray.methods"]
 ARITHMETIC = [
     "mmdd_ray.features.coresets",
+    "mmdd_ray.features.row_passes",
     "mmdd_ray.matching.objective",
     "mmdd_ray.matching.training",
     "mmdd_ray.distilled.learnt",
