@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,6 +15,7 @@ from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.actor_pool import BatchActor
 from mmdd_ray.engine.run_dir import resolved, versions
 from mmdd_ray.errors import UserError
+from mmdd_ray.features.vectors import vector_column
 from mmdd_ray.methods.edge.presets import local as edge_local
 from mmdd_ray.methods.verify import verify
 from mmdd_ray.methods.vlcp.presets import local as vlcp_local
@@ -99,8 +101,8 @@ def test_images_of_prototypes_are_drawn_again_alike(tmp_path: Path) -> None:
     settings = replace(preset, synthesis=replace(preset.synthesis, inference_steps=2))
     store = Store(str(tmp_path))
     for label in (0, 1):
-        centre_KD = pa.FixedSizeListArray.from_arrays(pa.array([float(label)] * 3 * 256, pa.float32()), 256)
-        store.write_parquet(f"prototypes/centres/{label}.parquet", pa.table({"latent": centre_KD}))
+        centres = pa.table({"latent": vector_column(np.full((3, 256), label, np.float32))})
+        store.write_parquet(f"prototypes/centres/{label}.parquet", centres)
     sampler = diffusion.ImageSampler(
         store.child("synthesize"),
         str(zoo.FOLDER / "tiny-sd"),

@@ -19,6 +19,7 @@ from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled_sets import _same_names, class_coresets, class_scores
 from mmdd_ray.features.chunks import read_chunks
+from mmdd_ray.features.vectors import vector_column
 from mmdd_ray.methods.execute import check
 from mmdd_ray.methods.vlcp.describe import (
     Descriptions,
@@ -73,7 +74,7 @@ def test_prototypes_of_all_classes_are_those_of_each_alone(ray_cluster, tmp_path
         if not own:
             continue
         seed = int(np.random.SeedSequence((3, label)).generate_state(1)[0])
-        latent = np.array([row["latent"] for row in own], np.float32)
+        latent = np.stack([np.frombuffer(row["latent"], np.float16) for row in own]).astype(np.float32)
         alone = class_prototypes(
             latent, [r["description"] for r in own], shapes.CLASS_NAMES[label], 2, seed=seed
         )
@@ -108,7 +109,7 @@ def test_each_image_begins_with_its_own_prototype(tmp_path):
     for label, centre_KD in centres.items():
         store.write_parquet(
             f"centres/{label}.parquet",
-            pa.table({"latent": pa.FixedSizeListArray.from_arrays(pa.array(centre_KD.ravel()), 256)}),
+            pa.table({"latent": vector_column(centre_KD)}),
         )
     classes = [ImageClass(0, "owl", 9), ImageClass(7, "crane", 9)]
     texts = Descriptions(Describe(), {0: "owl", 7: "crane"}, None)
