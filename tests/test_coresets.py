@@ -104,7 +104,7 @@ def test_how_the_store_is_cut_does_not_matter(choose, dtype):
     assert whole.dtype == np.int64
 
 
-@pytest.mark.parametrize(("choose", "most"), [(herding, 85), (k_center, 25)])
+@pytest.mark.parametrize(("choose", "most"), [(herding, 75), (k_center, 15)])
 def test_a_pass_over_all_products_serves_several_picks(choose, most, monkeypatch):
     features = np.random.default_rng(4).normal(size=(3000, 65)).astype(np.float16)
     passes = []
