@@ -36,7 +36,10 @@ from mmdd_ray.storage.store import Store
 PICKS, CLUSTERS = 20, 500
 BROKEN_EVERY = 100
 MOST_MEMORY, MOST_TIME = 1.25, 1.5  # of the largest size beside the one before: in all, and for each row
-ROW_BYTES = {"herding": 110, "k-center": 110}  # that memory may grow by: scores, and products with likely picks
+ROW_BYTES = {
+    "herding": 110,
+    "k-center": 110,
+}  # that memory may grow by: scores, and products with likely picks
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
 

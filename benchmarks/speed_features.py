@@ -73,7 +73,11 @@ def _stage_pace(uri: str, clip: str, cores: int) -> float:
     folder = tempfile.mkdtemp()
     try:
         # a CPU more than cores, which Ray Data keeps for reading: that shares the cores with the encoders
-        run, data, features = Run(dir=f"{folder}/run", num_cpus=cores + 1), Data(uri=uri), Features(clip=clip)
+        run, data, features = (
+            Run(dir=f"{folder}/run", num_cpus=cores + 1),
+            Data(uri=uri),
+            _features(clip, cores),
+        )
         with RunDir.open(run.dir, "speed", "speed", data) as opened, connected(run, opened.store):
             stage = opened.stage("features", lambda stage: precompute(stage, opened.store, data, features))
         files = sorted(Path(stage.store.path(name)) for name in shard_files(stage.store))
@@ -83,6 +87,10 @@ def _stage_pace(uri: str, clip: str, cores: int) -> float:
         return sum(count for _, count in later) / (written[-1][0] - begun)
     finally:
         shutil.rmtree(folder)
+
+
+def _features(clip: str, cores: int) -> Features:
+    return Features(clip=clip, min_actors=cores, max_actors=cores)
 
 
 def _rows(file: Path) -> int:
@@ -259,7 +267,8 @@ def main() -> None:
         bare_grown,
         over("features: over one image at a time", "stage, 1 core", "one by one"),
     ]
-    facts: dict[str, Any] = {"data": asked.data or "shapes", "clip": asked.clip, "images_a_second": paces}
+    data = asked.data.rpartition("/")[2] if asked.data else "shapes"  # without the folders of a machine
+    facts: dict[str, Any] = {"data": data, "clip": asked.clip, "images_a_second": paces}
     record("features", asked, ratios, **facts)
 
 
