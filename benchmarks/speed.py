@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(kw_only=True)
 class Speed:
-    """What all speed benchmarks are asked."""
+    """Options of every speed benchmark."""
 
     size: Literal["cpu", "tiny", "gpu"] = "cpu"
     """How much is computed: minutes on a laptop, seconds in a test, or the published architectures on a GPU."""

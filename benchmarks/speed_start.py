@@ -1,4 +1,4 @@
-"""What a laptop waits for: the stages of the local presets, how long they take to start, and `--help`.
+"""How long a user waits on a laptop: for the stages of the local presets, for their start, and for `--help`.
 
     python benchmarks/speed_start.py
     python benchmarks/speed_start.py --before FOLDER     # beside another checkout, in turns

@@ -50,7 +50,7 @@ class SynthesisSpeed(Speed):
 
 
 class Bench:
-    """What the arms draw, and how."""
+    """The prompts that all arms draw, and their models."""
 
     def __init__(self, asked: SynthesisSpeed, scratch: Store) -> None:
         self.on_gpu = asked.size == "gpu"

@@ -231,7 +231,11 @@ class MomentsSum:
             raise ValueError("moments of no batch have no widths; add one")
         if self._waiting:
             self._multiply()
-        current = self._current(*self._sides)
+        return self._multiplied(*self._sides)
+
+    def _multiplied(self, image: "_Side", text: "_Side") -> Moments:
+        """Moments of all pairs but those that wait."""
+        current = self._current(image, text)
         return current if self._done is None else self._done + current
 
     def _current(self, image: "_Side", text: "_Side") -> Moments:
@@ -254,8 +258,7 @@ class MomentsSum:
         root_R, count = self._root_R[: self._waiting], self._waiting_count
         found = [side.products(root_R) for side in self._sides]
         if any(_is_far(sum_D / count, product_DD.diagonal() / count) for sum_D, product_DD in found):
-            current = self._current(*self._sides)
-            self._done = current if self._done is None else self._done + current
+            self._done = self._multiplied(*self._sides)
             for side, (sum_D, _) in zip(self._sides, found, strict=True):
                 side.shift_again(sum_D / count, root_R)
             self._cross, self._count = _Scatter(*self._cross.shape), 0

@@ -50,7 +50,7 @@ def _converter(block_BD: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class Survey(NamedTuple):
-    """What one pass over all rows finds."""
+    """Facts about all rows, found in one pass."""
 
     n_rows: int
     mean_D: np.ndarray

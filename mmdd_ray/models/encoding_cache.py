@@ -34,7 +34,7 @@ class EncodingCache:
         self, kind: str, images_BHW3: NDArray[np.uint8] | Tensor, encode: Encode
     ) -> tuple[Tensor, ...]:
         """The encodings of images, as ``of_keys`` gives them."""
-        if kind in self._given_up or not self._most_bytes:
+        if not self._keeps(kind):  # then images need not be hashed
             return encode()
         images = np.ascontiguousarray(torch.as_tensor(images_BHW3).cpu().numpy())
         return self.of_keys(kind, [blake2b(image.data, digest_size=16).digest() for image in images], encode)
@@ -45,7 +45,7 @@ class EncodingCache:
         Args:
             kind: tells encodings of different models apart.
         """
-        if kind in self._given_up or not self._most_bytes:
+        if not self._keeps(kind):
             return encode()
         kept = self._kept.setdefault(kind, {})
         if all(key in kept for key in keys):
@@ -55,6 +55,9 @@ class EncodingCache:
         self._like[kind] = tuple(part[:1].clone() for part in made)
         self._keep(kind, keys, made)
         return made
+
+    def _keeps(self, kind: str) -> bool:
+        return self._most_bytes > 0 and kind not in self._given_up
 
     def _keep(self, kind: str, keys: Sequence[Hashable], made: tuple[Tensor, ...]) -> None:
         columns = [part.detach().cpu() for part in made]
