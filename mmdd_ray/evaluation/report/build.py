@@ -54,16 +54,11 @@ def build_report(
     folders = _draw_folders(saved["settings"])
     stages = _stage_manifests(run, folders)
     features = stages.get("features")
-    scores = _scores(evaluation) if evaluation else {}
     return {
         "job": saved["job"],
         "preset": saved["preset"],
         "command": redact(command),
-        "task": evaluation["task"] if evaluation else None,
-        "scores": scores,
-        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]) if evaluation else {},
-        "sets": _without_metrics(evaluation["sets"]) if evaluation else {},
-        "held_out": evaluation.get("held_out", {}) if evaluation else {},
+        **_of_evaluation(evaluation),
         "real_images": features["rows_out"] if features else None,
         "source": features["extra"].get("source") if features else None,
         "commits": dict(commits or {}),
@@ -79,6 +74,20 @@ def build_report(
         "versions": _merged(manifest["versions"] for manifest in stages.values()),
         "settings": saved["settings"],
         **_of_distilled(run, saved["job"], folders, labels or {}),
+    }
+
+
+def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of a report about students, if there were any."""
+    if not evaluation:
+        return {"task": None, "scores": {}, "standings": {}, "sets": {}, "held_out": {}}
+    scores = _scores(evaluation)
+    return {
+        "task": evaluation["task"],
+        "scores": scores,
+        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
+        "sets": _without_metrics(evaluation["sets"]),
+        "held_out": evaluation.get("held_out", {}),
     }
 
 
