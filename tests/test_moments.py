@@ -160,7 +160,7 @@ def test_clusters_far_apart_add_up_whatever_their_order(weighted):
 
 def test_a_row_that_is_not_finite_is_found_with_its_products():
     image, text = pairs(2000)
-    image[1500, 2] = np.inf
+    image[1990, 2] = np.inf
     total = MomentsSum()
     total.add(image, text)
     with pytest.raises(ValueError, match="image features hold values that are not finite"):

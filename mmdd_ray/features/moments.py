@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.linalg.blas import ssyrk
 
 from mmdd_ray.storage.tensor_file import pack, unpack
 
-# Rows of one float32 matrix product. Rounding grows with the length of the sum; 1,024 terms keep a scatter
-# matrix within 1e-7 of float64 while the product still runs at full BLAS speed. Longer sums continue in
-# float64, which costs a tenth of the product at 512 + 512.
-_PRODUCT_ROWS = 1024
-# Products that are added up in float32 first.
-_PRODUCTS = 4
+# Rows of one float32 matrix product, which stay in a core's cache at 512 + 512.
+_PRODUCT_ROWS = 512
+# Products that are added up in float32; longer sums continue in float64. Rounding grows with the length of the sum:
+# 4,096 terms keep a scatter matrix within 1e-6 of its spread.
+_PRODUCTS = 8
 # Squared distance of rows from their shift, over their squared spread, from which on they get another one.
 _FAR = 100.0
 # Rows of one float32 sum, whose terms, unlike those of a scatter, may all have one sign.
 _SUM_ROWS = 64
 # What is left of a sum of weights when all of them are taken out again, relative to the sum: nothing but rounding.
 _ROUNDING = 1e-12
+_MODALITIES = ("image", "text")
 _ARRAYS = ("mean_v", "mean_l", "vv", "ll", "vl")
 
 
@@ -79,14 +80,10 @@ class Moments:
             return self
         gap_v, gap_l = other.mean_v - self.mean_v, other.mean_l - self.mean_l
         share, weight = other.count / count, self.count * other.count / count
-        return Moments(
-            count,
-            self.mean_v + gap_v * share,
-            self.mean_l + gap_l * share,
-            self.vv + other.vv + np.outer(gap_v, gap_v) * weight,
-            self.ll + other.ll + np.outer(gap_l, gap_l) * weight,
-            self.vl + other.vl + np.outer(gap_v, gap_l) * weight,
-        )
+        vv, ll, vl = self.vv + other.vv, self.ll + other.ll, self.vl + other.vl
+        for scatter, left, right in ((vv, gap_v, gap_v), (ll, gap_l, gap_l), (vl, gap_v, gap_l)):
+            scatter += _outer(left, right, weight)
+        return Moments(count, self.mean_v + gap_v * share, self.mean_l + gap_l * share, vv, ll, vl)
 
     def __sub__(self, other: "Moments") -> "Moments":
         """Moments without ``other``, whose pairs had been counted in ``self`` (duplicates found later).
@@ -177,12 +174,10 @@ class MomentsSum:
 
     def __init__(self) -> None:
         self._done: Moments | None = None  # with earlier shifts
-        self._count: int | float = 0
-        self._waiting_count: int | float = 0
-        self._sides: tuple[_Side, _Side] | None = None
-        self._cross = _Scatter(0, 0)
-        self._root_R = np.ones(_PRODUCT_ROWS, np.float32)  # of the weights of the waiting rows
+        self._sums: _Sums | None = None  # with the present one
+        self._sides: tuple[slice, slice] | None = None  # columns of image and text features
         self._waiting = 0
+        self._waiting_count: int | float = 0
 
     def add(self, image_BV: np.ndarray, text_BL: np.ndarray, weight_B: np.ndarray | None = None) -> None:
         """Adds a batch: image (B, d_v) and text (B, d_l) features of the same pairs, any float dtype.
@@ -196,30 +191,31 @@ class MomentsSum:
             ValueError: if the shapes are not two matrices with equal numbers of rows and of the widths of earlier
             batches, or a feature is not finite, or the weights are not one finite number of at least 0 for each pair.
         """
-        if image_BV.ndim != 2 or text_BL.ndim != 2 or len(image_BV) != len(text_BL):
-            raise ValueError(
-                f"moments need image (B, d_v) and text (B, d_l) features of the same B pairs, "
-                f"got shapes {image_BV.shape} and {text_BL.shape}"
-            )
-        if self._sides is None:
-            self._sides = _Side("image", image_BV.shape[1]), _Side("text", text_BL.shape[1])
-            self._cross = _Scatter(image_BV.shape[1], text_BL.shape[1])
-        for side, features_BD in zip(self._sides, (image_BV, text_BL), strict=True):
-            side.check_width(features_BD)
+        sides = self._columns(image_BV, text_BL)
         if weight_B is not None:
             image_BV, text_BL, weight_B = _weighted(image_BV, text_BL, weight_B)
+        if not len(image_BV):
+            return
+        if self._sums is None:
+            first = (rows[:_PRODUCT_ROWS].mean(axis=0, dtype=np.float64) for rows in (image_BV, text_BL))
+            self._sums = _Sums(np.concatenate(list(first)).astype(np.float32))
+            self._rows_RD = np.empty((_PRODUCT_ROWS, len(self._sums.shift_D)), np.float32)
+            self._root_R = np.empty(_PRODUCT_ROWS, np.float32)  # of the weights of the waiting rows
         root_B = None if weight_B is None else np.sqrt(weight_B).astype(np.float32)
         start = 0
         while start < len(image_BV):
             rows = slice(start, start + _PRODUCT_ROWS - self._waiting)
             place = slice(self._waiting, self._waiting + len(image_BV[rows]))
+            for side, features_BD in zip(sides, (image_BV, text_BL), strict=True):
+                shift_D = self._sums.shift_D[side]  # float32 at least, in which float16 is exact
+                np.subtract(features_BD[rows], shift_D, out=self._rows_RD[place, side], casting="same_kind")
             self._root_R[place] = 1 if root_B is None else root_B[rows]
-            for side, features_BD in zip(self._sides, (image_BV, text_BL), strict=True):
-                side.take(place, features_BD[rows], None if root_B is None else root_B[rows])
+            if root_B is not None:  # on either side of a product
+                self._rows_RD[place] *= root_B[rows, None]
             self._waiting_count += len(image_BV[rows]) if weight_B is None else float(weight_B[rows].sum())
             start, self._waiting = rows.stop, place.stop
             if self._waiting == _PRODUCT_ROWS:
-                self._multiply()
+                self._multiply(self._sums)
 
     def moments(self) -> Moments:
         """Moments of all pairs so far.
@@ -229,134 +225,129 @@ class MomentsSum:
         """
         if self._sides is None:
             raise ValueError("moments of no batch have no widths; add one")
+        if self._sums is None:
+            return Moments.empty(*(side.stop - side.start for side in self._sides))
         if self._waiting:
-            self._multiply()
-        return self._multiplied(*self._sides)
+            self._multiply(self._sums)
+        return self._so_far(self._sums)
 
-    def _multiplied(self, image: "_Side", text: "_Side") -> Moments:
+    def _columns(self, image_BV: np.ndarray, text_BL: np.ndarray) -> tuple[slice, slice]:
+        """Where the features of a batch stand; raises ``ValueError`` unless they fit one another and earlier ones."""
+        if image_BV.ndim != 2 or text_BL.ndim != 2 or len(image_BV) != len(text_BL):
+            raise ValueError(
+                f"moments need image (B, d_v) and text (B, d_l) features of the same B pairs, "
+                f"got shapes {image_BV.shape} and {text_BL.shape}"
+            )
+        d_v, d_l = image_BV.shape[1], text_BL.shape[1]
+        if self._sides is None:
+            self._sides = slice(0, d_v), slice(d_v, d_v + d_l)
+        for name, side, width in zip(_MODALITIES, self._sides, (d_v, d_l), strict=True):
+            if width != side.stop - side.start:
+                raise ValueError(
+                    f"{name} features {width} wide do not combine with such of width {side.stop - side.start}; "
+                    f"use one encoder for all of the data"
+                )
+        return self._sides
+
+    def _so_far(self, sums: "_Sums") -> Moments:
         """Moments of all pairs but those that wait."""
-        current = self._current(image, text)
+        assert self._sides is not None
+        current = sums.moments(*self._sides)
         return current if self._done is None else self._done + current
 
-    def _current(self, image: "_Side", text: "_Side") -> Moments:
-        """Moments of the pairs with the present shifts."""
-        if self._count == 0:
-            return Moments.empty(len(image.shift_D), len(text.shift_D))
-        gap_V, gap_L = image.sum_D / self._count, text.sum_D / self._count  # from the shifts to the means
-        return Moments(
-            self._count,
-            image.shift_D + gap_V,
-            text.shift_D + gap_L,
-            vv=image.scatter.total() - np.outer(gap_V, gap_V) * self._count,
-            ll=text.scatter.total() - np.outer(gap_L, gap_L) * self._count,
-            vl=self._cross.total() - np.outer(gap_V, gap_L) * self._count,
-        )
-
-    def _multiply(self) -> None:
+    def _multiply(self, sums: "_Sums") -> None:
         """Adds the products of the waiting rows, which then wait no longer."""
         assert self._sides is not None
-        root_R, count = self._root_R[: self._waiting], self._waiting_count
-        found = [side.products(root_R) for side in self._sides]
-        if any(_is_far(sum_D / count, product_DD.diagonal() / count) for sum_D, product_DD in found):
-            self._done = self._multiplied(*self._sides)
-            for side, (sum_D, _) in zip(self._sides, found, strict=True):
-                side.shift_again(sum_D / count, root_R)
-            self._cross, self._count = _Scatter(*self._cross.shape), 0
-            found = [side.products(root_R) for side in self._sides]
-        image, text = self._sides
-        for side, (sum_D, product_DD) in zip(self._sides, found, strict=True):
-            side.sum_D += sum_D
-            side.scatter.add(product_DD)
-        self._cross.add(image.waiting(root_R).T @ text.waiting(root_R))
-        self._count += count
+        rows_RD, root_R, count = (
+            self._rows_RD[: self._waiting],
+            self._root_R[: self._waiting],
+            self._waiting_count,
+        )
+        sum_D = _sum_of(rows_RD, root_R)
+        for name, side in zip(_MODALITIES, self._sides, strict=True):
+            if not np.isfinite(sum_D[side]).all():
+                raise ValueError(
+                    f"the {name} features hold values that are not finite; drop or re-encode those rows"
+                )
+        if any(_is_far(rows_RD[:, side], sum_D[side], count) for side in self._sides):
+            self._done = self._so_far(sums)
+            moved_D = (sums.shift_D + sum_D / count).astype(np.float32)
+            rows_RD -= root_R[:, None] * (moved_D - sums.shift_D)
+            self._sums = sums = _Sums(moved_D)
+            sum_D = _sum_of(rows_RD, root_R)
+        sums.add(rows_RD, sum_D, count)
         self._waiting, self._waiting_count = 0, 0
 
 
-def _is_far(gap_D: np.ndarray, second_D: np.ndarray) -> bool:
-    """Whether rows lie many times their spread away, by their mean and mean square about a shift."""
-    distance = float(gap_D @ gap_D)
-    return distance > _FAR * max(float(second_D.sum()) - distance, 0.0)
+def _sum_of(rows_RD: np.ndarray, root_R: np.ndarray) -> np.ndarray:
+    """Weighted sum (D,) float64 of rows that are multiplied by the roots of their weights already."""
+    sum_D = np.zeros(rows_RD.shape[1])
+    for start in range(0, len(rows_RD), _SUM_ROWS):
+        rows = slice(start, start + _SUM_ROWS)
+        sum_D += root_R[rows] @ rows_RD[rows]
+    return sum_D
 
 
-class _Scatter:
-    """A sum of float32 products: some of them in float32, then in float64, which takes longer."""
+def _is_far(rows_RD: np.ndarray, sum_D: np.ndarray, count: int | float) -> bool:
+    """Whether rows lie many times their spread away from their shift."""
+    gap_D = sum_D / count
+    distance, second = float(gap_D @ gap_D), float(np.einsum("rd,rd->", rows_RD, rows_RD)) / count
+    return distance > _FAR * max(second - distance, 0.0)
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.shape = rows, columns
-        self._total, self._part, self._parts = np.zeros(self.shape), np.zeros(self.shape, np.float32), 0
 
-    def add(self, product: np.ndarray) -> None:
-        self._part += product
+class _Sums:
+    """Sums of shifted rows, image and text features side by side: one product of a matrix with itself has all three
+    scatters, and adds to its upper triangle in place."""
+
+    def __init__(self, shift_D: np.ndarray) -> None:
+        self.shift_D = shift_D  # float32, so that rows are shifted by just that
+        self._sum_D = np.zeros(len(shift_D))
+        self._count: int | float = 0
+        # Fortran's order, which the product writes to without a copy; below the diagonal both stay 0
+        self._total_DD = np.zeros((len(shift_D), len(shift_D)), order="F")
+        self._part_DD = np.zeros_like(self._total_DD, np.float32)
+        self._parts = 0
+
+    def add(self, rows_RD: np.ndarray, sum_D: np.ndarray, count: int | float) -> None:
+        """Adds rows whose sum is known."""
+        adds = float(self._parts > 0)
+        self._part_DD = ssyrk(1.0, rows_RD.T, beta=adds, c=self._part_DD, overwrite_c=True)
         self._parts += 1
         if self._parts == _PRODUCTS:
-            self.total()
+            self._carry()
+        self._sum_D += sum_D
+        self._count += count
 
-    def total(self) -> np.ndarray:
-        """The sum so far, float64."""
+    def _carry(self) -> None:
+        """Adds what was added up in float32 to the float64 sum."""
         if self._parts:
-            self._total += self._part
-            self._part[:], self._parts = 0, 0
-        return self._total
+            self._total_DD += self._part_DD
+            self._parts = 0
+
+    def moments(self, image: slice, text: slice) -> Moments:
+        """Moments of the rows, whose features stand in these columns."""
+        self._carry()
+        count = self._count or 1
+        gap_D = self._sum_D / count  # from the shift to the mean
+        mean_D = self.shift_D + gap_D
+        vv, ll = (_mirrored(self._total_DD[side, side]) for side in (image, text))
+        vl = self._total_DD[image, text].copy(order="C")
+        for scatter, left, right in ((vv, image, image), (ll, text, text), (vl, image, text)):
+            scatter -= _outer(gap_D[left], gap_D[right], count)
+        return Moments(self._count, mean_D[image], mean_D[text], vv, ll, vl)
 
 
-class _Side:
-    """The sums of one modality."""
+def _outer(left_D: np.ndarray, right_D: np.ndarray, weight: float) -> np.ndarray:
+    """weight · left rightᵀ, which is symmetric where both are the same."""
+    root = np.sqrt(weight)
+    return np.outer(left_D * root, right_D * root)
 
-    def __init__(self, modality: str, width: int) -> None:
-        self.modality = modality
-        self._rows_RD = np.empty((_PRODUCT_ROWS, width), np.float32)
-        self._is_new = True
-        self._begin(np.zeros(width, np.float32))
 
-    def _begin(self, shift_D: np.ndarray) -> None:
-        width = len(shift_D)
-        self.shift_D = shift_D  # float32, so that rows are shifted by just that
-        self.sum_D = np.zeros(width)
-        self.scatter = _Scatter(width, width)
-
-    def check_width(self, features_BD: np.ndarray) -> None:
-        if features_BD.shape[1] != len(self.shift_D):
-            raise ValueError(
-                f"{self.modality} features {features_BD.shape[1]} wide do not combine with such of width "
-                f"{len(self.shift_D)}; use one encoder for all of the data"
-            )
-
-    def take(self, place: slice, features_BD: np.ndarray, root_B: np.ndarray | None) -> None:
-        """Puts rows, shifted and times the root of their weights, among those that wait."""
-        if self._is_new:
-            self.shift_D = features_BD.mean(axis=0, dtype=np.float64).astype(np.float32)
-            self._is_new = False
-        rows_BD = self._rows_RD[place]
-        if features_BD.dtype == np.float64:
-            rows_BD[:] = features_BD - self.shift_D
-        else:
-            rows_BD[:] = features_BD  # exact
-            rows_BD -= self.shift_D
-        if root_B is not None:  # on either side of a product, so that vv and ll stay symmetric
-            rows_BD *= root_B[:, None]
-
-    def shift_again(self, gap_D: np.ndarray, root_R: np.ndarray) -> None:
-        """Begins new sums about a shift that lies ``gap_D`` from the present one; rows that wait are moved to it."""
-        moved_D = (self.shift_D + gap_D).astype(np.float32)
-        self.waiting(root_R)[:] -= root_R[:, None] * (moved_D - self.shift_D)
-        self._begin(moved_D)
-
-    def waiting(self, root_R: np.ndarray) -> np.ndarray:
-        """The rows that wait, (R, D); as many as have a root of their weight."""
-        return self._rows_RD[: len(root_R)]
-
-    def products(self, root_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted sum (D,) float64 and scatter (D, D) float32 of the rows that wait."""
-        rows_RD = self.waiting(root_R)
-        sum_D = np.zeros(rows_RD.shape[1])
-        for start in range(0, len(rows_RD), _SUM_ROWS):
-            rows = slice(start, start + _SUM_ROWS)
-            sum_D += root_R[rows] @ rows_RD[rows]
-        if not np.isfinite(sum_D).all():
-            raise ValueError(
-                f"the {self.modality} features hold values that are not finite; drop or re-encode those rows"
-            )
-        return sum_D, rows_RD.T @ rows_RD
+def _mirrored(upper_DD: np.ndarray) -> np.ndarray:
+    """The symmetric matrix with this upper triangle, below which there are zeros."""
+    both_DD = upper_DD + upper_DD.T
+    np.fill_diagonal(both_DD, upper_DD.diagonal())
+    return both_DD
 
 
 def _weighted(

@@ -89,8 +89,7 @@ def _counts(table: pa.Table) -> np.ndarray:
 
 def add_table(total: MomentsSum, table: pa.Table, weight_P: np.ndarray | None = None) -> None:
     """Adds a chunk's pairs, from the features as they are stored; weighted, if there are weights."""
-    image_PD = np.repeat(image_features(table), _counts(table), axis=0)
-    total.add(image_PD, text_features(table), weight_P)
+    total.add(_image_features_of_pairs(table), text_features(table), weight_P)
 
 
 def table_pairs(table: pa.Table) -> np.ndarray:
@@ -100,8 +99,14 @@ def table_pairs(table: pa.Table) -> np.ndarray:
 
 def table_scores(table: pa.Table) -> pa.Table:
     """How far image and caption of a chunk's pairs agree, by the features as they are stored."""
-    image_PD = np.repeat(image_features(table), _counts(table), axis=0)
-    return score_table(table_pairs(table), pair_scores(image_PD, text_features(table)))
+    scores = pair_scores(_image_features_of_pairs(table), text_features(table))
+    return score_table(table_pairs(table), scores)
+
+
+def _image_features_of_pairs(table: pa.Table) -> np.ndarray:
+    """(P, V): an image with c captions is c pairs."""
+    image_ND, count_N = image_features(table), _counts(table)
+    return image_ND if (count_N == 1).all() else np.repeat(image_ND, count_N, axis=0)
 
 
 def shared_captions(
