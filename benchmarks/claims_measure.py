@@ -59,7 +59,7 @@ def measured(bench: EdgeBench | VlcpBench) -> Found:
 def measure_edge(run: RunDir, bench: EdgeBench) -> Found:
     """The tables of EDGE's and CovMatch's sets."""
     settings = bench.edge
-    features = FeatureStore(scored(run, settings))
+    features = FeatureStore(scored(run, settings).store)
     generators = {
         arm.tuning: run.stage(
             f"finetune-{arm.tuning}",
@@ -127,14 +127,14 @@ def learnt(run: RunDir, samples: Sequence[Sample], bench: EdgeBench) -> dict[str
     edge, covmatch = bench.edge, bench.covmatch
     iterations = edge.refine.iterations or covmatch.match.iterations
     edge = replace(edge, refine=replace(edge.refine, iterations=iterations))
-    matched, whole = FeatureStore(scored(run, edge)), whole_moments(run, "refine-moments", edge)
+    matched, whole = FeatureStore(scored(run, edge).store), whole_moments(run, "refine-moments", edge)
     refined = run.stage("refine", lambda stage: edge_stages.refine(stage, matched, whole, samples, edge))
     found = {"edge-refined": refined}
     given = StartSet({"uri": BASE, "method": edge_stages.TITLE}, single_captions(samples), None)
     for arm in bench.match_arms:
         own = arm.settings(covmatch)
         fed = (
-            FeatureStore(scored(run, own)),
+            FeatureStore(scored(run, own).store),
             whole_moments(run, f"match-moments-{own.features.clip_score_fraction:g}", own),
             own,
             given if own.match.init == FROM_EDGE else None,
@@ -143,20 +143,20 @@ def learnt(run: RunDir, samples: Sequence[Sample], bench: EdgeBench) -> dict[str
     return {name: LearntPairs.from_bytes(stage.store.read_bytes(LEARNT)) for name, stage in found.items()}
 
 
-def scored(run: RunDir, settings: Edge | Covmatch) -> Store:
+def scored(run: RunDir, settings: Edge | Covmatch) -> StageDir:
     """The features of the data and the moments of the pairs that the settings keep.
 
     One run has moments of several shares of the pairs, each in a store of its own: on this world it costs seconds.
     """
     name = f"features-{settings.features.clip_score_fraction:g}"
-    return run.stage(name, lambda stage: precompute(stage, None, settings.data, settings.features)).store
+    return run.stage(name, lambda stage: precompute(stage, None, settings.data, settings.features))
 
 
 def whole_moments(run: RunDir, name: str, settings: Edge | Covmatch) -> StageDir | None:
     """The moments of these pairs under the initial encoders, where the preset matches those."""
     if settings.matching.real_moments == "batches":
         return None
-    store = scored(run, settings)
+    store = scored(run, settings).store
     return run.stage(name, lambda stage: whole_stage(stage, None, settings, store))
 
 

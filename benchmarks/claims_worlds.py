@@ -20,6 +20,7 @@ from mmdd_ray.methods.covmatch.presets import local as covmatch_local
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.edge.presets import local as edge_local
 from mmdd_ray.methods.edge.settings import Edge
+from mmdd_ray.methods.trajectory.settings import Trajectory
 from mmdd_ray.methods.vlcp.presets import local as vlcp_local
 from mmdd_ray.methods.vlcp.settings import Vlcp
 from mmdd_ray.models import zoo
@@ -29,7 +30,7 @@ WORLDS = {"claims": range(101, 106), "noise": range(101, 106), "demo": range(101
 CLASSIFIER_RATES = (0.02, 0.05, 0.1)
 VAL_SEEDS, TEST_SEEDS = 10_000, 20_000  # on top of the world's
 NOISE = tuple(Noise(wrong, cluttered) for cluttered in (False, True) for wrong in (0.0, 0.1, 0.2, 0.3))
-S = TypeVar("S", Edge, Covmatch, Vlcp)
+S = TypeVar("S", Edge, Covmatch, Vlcp, Trajectory)
 
 
 @dataclass

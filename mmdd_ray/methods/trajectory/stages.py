@@ -40,24 +40,23 @@ def check_size(features: FeatureStore, settings: Trajectory) -> None:
     check_kept(features, settings, settings.match.pairs, settings.match.init)
 
 
-def _experts(stage: StageDir, context: Context[Trajectory]) -> StageResult:
+def experts(stage: StageDir, features: FeatureStore, settings: Trajectory) -> StageResult:
+    """Trains the experts."""
     # here, because it brings torch and Ray Train: 8 s that no other stage needs
     from mmdd_ray.methods.trajectory.learn import train_experts
 
-    return train_experts(stage, features_of(context), context.settings)
+    return train_experts(stage, features, settings)
 
 
-def _match(stage: StageDir, context: Context[Trajectory]) -> StageResult:
+def match(stage: StageDir, features: FeatureStore, experts: StageDir, settings: Trajectory) -> StageResult:
+    """Learns the pairs, into `learnt_pairs.safetensors`; `start.json` names the real ones that they began as."""
     from mmdd_ray.methods.trajectory.learn import learn
 
-    settings, features = context.settings, features_of(context)
-    match, evaluation = settings.match, settings.evaluation
-    start, keys = coreset(
-        features, match.init, settings.data, match.pairs, match.image_px, settings.run.seed, evaluation
-    )
-    stage.store.write_json(START, {"init": match.init, "source_keys": keys})
+    pairs, evaluation, seed = settings.match, settings.evaluation, settings.run.seed
+    start, keys = coreset(features, pairs.init, settings.data, pairs.pairs, pairs.image_px, seed, evaluation)
+    stage.store.write_json(START, {"init": pairs.init, "source_keys": keys})
     captions = [own[0] for table in features.tables(["captions"]) for own in table["captions"].to_pylist()]
-    return learn(stage, start, captions[:CAPTIONS_SHOWN], context.store("experts"), settings)
+    return learn(stage, start, captions[:CAPTIONS_SHOWN], experts.store, settings)
 
 
 def _experts_cost(settings: Trajectory, source: Source) -> StageCost:
@@ -97,8 +96,20 @@ def _figures(context: Context[Trajectory]) -> Figures:
 STEPS: Steps[Trajectory] = Steps(
     stages=(
         FEATURES,
-        Stage(name="experts", needs=("features",), run=_experts, cost=_experts_cost),
-        Stage(name="match", needs=("features", "experts"), run=_match, cost=_match_cost),
+        Stage(
+            name="experts",
+            needs=("features",),
+            run=lambda stage, context: experts(stage, features_of(context), context.settings),
+            cost=_experts_cost,
+        ),
+        Stage(
+            name="match",
+            needs=("features", "experts"),
+            run=lambda stage, context: match(
+                stage, features_of(context), context.done["experts"], context.settings
+            ),
+            cost=_match_cost,
+        ),
         export_stage(
             ("match",),
             lambda context: learnt_samples(context.done["match"], context.settings.run.seed),
