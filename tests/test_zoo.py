@@ -159,7 +159,10 @@ def test_models_are_looked_for_before_any_work(monkeypatch: pytest.MonkeyPatch, 
         raise ConnectionError("no route")
 
     hub_that(monkeypatch, unreachable)
-    zoo.check({"finetune.generator": "tiny-sd", "captions.model": str(tmp_path)})  # nobody needs the hub
+    shutil.copytree(zoo.FOLDER / "tiny-captioner", tmp_path / "captioner")
+    zoo.check(
+        {"finetune.generator": "tiny-sd", "captions.model": str(tmp_path / "captioner")}
+    )  # without a hub
     with pytest.raises(ValueError, match=r"--captions\.model names the model 'a/b'.*no route.*local folder"):
         zoo.check({"finetune.generator": "tiny-sd", "captions.model": "a/b"})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the cache may have it

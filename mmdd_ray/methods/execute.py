@@ -29,7 +29,8 @@ def check(settings: RunSettings) -> None:
     method = method_of(settings)
     check_values(settings)
     method.preflight(settings)
-    zoo.check(method.models(settings))
+    for setting, says in zoo.check(method.models(settings)).items():
+        print(f"{setting:<20} {says}", flush=True)
     check_sources(settings, method.labelled)
 
 

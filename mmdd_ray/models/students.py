@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmdd_ray.config import EncoderSettings
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.zoo import loading, resolve
+from mmdd_ray.models.zoo import loading, resolve, variant_of
 
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
 POSITIVE = 0.5  # similarity of pairs above which they are positive (beta of LoRS)
@@ -113,7 +113,11 @@ class TextEncoder(nn.Module):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # float32, because transformers loads what is stored, and momentum SGD in float16 stands still
             self.backbone = transformers.AutoModel.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                source,
+                dtype=torch.float32,
+                use_safetensors=True,
+                variant=variant_of("text encoder", name, f"{section}.text_model"),
+                trust_remote_code=False,
             )
         if hasattr(self.backbone, "pooler"):
             self.backbone.pooler = None  # drawn at random where the checkpoint has none, and never asked

@@ -10,18 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.contents import (
+    Contents,
+    Folder,
+    Found,
+    Repository,
+    Role,
+    Variant,
+    examined,
+    weight_files,
+)
 
 FOLDER = Path(__file__).parents[1] / "zoo"
 NAMES = ("tiny-clip", "tiny-sd", "tiny-captioner", "tiny-nf", "tiny-bert")
-HUB_NAMED = (
-    "finetune.generator",
-    "captions.model",
-    "describe.model",
-    "students.text_model",
-    "match.text_model",
-    "refine.text_model",
-)
-"""Settings whose models are named as the hub names them."""
+ROLES: dict[str, Role] = {
+    "clip": "CLIP model",
+    "generator": "generator",
+    "model": "captioner",
+    "image_model": "image encoder",
+    "text_model": "text encoder",
+}
+"""By the last part of the setting that names a model."""
+HUB_NAMED: tuple[Role, ...] = ("generator", "captioner", "text encoder")
+"""Roles whose models are named as the hub names them; timm and open_clip have names of their own."""
+HUB_PREFIX = "hf-hub:"  # of a repository, where a library has names of its own
 HUB_TIMEOUT_S = 10
 
 
@@ -52,41 +64,85 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def check(models: Mapping[str, str]) -> None:
-    """Looks whether models that are to be loaded much later are there, or can be downloaded.
+def check(models: Mapping[str, str]) -> dict[str, str]:
+    """Looks whether models that are to be loaded much later are there, or can be downloaded, and can do what they are
+    for; reads no weights.
 
     Args:
         models: Names by the setting that names each.
 
-    Raises:
-        ValueError: As `resolve`, or a name is neither of the zoo nor a folder, and the model hub cannot be reached
-            or does not have it. Without a hub, but with all models in its cache, set HF_HUB_OFFLINE=1.
-    """
-    remote = {setting: name for setting, name in models.items() if not _is_local(resolve(name))}
-    if not remote:
-        return
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import RepositoryNotFoundError
+    Returns:
+        By setting, what each is, of those that could be looked at. Names of timm's and open_clip's own only show that
+        the hub answers. With HF_HUB_OFFLINE=1 the hub's cache is looked at.
 
-    if constants.HF_HUB_OFFLINE:
-        return
-    for setting, name in remote.items():
-        # timm and open_clip have names of their own for repositories, so these only show that the hub answers
-        repository = name.removeprefix("hf-hub:")
+    Raises:
+        UserError: A sentence for each that cannot be used.
+    """
+    says, wrong = {}, []
+    for setting, name in models.items():
+        role = ROLES[setting.rpartition(".")[2]]
         try:
-            HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
-        except RepositoryNotFoundError as error:
-            if setting in HUB_NAMED:
-                raise UserError(
-                    f"there is no model {name!r} at {constants.ENDPOINT} (or it is private: set HF_TOKEN); "
-                    f"correct --{setting}"
-                ) from error
-        except Exception as error:  # whichever HTTP client this version of huggingface_hub has
-            raise UserError(
-                f"--{setting} names the model {name!r}, and {constants.ENDPOINT} cannot be reached for it "
-                f"({error}); download it elsewhere and set --{setting} to its local folder, or set "
-                "HF_HUB_OFFLINE=1 if it is in the cache"
-            ) from error
+            if contents := _contents(setting, role, name):
+                found = _examined(setting, role, name, contents)
+                says[setting] = f"{name}: {found.says}" + (f", {found.variant}" if found.variant else "")
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return says
+
+
+def _contents(setting: str, role: Role, name: str) -> Contents | None:
+    """The files of a model; None where only its library knows where they are, or they are not in the cache."""
+    if folder := local_folder(name):
+        return Folder(folder)
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    on_hub = role in HUB_NAMED or name.startswith(HUB_PREFIX)
+    repository = name.removeprefix(HUB_PREFIX)
+    if constants.HF_HUB_OFFLINE:
+        try:
+            return Folder(Path(snapshot_download(repository, local_files_only=True))) if on_hub else None
+        except (LocalEntryNotFoundError, ValueError):  # machines that load it may have it
+            return None
+    try:
+        found = HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        if not on_hub:
+            return None
+        raise UserError(
+            f"there is no model {name!r} at {constants.ENDPOINT} (or it is private: set HF_TOKEN); "
+            f"correct --{setting}"
+        ) from error
+    except Exception as error:  # whichever HTTP client this version of huggingface_hub has
+        raise UserError(
+            f"--{setting} names the model {name!r}, and {constants.ENDPOINT} cannot be reached for it "
+            f"({error}); download it elsewhere and set --{setting} to its local folder, or set "
+            "HF_HUB_OFFLINE=1 if it is in the cache"
+        ) from error
+    names = frozenset(file.rfilename for file in found.siblings or ())
+    return Repository(repository, names) if on_hub and names else None
+
+
+def variant_of(role: Role, name: str, setting: str) -> Variant:
+    """What a library has to be told to find the weights; None where it need not be told anything, or cannot be.
+
+    Raises:
+        UserError: The model is no such model.
+    """
+    try:
+        contents = _contents(setting, role, name)
+    except UserError:  # no hub; the library knows whether its cache will do
+        return None
+    return _examined(setting, role, name, contents).variant if contents else None
+
+
+def _examined(setting: str, role: Role, name: str, contents: Contents) -> Found:
+    try:
+        return examined(role, contents)
+    except UserError as error:
+        raise UserError(f"--{setting} names {name!r}, which {error}") from error
 
 
 def version(name: str) -> str | None:
@@ -114,18 +170,18 @@ def _is_local(resolved: str) -> bool:
 
 
 def _hash_weights(folder: Path) -> str:
-    """The output of ``sha256sum`` of all safetensors files, sorted by their paths, hashed again."""
+    """The output of ``sha256sum`` of the safetensors files that are read, sorted by their paths, hashed again."""
     lines = []
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+    for name in sorted(weight_files(Folder(folder)) or ()):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _repository(name: str) -> str:
     """The hub's name of a model that open_clip or timm may name in their own way."""
-    if name.startswith("hf-hub:"):
-        return name.removeprefix("hf-hub:")
+    if name.startswith(HUB_PREFIX):
+        return name.removeprefix(HUB_PREFIX)
     import open_clip
     import timm
 
@@ -158,6 +214,8 @@ def loading(role: str, name: str, setting: str) -> Iterator[None]:
     try:
         with _quiet_transformers():
             yield
+    except UserError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # hub libraries raise all three for a missing model
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

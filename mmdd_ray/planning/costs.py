@@ -10,6 +10,7 @@ from mmdd_ray.data.inventory import Source
 from mmdd_ray.engine.draws import count_sets
 from mmdd_ray.engine.run_dir import DRAWS
 from mmdd_ray.models import zoo
+from mmdd_ray.models.contents import Folder, weight_files
 
 FEATURE_BYTES = 2  # float16
 OTHER_DRAWS = f"{DRAWS}/*/"
@@ -106,8 +107,8 @@ def _weight_bytes(name: str) -> float | None:
     from safetensors import safe_open
 
     total = 0
-    for path in folder.rglob("*.safetensors"):
-        with safe_open(path, "numpy") as weights:
+    for file in weight_files(Folder(folder)) or ():
+        with safe_open(folder / file, "numpy") as weights:
             total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return 4 * total
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmdd_ray.models.zoo import loading, resolve
+from mmdd_ray.models.zoo import loading, resolve, variant_of
 
 
 class TransformersCaptioner:
@@ -28,8 +28,9 @@ class TransformersCaptioner:
         with loading("captioner", name, setting):
             folder = resolve(name)
             self.processor = AutoProcessor.from_pretrained(folder)
+            variant = variant_of("captioner", name, setting)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True
+                folder, dtype=dtype, use_safetensors=True, variant=variant
             )
         self.model.to(device).eval()
         self.device, self.dtype = device, dtype

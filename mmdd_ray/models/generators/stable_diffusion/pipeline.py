@@ -46,6 +46,7 @@ def load_pipeline(
             found,
             dtype=torch.float16 if half_precision else torch.float32,
             use_safetensors=True,
+            variant=zoo.variant_of("generator", name, setting),
             local_files_only=Path(found).is_dir(),
             safety_checker=None,
             requires_safety_checker=False,

@@ -1,0 +1,228 @@
+"""What a model folder, or a repository of the hub, holds: told from names of files and from configs, before any weights
+are read. Imports no torch.
+
+A role needs files of one library. ``examined`` finds them, or says what is there instead.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mmdd_ray.errors import UserError
+
+Role = Literal["generator", "captioner", "CLIP model", "image encoder", "text encoder"]
+Variant = Literal["fp16"] | None
+"""What a library has to be told to find weights in ``model.fp16.safetensors``."""
+
+NEEDED: dict[Role, str] = {
+    "generator": "a generator is a StableDiffusionPipeline of diffusers: model_index.json, with unet, vae, "
+    "text_encoder, tokenizer and scheduler in folders of their own",
+    "captioner": "a captioner is a model of transformers that sees images and writes, as BLIP or LLaVA, with its "
+    "processor",
+    "CLIP model": "a CLIP model is one of open_clip: open_clip_config.json and open_clip_model.safetensors",
+    "image encoder": "an image encoder is a model of timm: config.json and model.safetensors",
+    "text encoder": "a text encoder is a model of transformers that reads, as BERT, with its tokenizer",
+}
+PIPELINES = ("StableDiffusionPipeline",)
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+CLIP_WEIGHTS = ("open_clip_model", "open_clip_pytorch_model", "model")
+_TOKENIZER = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+class Contents(Protocol):
+    """The files of a model."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Paths of all files, relative to the model."""
+        ...
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A config; empty where there is none. Raises ``UserError`` where it is no JSON object."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of a folder."""
+
+    path: Path
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        files = (file for file in self.path.rglob("*") if file.is_file())
+        return frozenset(file.relative_to(self.path).as_posix() for file in files)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return _read_json(self.path / name) if name in self.names else {}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The files of a repository of the hub, of which configs alone are downloaded."""
+
+    name: str
+    names: frozenset[str]
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        if name not in self.names:
+            return {}
+        from huggingface_hub import hf_hub_download
+
+        return _read_json(Path(hf_hub_download(self.name, name)))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"has a {file.name} that is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"has a {file.name} that is no JSON object")
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that has what its role needs."""
+
+    says: str
+    """Its class or architecture, for people."""
+    weights: tuple[str, ...]
+    """The files that a library reads of it, and no other copy of the weights."""
+    variant: Variant = None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a library lays out a kind of model."""
+
+    role: Role | None
+    says: str
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name, files of which one has to be there."""
+    weights: tuple[str, ...] = ("model",)
+    """Files of weights, without their ending."""
+    variants: tuple[Variant, ...] = (None, "fp16")
+
+
+def examined(role: Role, contents: Contents) -> Found:
+    """Looks whether a model has what its role needs.
+
+    Raises:
+        UserError: It has not; the message goes on after the name of the model.
+    """
+    layout = _layout(contents)
+    if layout is None:
+        raise UserError(f"{_unknown(contents)}; {NEEDED[role]}")
+    if layout.role != role:
+        raise UserError(f"is {layout.says}; {NEEDED[role]}")
+    missing = [name for name, files in layout.needs.items() if contents.names.isdisjoint(files)]
+    found = _weights(layout, contents)
+    if found is None:
+        missing += [f"{stem}.safetensors" for stem in layout.weights if not _copy(contents, stem, None)]
+        if any(name.endswith(PICKLED) for name in contents.names):
+            missing[-1] += " (pickled weights are not read; convert them)"
+    if missing or found is None:
+        raise UserError(f"is {layout.says}, but has no {' and no '.join(missing)}")
+    return Found(layout.says, *found)
+
+
+def weight_files(contents: Contents) -> tuple[str, ...] | None:
+    """The files that a library reads of a model, whatever its role; None where they cannot be told."""
+    layout = _layout(contents)
+    found = layout and _weights(layout, contents)
+    return found[0] if found else None
+
+
+def _layout(contents: Contents) -> _Layout | None:
+    """How a model is laid out; None where nothing says it."""
+    if "model_index.json" in contents.names:
+        return _pipeline(contents)
+    if "open_clip_config.json" in contents.names:
+        stems = [stem for stem in CLIP_WEIGHTS if f"{stem}.safetensors" in contents.names]
+        if not stems and isinstance(contents, Folder):  # from the hub, open_clip reads pickled tensors, too
+            stems = [CLIP_WEIGHTS[0]]
+        return _Layout("CLIP model", "a CLIP model of open_clip", {}, tuple(stems[:1]), (None,))
+    config = contents.read_json("config.json")
+    if "architecture" in config:
+        return _Layout("image encoder", f"{config['architecture']} of timm", variants=(None,))
+    if "model_type" not in config:
+        return None
+    says = f"{(config.get('architectures') or [config['model_type']])[0]} of transformers"
+    needs = {"tokenizer": _TOKENIZER}
+    if "vision_config" in config or config["model_type"] == "vision-encoder-decoder":
+        if config["model_type"] in _TWO_TOWERS:
+            return _Layout(None, says)
+        return _Layout(
+            "captioner", says, needs | {"processor": ("preprocessor_config.json", "processor_config.json")}
+        )
+    return _Layout(None if config.get("is_encoder_decoder") else "text encoder", says, needs)
+
+
+_TWO_TOWERS = (
+    "clip",
+    "siglip",
+    "siglip2",
+    "align",
+    "chinese_clip",
+    "blip-2-itm",
+    "clipseg",
+    "owlvit",
+    "owlv2",
+)
+"""Types of transformers that see images and write nothing."""
+
+
+def _pipeline(contents: Contents) -> _Layout:
+    kind = contents.read_json("model_index.json").get("_class_name")
+    parts = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    return _Layout(
+        "generator" if kind in PIPELINES else None,
+        f"a {kind} of diffusers",
+        {
+            "tokenizer": tuple(f"tokenizer/{name}" for name in _TOKENIZER),
+            "scheduler": ("scheduler/scheduler_config.json",),
+            **{f"{part}/config.json": (f"{part}/config.json",) for part in parts},
+        },
+        tuple(f"{part}/{stem}" for part, stem in parts.items()),
+    )
+
+
+def _weights(layout: _Layout, contents: Contents) -> tuple[tuple[str, ...], Variant] | None:
+    """The first complete copy of the weights."""
+    for variant in layout.variants:
+        copies = [_copy(contents, stem, variant) for stem in layout.weights]
+        if all(copies):
+            return tuple(file for copy in copies for file in copy), variant
+    return None
+
+
+def _copy(contents: Contents, stem: str, variant: Variant) -> tuple[str, ...]:
+    """The files of a copy of the weights, in one or in several; none where one is missing."""
+    suffix = f".{variant}" if variant else ""
+    whole, index = f"{stem}{suffix}.safetensors", f"{stem}.safetensors.index{suffix}.json"
+    if whole in contents.names:
+        return (whole,)
+    folder = stem.rpartition("/")[0]
+    parts = sorted(set(contents.read_json(index).get("weight_map", {}).values()))
+    files = tuple(f"{folder}/{part}" if folder else part for part in parts)
+    return files if contents.names.issuperset(files) else ()
+
+
+def _unknown(contents: Contents) -> str:
+    """What a folder that no library has laid out is."""
+    if not contents.names:
+        return "is empty"
+    weights = sorted(name for name in contents.names if name.endswith((".safetensors", *PICKLED)))
+    return f"has no config that tells what it is{f', only {weights[0]}' if weights else ''}"
