@@ -15,6 +15,7 @@ from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.engine.cluster import Devices
 from mmdd_ray.engine.memory import peak_bytes
+from mmdd_ray.engine.progress import duration
 from mmdd_ray.engine.run_dir import resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
@@ -35,6 +36,7 @@ from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())
+ONE_GPU = Devices(cpus=2.0, gpus=1.0, gpu_types=("H100",))
 CLUSTER = Devices(cpus=512.0, gpus=64.0, gpu_types=("H100",))
 
 
@@ -50,8 +52,14 @@ def units(settings: Any) -> dict[str, float]:
     return {cost.stage: cost.units for cost in costs(settings)}
 
 
-def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[float, float | None]]) -> str:
-    """A finished run on two CPUs, as far as plans look at it: seconds and start-up of each stage."""
+def write_run(
+    folder: Path,
+    settings: Any,
+    job: str,
+    seconds: dict[str, tuple[float, float | None]],
+    devices: Devices = LAPTOP,
+) -> str:
+    """A finished run, as far as plans look at it: seconds and start-up of each stage."""
     store, rows = Store(str(folder)), look_at(settings.data).rows
     store.write_json("settings.json", {"job": job, "preset": "local", "settings": resolved(settings)})
     for stage, (took, startup) in seconds.items():
@@ -63,7 +71,7 @@ def write_run(folder: Path, settings: Any, job: str, seconds: dict[str, tuple[fl
             "startup_seconds": startup,
             "peak_bytes": 900_000_000,
             "resumed": False,
-            "devices": {"cpus": 2.0, "gpus": 0.0, "gpu_types": []},
+            "devices": devices.as_json(),
             "extra": {"pairs": 5 * rows, "classes": 48},
         }
         store.write_json(f"{stage}/manifest.json", manifest)
@@ -183,10 +191,11 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     assert seconds["synthesize"] is None
     assert plan.seconds is None
     shown = render(plan)
-    assert (
-        "not known: nothing like it was measured, or not for long enough, of\n             synthesize: "
-        in shown
-    )
+    assert "not known: nothing like it was measured on devices of this kind, or not for long enough" in shown
+    (line,) = [
+        line for line in shown.splitlines() if line.startswith("             synthesize: tiny-sd at 32 px")
+    ]
+    assert line.endswith("; takes 20 s of work and 2 passes of the U-Net to know")
 
     # six steady seconds tell of three times the work, not of five times; two are not told from the start
     short = write_run(tmp_path / "short", edge_local(), "edge_cc3m", {"features": (30.0, 24.0)})
@@ -199,16 +208,63 @@ def test_time_is_that_of_an_earlier_run_scaled_to_the_work(tmp_path: Path) -> No
     # the features of another job are the same work
     precompute = replace(precompute_local(), data=larger.data, plan=larger.plan)
     wide = replace(precompute, features=replace(precompute.features, max_actors=4))
+    on_gpu = write_run(tmp_path / "gpu", edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}, ONE_GPU)
+    wide = replace(wide, plan=replace(wide.plan, like=on_gpu))
     (line,) = (plan := planned(wide, CLUSTER)).stages
     assert (line.parallel, line.seconds) == (4, pytest.approx(10 + 25))
     assert line.gpu_hours == pytest.approx(35 * 4 / 3600)
     assert "0.0 GPU-hours, 0.10 at 2.5 an hour" in render(plan)
+    wide = replace(wide, plan=larger.plan)
     assert planned(wide, LAPTOP).stages[0].gpu_hours == 0
     # where a start could not be told from the work, nothing is said of much more work
     longer = write_run(tmp_path / "longer", edge_local(), "edge_cc3m", {"features": (90.0, None)})
     assert planned(replace(precompute, plan=Plan(like=longer)), LAPTOP).seconds is None
     other = replace(precompute, features=replace(precompute.features, image_px=64))
     assert planned(other, LAPTOP).seconds is None
+
+
+def test_times_of_other_devices_tell_nothing(tmp_path: Path) -> None:
+    features = {"features": (130.0, 10.0)}
+    cpu = write_run(tmp_path / "cpu", precompute_local(), "precompute", features)
+    gpu = write_run(tmp_path / "gpu", precompute_local(), "precompute", features, ONE_GPU)
+    other, unknown = replace(CLUSTER, gpu_types=("L4",)), replace(CLUSTER, gpu_types=())
+
+    def seconds(like: str, devices: Devices) -> float | None:
+        return planned(replace(precompute_local(), plan=Plan(like=like)), devices).seconds
+
+    assert seconds(cpu, LAPTOP) == seconds(gpu, CLUSTER) == seconds(gpu, unknown) == pytest.approx(130)
+    assert [seconds(cpu, CLUSTER), seconds(gpu, LAPTOP), seconds(gpu, other)] == [None] * 3
+    plan = planned(replace(precompute_local(), plan=Plan(like=cpu)), CLUSTER)
+    assert plan.stages[0].gpu_hours is None
+    assert "not known" in render(plan)
+
+
+def test_a_sample_tells_of_ten_thousand_times_its_work_and_no_more(tmp_path: Path) -> None:
+    """Two steps that took minutes say little of a hundred thousand."""
+    sampled = replace(edge_local(), finetune=replace(edge_local().finetune, steps=2))
+    like = Plan(
+        like=write_run(tmp_path, sampled, "edge_cc3m", {"features": (9.0, 5.0), "finetune": (130.0, 10.0)})
+    )
+
+    def finetuned(steps: int) -> RunPlan:
+        return planned(
+            replace(edge_local(), plan=like, finetune=replace(edge_local().finetune, steps=steps)), LAPTOP
+        )
+
+    def seconds(plan: RunPlan) -> float | None:
+        return next(one.seconds for one in plan.stages if one.cost.stage == "finetune")
+
+    assert seconds(finetuned(20_000)) == pytest.approx(10 + 60 * 20_000)
+    assert "13 d 21 h" in render(finetuned(20_000))
+    assert seconds(finetuned(20_001)) is None
+    assert "takes 20 s of work and 576 pairs to know" in render(finetuned(180_000))
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"), [(1, "1 h 00 min"), (48, "48 h 00 min"), (49, "2 d 01 h"), (45_424, "1892 d 16 h")]
+)
+def test_hours_above_48_are_days(hours: int, says: str) -> None:
+    assert duration(3600 * hours) == says
 
 
 def test_the_run_to_plan_by_may_be_of_another_job(tmp_path: Path) -> None:

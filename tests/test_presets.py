@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.edge.settings import Edge
@@ -37,6 +38,19 @@ def test_no_preset_tunes_on_what_it_tests_or_trains_on(preset: Callable[[], Any]
     sources = [settings.data, *settings.evaluation.sources(settings.data).values()]
     assert len({(source.uri, source.split) for source in sources}) == len(sources)
     assert len(sources) == 3 or len(settings.classifiers.learning_rates) == 1
+
+
+def test_what_a_preset_leaves_to_its_user_is_named_at_once_before_anything_is_looked_for() -> None:
+    preset = METHODS["vlcp_imagenette"].presets["imagenette"]()
+    with pytest.raises(UserError) as error:
+        check(preset)
+    told = str(error.value)
+    assert told.startswith(
+        "data.uri, describe.class_names, evaluation.test are not set; say where yours are, as in "
+    )
+    assert "--data.uri s3://YOUR-BUCKET/imagenette2/train/ --describe.class_names" in told
+    with pytest.raises(UserError, match=r"^set is not set; say where yours is, as in --set s3://YOUR-BUCKET"):
+        check(METHODS["evaluate"].presets["cc3m"]())
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,13 @@ def _short(value: float | int | str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration as people write it, e.g. "2 h 05 min"."""
+    """A duration as people write it, e.g. "2 h 05 min", and above 48 hours "3 d 04 h"."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes <= 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24:02} h"

@@ -12,7 +12,7 @@ from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
-from mmdd_ray.planning.preflight import check_sources, check_values
+from mmdd_ray.planning.preflight import check_set, check_sources, check_values
 
 
 def method_of(settings: RunSettings) -> Method[Any]:
@@ -28,10 +28,12 @@ def check(settings: RunSettings) -> None:
     """
     method = method_of(settings)
     check_values(settings)
+    check_set(settings)
     method.preflight(settings)
-    for setting, says in zoo.check(method.models(settings)).items():
-        print(f"{setting:<20} {says}", flush=True)
+    found = zoo.check(method.models(settings))
     check_sources(settings, method.labelled)
+    for setting, says in found.items():
+        print(f"{setting:<20} {says}", flush=True)
 
 
 def execute(settings: RunSettings, preset: str, command: str = "") -> Run:

@@ -2,8 +2,8 @@
 
 A method says what each of its stages costs. Times are those of an earlier run whose stages used the same models in
 the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
-actors. Memory is what the largest process of a stage held there, if its batches were the same. Where no such run is
-known, there is neither.
+actors. Memory is what the largest process of a stage held there, if its batches were the same. Where no such run on
+devices of the same kind is known, there is neither.
 """
 
 import os
@@ -56,16 +56,15 @@ def show_plan(settings: RunSettings, method: Planned, jobs: Mapping[str, Planned
 
 def _stage_plan(cost: StageCost, devices: Devices, time: Timed | None) -> StagePlan:
     parallel, gpus = parallel_of(cost, devices), cost.gpus_each if devices.gpus else 0.0
-    if time is None or time.uses != cost.uses:
+    if time is None or time.uses != cost.uses or not time.is_of(gpus, devices.gpu_types):
         return StagePlan(cost, parallel, None, gpus, None)
     seconds = cost.times * (time.startup_seconds + time.seconds_a_unit * cost.units / parallel)
-    alike = time.batches == cost.batches and time.on_gpu == bool(gpus)
     return StagePlan(
         cost,
         parallel,
         seconds if time.tells_of(cost.units) else None,
         gpus,
-        time.peak_bytes if alike else None,
+        time.peak_bytes if time.batches == cost.batches else None,
     )
 
 

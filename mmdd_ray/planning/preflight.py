@@ -1,12 +1,39 @@
 """Checks of any run before anything expensive; imports neither torch nor Ray."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from mmdd_ray.config import Evaluation, PairLearning, Pool, RunSettings
 from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.errors import UserError
 from mmdd_ray.storage.redact import redact
+
+PLACEHOLDER = "YOUR-"  # in what a preset, or an example of the docs, leaves to its user
+
+
+def check_set(settings: RunSettings) -> None:
+    """Looks whether everything is set that no preset can know.
+
+    Raises:
+        UserError: Something is not; names all of it, so that nobody is told of missing credentials for an example.
+    """
+    left = dict(_placeholders(settings))
+    if left:
+        verb = "is" if len(left) == 1 else "are"
+        example = " ".join(f"--{name} {value}" for name, value in left.items())
+        raise UserError(f"{', '.join(left)} {verb} not set; say where yours {verb}, as in {example}")
+
+
+def _placeholders(settings: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Settings that were left at a preset's example, with it."""
+    for part in fields(settings):
+        value, name = getattr(settings, part.name), f"{path}{part.name}"
+        if is_dataclass(value):
+            yield from _placeholders(value, f"{name}.")
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str) and PLACEHOLDER in one:
+                yield name, one
 
 
 def check_values(settings: RunSettings) -> None:

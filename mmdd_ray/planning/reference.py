@@ -1,7 +1,7 @@
 """Times of an earlier run, from which those of a plan are made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ REFERENCE_RUNS = Path(__file__).parent / "reference_runs"
 STEADY_SECONDS = 20  # that a stage must have worked before it tells of much more work than it did
 SHORTEST_STEADY_SECONDS = 5  # of work, which can be told from its start
 STRETCH = 3  # times the work of a shorter stage is the most that it tells of
+FARTHEST = 10_000  # times its work is the most that any stage tells of
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,24 @@ class Timed:
     """Most memory that one of its processes held: of its GPU, or without GPUs of the machine."""
     batches: str
     on_gpu: bool
+    gpu_types: tuple[str, ...] = ()
+    """GPUs of the machines, where they were known."""
 
     def tells_of(self, units: float) -> bool:
         """Whether the time of so many units can be told from it.
 
-        Readers work ahead while actors start, so a short run looks faster than it is.
+        Readers work ahead while actors start, so a short run looks faster than it is; and a step or two say little
+        of a hundred thousand.
         """
-        return units <= STRETCH * self.units or self.steady_seconds >= STEADY_SECONDS
+        long_enough = self.steady_seconds >= STEADY_SECONDS and units <= FARTHEST * self.units
+        return units <= STRETCH * self.units or long_enough
+
+    def is_of(self, gpus_each: float, gpu_types: Sequence[str]) -> bool:
+        """Whether it was measured on devices of this kind: a CPU says nothing of a GPU, nor one GPU of another."""
+        if self.on_gpu != bool(gpus_each):
+            return False
+        known = self.on_gpu and self.gpu_types and gpu_types
+        return not known or set(self.gpu_types) == set(gpu_types)
 
 
 def reference_times(
@@ -93,6 +105,7 @@ def reference_times(
             stage.get("peak_bytes"),
             cost.batches,
             bool(cost.gpus_each and devices.gpus),
+            tuple(devices.gpu_types),
         )
     return times, f"{where} ({about(devices)})"
 

@@ -1,6 +1,10 @@
 """A plan as people see it."""
 
+import math
+
 from mmdd_ray.engine.progress import duration
+from mmdd_ray.planning.costs import StageCost
+from mmdd_ray.planning.reference import FARTHEST, STEADY_SECONDS
 from mmdd_ray.planning.run_plan import RunPlan, about
 
 
@@ -56,8 +60,10 @@ def _totals(plan: RunPlan) -> list[str]:
     if plan.seconds is not None:
         lines.append(f"time         {duration(plan.seconds)}")
     else:
-        lines.append("time         not known: nothing like it was measured, or not for long enough, of")
-        lines += [f"             {cost.stage}: {cost.uses}" for cost in unknown]
+        lines.append(
+            "time         not known: nothing like it was measured on devices of this kind, or not for long enough, of"
+        )
+        lines += [f"             {cost.stage}: {cost.uses}; {_sample(cost)}" for cost in unknown]
         lines.append(
             "             run it once on a small part (--data.limit), and name that run as --plan.like"
         )
@@ -79,6 +85,12 @@ def _totals(plan: RunPlan) -> list[str]:
             f"memory       {_size(sum(plan.driver_bytes.values()))} on the machine of the driver{scratch}"
         )
     return lines
+
+
+def _sample(cost: StageCost) -> str:
+    """How long a run to plan by has to do this."""
+    least = math.ceil(cost.units / FARTHEST)
+    return f"takes {STEADY_SECONDS} s of work{f' and {least:,} {cost.unit}' if least > 1 else ''} to know"
 
 
 def _size(count: float) -> str:
