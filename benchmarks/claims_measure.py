@@ -109,8 +109,7 @@ def held_out(
     px, clip = settings.finetune.image_px, settings.features.clip
 
     def body(stage: StageDir, generator: Store) -> StageResult:
-        draw(stage, drawings, generator, settings.synthesis, image_px=px, clip=clip)
-        return StageResult(rows_in=len(drawings), rows_out=len(drawings))
+        return draw(stage, drawings, generator, settings.synthesis, image_px=px, clip=clip)
 
     found = {}
     for name, tuned in generators.items():

@@ -51,8 +51,7 @@ class Plan:
 
     def draw(self, stage: StageDir, image_px: int) -> StageResult:
         how = guided(self.synthesis, self.prototypes)
-        draw(stage, self.requests, self.generator, self.synthesis, image_px=image_px, guided=how)
-        return StageResult(rows_in=len(self.requests), rows_out=len(self.requests))
+        return draw(stage, self.requests, self.generator, self.synthesis, image_px=image_px, guided=how)
 
 
 def prepare(run: RunDir, settings: Vlcp) -> Prepared:

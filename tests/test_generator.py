@@ -1,4 +1,5 @@
 import shutil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmdd_ray.models.generators.stable_diffusion import (
     Scale,
     StableDiffusion,
     draw_from_latents,
+    draw_images,
     encode_prompts,
     load_pipeline,
     save_pipeline,
@@ -139,7 +141,7 @@ def test_an_incomplete_pipeline_is_one_sentence(tmp_path, missing):
     shutil.copytree(TINY_SD, folder)
     gone = folder / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    with pytest.raises(ValueError, match=r"cannot load the generator .*--finetune.generator"):
+    with pytest.raises(ValueError, match=r"^--finetune.generator names '.*/generator', which (is|has)"):
         load_pipeline(str(folder))
 
 
@@ -288,7 +290,9 @@ def test_drawing_from_latents_keeps_more_of_them_the_less_noise_is_added(pipelin
     latents = StableDiffusion(pipeline).encode(images)
     distance = []
     for strength in (0.01, 0.5, 1.0):
-        drawn = draw_from_latents(pipeline, captions, [1, 2, 3], latents, strength=strength, **DRAW)
+        drawn = draw_from_latents(
+            pipeline, captions, [1, 2, 3], latents, strength=strength, **DRAW
+        ).images_BHW3
         assert (drawn.shape, drawn.dtype) == (images.shape, np.uint8)
         distance.append(np.abs(drawn.astype(float) - images).mean())
     assert distance == sorted(distance)
@@ -298,16 +302,18 @@ def test_drawing_from_latents_keeps_more_of_them_the_less_noise_is_added(pipelin
 def test_each_image_drawn_from_latents_depends_on_its_own_row_and_seed_alone(pipeline):
     _, images, captions = scenes(2)
     latents = StableDiffusion(pipeline).encode(images)
-    both = draw_from_latents(pipeline, captions, [1, 2], latents, strength=0.7, **DRAW)
-    second = draw_from_latents(pipeline, captions[1:], [2], latents[1:], strength=0.7, **DRAW)
-    other = draw_from_latents(pipeline, captions[1:], [3], latents[1:], strength=0.7, **DRAW)
+    both = draw_from_latents(pipeline, captions, [1, 2], latents, strength=0.7, **DRAW).images_BHW3
+    second = draw_from_latents(pipeline, captions[1:], [2], latents[1:], strength=0.7, **DRAW).images_BHW3
+    other = draw_from_latents(pipeline, captions[1:], [3], latents[1:], strength=0.7, **DRAW).images_BHW3
     assert np.abs(both[1].astype(int) - second[0]).max() <= 1  # rounding
     assert np.abs(other[0].astype(int) - second[0]).max() > 1
     # beside a prompt that needs another chunk, too
-    mixed = draw_from_latents(pipeline, [captions[0] * 9, captions[1]], [1, 2], latents, strength=0.7, **DRAW)
+    mixed = draw_from_latents(
+        pipeline, [captions[0] * 9, captions[1]], [1, 2], latents, strength=0.7, **DRAW
+    ).images_BHW3
     assert np.abs(mixed[1].astype(int) - second[0]).max() <= 1
     assert np.abs(mixed[0].astype(int) - both[0]).max() > 1
-    from_noise = draw_from_latents(pipeline, captions, [1, 2], None, strength=0.7, **DRAW)
+    from_noise = draw_from_latents(pipeline, captions, [1, 2], None, strength=0.7, **DRAW).images_BHW3
     assert (from_noise != both).any()
 
 
@@ -317,8 +323,55 @@ def test_at_least_one_step_is_drawn_again(pipeline, steps):
     latents = StableDiffusion(pipeline).encode(images)
     drawn = draw_from_latents(
         pipeline, captions, [1], latents, strength=0.001, **DRAW | {"inference_steps": steps}
-    )
+    ).images_BHW3
     assert np.abs(drawn.astype(float) - images).mean() < 30
+
+
+def breaking(module, row, dtype):
+    """Makes a row of what a module gives in this precision not finite."""
+
+    def hook(_module, _inputs, output):
+        if output.dtype == dtype:
+            output = output.clone()
+            output[row] = torch.nan
+        return output
+
+    return module.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("part", ["vae.decoder", "unet.conv_out"])
+@pytest.mark.parametrize("from_latents", [False, True])
+def test_an_image_that_overflows_in_half_precision_is_drawn_in_float32(part, from_latents):
+    """And no other one changes."""
+    pipeline = load_pipeline("tiny-sd", half_precision=True)
+    _, images, captions = scenes(3)
+
+    def draw(pipeline):
+        if not from_latents:
+            settings = {name: value for name, value in DRAW.items() if name != "negative_prompt"}
+            return draw_images(pipeline, captions, [1, 2, 3], **settings)
+        latents = StableDiffusion(load_pipeline("tiny-sd")).encode(images)
+        return draw_from_latents(pipeline, captions, [1, 2, 3], latents, strength=0.7, **DRAW)
+
+    whole = draw(pipeline)
+    assert not whole.redrawn_B.any()
+    broken = breaking(attrgetter(part)(pipeline), 1, torch.float16)
+    found = draw(pipeline)
+    broken.remove()
+    assert found.redrawn_B.tolist() == [False, True, False]
+    np.testing.assert_array_equal(found.images_BHW3[::2], whole.images_BHW3[::2])
+    exact = draw(load_pipeline("tiny-sd")).images_BHW3[1].astype(int)
+    assert np.abs(found.images_BHW3[1] - exact).mean() < 2
+    np.testing.assert_array_equal(
+        draw(pipeline).images_BHW3, whole.images_BHW3
+    )  # the weights are as they were
+
+
+def test_an_image_that_is_not_finite_in_float32_is_an_error(pipeline):
+    broken = breaking(pipeline.vae.decoder, 0, torch.float32)
+    with pytest.raises(UserError, match=r"not finite, in float32, too.*finetune\.learning_rate"):
+        draw_from_latents(pipeline, ["a disc"], [1], None, strength=0.7, **DRAW)
+    broken.remove()
 
 
 def test_a_side_that_the_vae_cannot_halve_is_one_sentence(pipeline):

@@ -48,7 +48,7 @@ def test_a_few_steps_of_each_leave_loadable_models(real_data: Path, tmp_path: Pa
     assert clip.encode_images(image[None]).shape == clip.encode_texts(["a photo of a tabby"]).shape
     (drawn,) = draw_images(
         load_pipeline(str(asked.out / "sd")), ["a dog"], [1], image_px=64, inference_steps=2, guidance=2.0
-    )
+    ).images_BHW3
     assert drawn.shape == (64, 64, 3)
     captioner = load_captioner(str(asked.out / "captioner"), torch.device("cpu"))
     ((text,),) = captioner.write([Image.fromarray(image)], 1, instructions=(), max_new_tokens=4, seed=0)

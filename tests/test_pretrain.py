@@ -113,7 +113,7 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pyte
     assert loss > 0
     (image,) = draw_images(
         load_pipeline(str(folder)), ["a red disc"], [1], image_px=32, inference_steps=2, guidance=2.0
-    )
+    ).images_BHW3
     assert image.shape == (32, 32, 3)
     assert load_clip(str(tmp_path / "clip")).encode_texts(["a red disc"]).shape == (1, 128)
 

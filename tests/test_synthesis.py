@@ -97,6 +97,25 @@ def test_actors_and_their_order_change_no_byte(ray_cluster: None, tmp_path: Path
     assert read_captions(again.store) == {4: written[4]}
 
 
+@pytest.mark.ray
+def test_images_that_were_drawn_again_are_counted(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = StageDir("synthesize", Store(str(tmp_path)), "synthesize")
+    in_this_process(stage, SYNTHESIS)
+    assert draw(stage, drawings(), generator(), SYNTHESIS, image_px=32, clip="tiny-clip").extra == {
+        "redrawn": 0
+    }
+    assert "drawn again" not in capsys.readouterr().out
+    first = sorted(files(stage))[0]
+    table = stage.store.read_parquet(first)
+    again = pa.array([True] * len(table))
+    stage.store.write_parquet(first, table.set_column(table.column_names.index("redrawn"), "redrawn", again))
+    found = draw(stage, drawings(), generator(), SYNTHESIS, image_px=32, clip="tiny-clip")
+    assert found.extra == {"redrawn": len(table)}
+    assert f"{len(table)} of {len(PROMPTS)} images were not finite" in capsys.readouterr().out
+
+
 def test_guidance_and_seed_change_the_image(tmp_path: Path) -> None:
     stages = []
     for name, synthesis in (

@@ -132,7 +132,7 @@ def test_each_image_begins_with_its_own_prototype(tmp_path):
         guidance=synthesis.guidance,
         strength=synthesis.strength,
         negative_prompt=synthesis.negative_prompt,
-    )
+    ).images_BHW3
     assert begun == [encode_png(image) for image in expected]
     assert not set(begun) & set(drawn(None))
 

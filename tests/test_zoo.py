@@ -71,7 +71,7 @@ def test_tiny_sd_draws_what_it_is_told(captions: list[str]) -> None:
     drawn = [  # 100 of the 500; the whole measurement stands in the zoo's card
         draw_images(
             pipeline, captions[i : i + 50], range(i, i + 50), image_px=32, inference_steps=20, guidance=4.0
-        )
+        ).images_BHW3
         for i in (0, 50)
     ]
     cosine_TI = clip.encode_texts(captions).numpy() @ clip.encode_images(np.concatenate(drawn)).numpy().T
@@ -93,7 +93,7 @@ def test_tiny_sd_draws_what_the_name_of_a_class_says() -> None:
     prompts = [f"a picture of a {name}" for name in shapes.CLASS_NAMES]
     drawn = draw_images(
         load_pipeline("tiny-sd"), prompts, range(len(prompts)), image_px=32, inference_steps=20, guidance=4.0
-    )
+    ).images_BHW3
     judge = timm.create_model(f"local-dir:{resolve('tiny-nf')}", pretrained=True).eval()  # has seen real ones
     with torch.inference_mode():
         found = judge(normalise(torch.from_numpy(drawn).permute(0, 3, 1, 2))).argmax(dim=1)

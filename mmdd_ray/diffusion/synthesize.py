@@ -6,7 +6,7 @@ the number of actors and the order in which they finish.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,12 @@ from mmdd_ray.engine.actor_pool import BatchActor, Rows, read_batches, run_batch
 from mmdd_ray.engine.cluster import actor_pool
 from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
-from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.storage.store import Store
+
+if TYPE_CHECKING:
+    from mmdd_ray.models.generators.generator import Drawing
 
 DRAWN_SCHEMA = pa.schema(
     {
@@ -32,6 +35,7 @@ DRAWN_SCHEMA = pa.schema(
         "image": pa.binary(),  # PNG
         "image_feature": pa.list_(pa.float32()),  # of CLIP, unit norm; null without CLIP
         "text_feature": pa.list_(pa.float32()),  # of the prompt
+        "redrawn": pa.bool_(),  # in float32, because half precision gave values that are not finite
     }
 )
 
@@ -86,8 +90,8 @@ def draw(
     image_px: int,
     clip: str | None = None,
     guided: Guided | None = None,
-) -> None:
-    """Draws all requests; read them with `read_drawn`.
+) -> StageResult:
+    """Draws all requests; read them with `read_drawn`. The result counts those that were drawn again in float32.
 
     Args:
         generator: The folder of one in storage, or the name of one.
@@ -108,6 +112,12 @@ def draw(
         clip=clip,
         guided=guided,
     )
+    redrawn = sum(read_batches(stage.store, ["redrawn"])["redrawn"].to_pylist())
+    if redrawn:
+        print(
+            f"{stage.name}: {redrawn:,} of {len(requests):,} images were not finite, and drawn again in float32"
+        )
+    return StageResult(rows_in=len(requests), rows_out=len(requests), extra={"redrawn": redrawn})
 
 
 def read_drawn(store: Store) -> pa.Table:
@@ -143,15 +153,15 @@ class ImageSampler(BatchActor):
     def work(self, number: int, rows: Rows) -> pa.Table:
         """The `SampleRequest`s of `rows`, drawn: a table with the columns of `DRAWN_SCHEMA`."""
         with out_of_memory("synthesis.batch_images"):
-            images = self._draw(rows)
+            images, redrawn = self._draw(rows)
             features = self._features(images, [row["prompt"] for row in rows])
         drawn = [
-            {**row, "image": encode_png(image), **own}
-            for row, image, own in zip(rows, images, features, strict=True)
+            {**row, "image": encode_png(image), "redrawn": bool(again), **own}
+            for row, image, again, own in zip(rows, images, redrawn, features, strict=True)
         ]
         return pa.Table.from_pylist(drawn, DRAWN_SCHEMA)
 
-    def _draw(self, rows: Rows) -> np.ndarray:
+    def _draw(self, rows: Rows) -> "Drawing":
         import torch
 
         prompts, seeds = [row["prompt"] for row in rows], [row["seed"] for row in rows]

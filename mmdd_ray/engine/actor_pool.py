@@ -78,9 +78,9 @@ def run_batches(
             bar.update(row["rows"])
 
 
-def read_batches(store: Store) -> pa.Table:
-    """The results of all batches, in their order."""
-    return pa.concat_tables(store.read_parquet(name) for name in batch_files(store))
+def read_batches(store: Store, columns: list[str] | None = None) -> pa.Table:
+    """The results of all batches, in their order; all columns, or those."""
+    return pa.concat_tables(store.read_parquet(name, columns) for name in batch_files(store))
 
 
 def batch_files(store: Store) -> list[str]:

@@ -375,7 +375,7 @@ def evaluate(
             image_px=IMAGE_PX,
             inference_steps=20,
             guidance=GUIDANCE,
-        )
+        ).images_BHW3
         for start in range(0, scenes, 100)
     ]
     judge = load_clip(str(clip), device)

@@ -75,7 +75,7 @@ def finetune(stage: StageDir, features: FeatureStore, settings: Edge) -> StageRe
 def synthesize(stage: StageDir, features: FeatureStore, tuned: StageDir, settings: Edge) -> StageResult:
     """Draws the candidates from real captions."""
     requests = choose_prompts(features, settings)
-    draw(
+    return draw(
         stage,
         requests,
         tuned.store.child("generator"),
@@ -83,7 +83,6 @@ def synthesize(stage: StageDir, features: FeatureStore, tuned: StageDir, setting
         image_px=settings.finetune.image_px,
         clip=settings.features.clip,
     )
-    return StageResult(rows_in=len(requests), rows_out=len(requests))
 
 
 def choose(stage: StageDir, features: FeatureStore, drawn: StageDir, settings: Edge) -> StageResult:

@@ -70,8 +70,7 @@ def _draw(
     settings: Vlcp,
 ) -> StageResult:
     synthesis, px = settings.synthesis, settings.finetune.image_px
-    draw(stage, requests, generator, synthesis, image_px=px, guided=guided(synthesis, prototypes))
-    return StageResult(rows_in=len(requests), rows_out=len(requests))
+    return draw(stage, requests, generator, synthesis, image_px=px, guided=guided(synthesis, prototypes))
 
 
 def samples(

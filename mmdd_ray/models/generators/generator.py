@@ -34,6 +34,14 @@ class Denoising(NamedTuple):
     """Pooled text features of the captions."""
 
 
+class Drawing(NamedTuple):
+    """Drawn images."""
+
+    images_BHW3: NDArray[np.uint8]
+    redrawn_B: NDArray[np.bool_]
+    """Those that were not finite in the precision of the weights, and were decoded or drawn again in float32."""
+
+
 class Generator(Protocol):
     """A text-to-image model that learns by removing noise from latents of images; an ``nn.Module``."""
 
@@ -87,8 +95,8 @@ class Generator(Protocol):
         image_px: int,
         inference_steps: int,
         guidance: float,
-    ) -> NDArray[np.uint8]:
-        """One image for each prompt, (B, image_px, image_px, 3) uint8, from noise of its own seed."""
+    ) -> Drawing:
+        """One image for each prompt, (B, image_px, image_px, 3), from noise of its own seed."""
         ...
 
     def sample_from(
@@ -102,7 +110,7 @@ class Generator(Protocol):
         guidance: float,
         strength: float,
         negative_prompt: str,
-    ) -> NDArray[np.uint8]:
+    ) -> Drawing:
         """Like ``sample``, but begins with noisy latents, and prompts of any length count to their end."""
         ...
 

@@ -1,6 +1,13 @@
-"""Drawing with a StableDiffusionPipeline, from noise or from latents, with prompts of any length."""
+"""Drawing with a StableDiffusionPipeline, from noise or from latents, with prompts of any length.
 
-from collections.abc import Sequence
+float16 overflows in some U-Nets and in more VAEs, and a value that is not finite would become a black pixel. So images
+are looked at before they are rounded, and those that are not finite are decoded, and if need be drawn, in float32.
+"""
+
+# B images
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +16,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipelin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmdd_ray.errors import UserError
+from mmdd_ray.models.generators.generator import Drawing
 from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
 
 
@@ -21,20 +30,28 @@ def draw_images(
     image_px: int,
     inference_steps: int,
     guidance: float,
-) -> NDArray[np.uint8]:
-    """One image for each prompt, (B, image_px, image_px, 3) uint8, by DPM-Solver++ (arXiv 2211.01095).
+) -> Drawing:
+    """One image for each prompt, of side ``image_px``, by DPM-Solver++ (arXiv 2211.01095).
 
     The initial noise of each image comes from its own seed and the CPU's generator, the same on every device.
+
+    Raises:
+        UserError: An image is not finite in float32.
     """
-    return _draw(
-        _with_solver(pipeline),
-        seeds,
-        prompt=list(prompts),
-        height=image_px,
-        width=image_px,
-        num_inference_steps=inference_steps,
-        guidance_scale=guidance,
-    )
+    _use_solver(pipeline)
+
+    def latents(rows: Sequence[int]) -> Tensor:
+        return _denoised(
+            pipeline,
+            [seeds[row] for row in rows],
+            prompt=[prompts[row] for row in rows],
+            height=image_px,
+            width=image_px,
+            num_inference_steps=inference_steps,
+            guidance_scale=guidance,
+        )
+
+    return _finite(pipeline, range(len(prompts)), latents)
 
 
 @torch.inference_mode()
@@ -49,8 +66,8 @@ def draw_from_latents(
     guidance: float,
     strength: float,
     negative_prompt: str,
-) -> NDArray[np.uint8]:
-    """Images (B, image_px, image_px, 3) uint8 that begin as noisy latents: image-to-image (SDEdit, ICLR 2022).
+) -> Drawing:
+    """Images of side ``image_px`` that begin as noisy latents: image-to-image (SDEdit, ICLR 2022).
 
     Like ``draw_images``, but prompts of any length count to their end.
 
@@ -59,14 +76,11 @@ def draw_from_latents(
         strength: share of the schedule that is drawn again; at least one of the steps is.
         negative_prompt: what guidance leads away from.
     """
-    pipeline = _with_solver(pipeline)
+    _use_solver(pipeline)
     to_image = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     to_image.set_progress_bar_config(disable=True)
-    drawn_BHWC = np.empty((len(prompts), image_px, image_px, 3), np.uint8)
-    # Prompts of one length at a time: an image must not depend on how long its neighbours' prompts are.
-    length_B = [len(_chunks(pipeline, prompt)) for prompt in prompts]
-    for length in sorted(set(length_B)):
-        rows = [row for row, own in enumerate(length_B) if own == length]
+
+    def latents(rows: Sequence[int]) -> Tensor:
         text_BSL, negative_1SL = encode_prompts(pipeline, [prompts[row] for row in rows], negative_prompt)
         settings = {
             "prompt_embeds": text_BSL,
@@ -76,15 +90,20 @@ def draw_from_latents(
         }
         own_seeds = [seeds[row] for row in rows]
         if latent_BCHW is None:
-            drawn = _draw(pipeline, own_seeds, height=image_px, width=image_px, **settings)
-        else:
-            steps = max(1, int(inference_steps * strength))
-            share = min(
-                (steps + 0.5) / inference_steps, 1.0
-            )  # which diffusers makes the same number of steps again
-            drawn = _draw(to_image, own_seeds, image=latent_BCHW[rows], strength=share, **settings)
-        drawn_BHWC[rows] = drawn
-    return drawn_BHWC
+            return _denoised(pipeline, own_seeds, height=image_px, width=image_px, **settings)
+        steps = max(1, int(inference_steps * strength))
+        # of which diffusers makes the same number of steps again
+        share = min((steps + 0.5) / inference_steps, 1.0)
+        return _denoised(to_image, own_seeds, image=latent_BCHW[rows], strength=share, **settings)
+
+    images = np.empty((len(prompts), image_px, image_px, 3), np.uint8)
+    redrawn = np.zeros(len(prompts), bool)
+    # Prompts of one length at a time: an image must not depend on how long its neighbours' prompts are.
+    length_B = [len(_chunks(pipeline, prompt)) for prompt in prompts]
+    for length in sorted(set(length_B)):
+        rows = [row for row, own in enumerate(length_B) if own == length]
+        images[rows], redrawn[rows] = _finite(pipeline, rows, latents)
+    return Drawing(images, redrawn)
 
 
 def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
@@ -116,15 +135,52 @@ def _chunks(pipeline: Pipeline, text: str) -> list[list[int]]:
     return [ids[start : start + size] for start in range(0, max(len(ids), 1), size)]
 
 
-def _with_solver(pipeline: Pipeline) -> Pipeline:
+def _use_solver(pipeline: Pipeline) -> None:
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
     )
-    return pipeline
 
 
-def _draw(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
-    drawn = pipeline(
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="np", **settings
-    ).images
-    return (drawn * 255).round().astype(np.uint8)
+def _denoised(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> Tensor:
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipeline(generator=noise, output_type="latent", **settings).images
+
+
+def _decoded(pipeline: Pipeline, latent_BCHW: Tensor) -> NDArray[np.float32]:
+    signed_B3HW = pipeline.vae.decode(latent_BCHW / pipeline.vae.config.scaling_factor).sample
+    return pipeline.image_processor.postprocess(signed_B3HW, output_type="np")
+
+
+def _finite(pipeline: Pipeline, rows: Sequence[int], latents: Callable[[Sequence[int]], Tensor]) -> Drawing:
+    """The images of these rows, whose latents are drawn by ``latents``."""
+    latent_BCHW = latents(rows)
+    drawn = _decoded(pipeline, latent_BCHW)
+    redrawn = _is_broken(drawn)
+    if redrawn.any() and pipeline.dtype != torch.float32:
+        with _in_float32(pipeline):
+            drawn[redrawn] = _decoded(pipeline, latent_BCHW[torch.from_numpy(redrawn)].float())
+            if (still := _is_broken(drawn)).any():
+                drawn[still] = _decoded(pipeline, latents([rows[at] for at in np.flatnonzero(still).tolist()]))
+    if _is_broken(drawn).any():
+        raise UserError(
+            "the generator draws values that are not finite, in float32, too: its weights are broken; if it was "
+            "fine-tuned, lower finetune.learning_rate"
+        )
+    return Drawing((drawn * 255).round().astype(np.uint8), redrawn)
+
+
+def _is_broken(drawn: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return ~np.isfinite(drawn).reshape(len(drawn), -1).all(axis=1)
+
+
+@contextmanager
+def _in_float32(pipeline: Pipeline) -> Iterator[None]:
+    """Casts all weights to float32, and back again, which leaves them as they were."""
+    stored = pipeline.dtype
+    with torch.inference_mode(False):
+        pipeline.to(torch.float32)
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            pipeline.to(stored)

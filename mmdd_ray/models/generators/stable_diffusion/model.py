@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.encoding_cache import EncodingCache
-from mmdd_ray.models.generators.generator import Denoising, Trained
+from mmdd_ray.models.generators.generator import Denoising, Drawing, Trained
 from mmdd_ray.models.generators.stable_diffusion.drawing import draw_from_latents, draw_images
 from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
 from mmdd_ray.models.generators.stable_diffusion.trainable import (
@@ -130,7 +130,7 @@ class StableDiffusion(nn.Module):
         image_px: int,
         inference_steps: int,
         guidance: float,
-    ) -> NDArray[np.uint8]:
+    ) -> Drawing:
         """See ``draw_images``."""
         return draw_images(
             self.pipeline,
@@ -152,7 +152,7 @@ class StableDiffusion(nn.Module):
         guidance: float,
         strength: float,
         negative_prompt: str,
-    ) -> NDArray[np.uint8]:
+    ) -> Drawing:
         """See ``draw_from_latents``."""
         return draw_from_latents(
             self.pipeline,
