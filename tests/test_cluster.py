@@ -1,5 +1,6 @@
 """What fits on a cluster, and that actors always leave a CPU to the tasks that feed them."""
 
+import os
 import subprocess
 import sys
 import time
@@ -92,6 +93,21 @@ def test_a_ray_that_is_late_has_another_try(monkeypatch, capsys, misses):
     else:
         assert status == 1
         assert capsys.readouterr().err.startswith("error: Ray did not start on this machine")
+
+
+def test_processes_have_a_thread_for_each_cpu_whatever_the_shell_says() -> None:
+    """Sums over more threads round otherwise, and the same settings are to give the same bytes."""
+    code = (
+        "import ray; from mmdd_ray.config import Run; from mmdd_ray.engine.cluster import connect\n"
+        "connect(Run(num_cpus=1, object_store_mib=80)); import os\n"
+        "threads = ray.remote(lambda: __import__('torch').get_num_threads())\n"
+        "print(ray.get(threads.remote()), os.environ['OMP_NUM_THREADS'])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert found.stdout.split() == ["1", "2"]
 
 
 def test_an_address_of_another_kind_is_the_users_mistake(monkeypatch):

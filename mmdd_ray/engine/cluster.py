@@ -152,14 +152,15 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
 
     for last in (False, True):
         try:
-            ray.init(
-                address="local",  # a stale address file of another Ray would make a plain init join that
-                num_cpus=run.num_cpus,
-                object_store_memory=run.object_store_mib * 2**20,
-                include_dashboard=False,
-                _temp_dir=_short_temp_dir(),
-                **quiet,
-            )
+            with _threads_by_cpus():
+                ray.init(
+                    address="local",  # a stale address file of another Ray would make a plain init join that
+                    num_cpus=run.num_cpus,
+                    object_store_memory=run.object_store_mib * 2**20,
+                    include_dashboard=False,
+                    _temp_dir=_short_temp_dir(),
+                    **quiet,
+                )
             return
         except Exception as error:
             if "timed out during startup" not in str(error):  # a bare Exception, known by its text alone
@@ -168,6 +169,20 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
                 raise ClusterError(
                     "Ray did not start on this machine within a minute, twice; it may be too busy"
                 ) from error
+
+
+@contextmanager
+def _threads_by_cpus() -> Iterator[None]:
+    """Lets Ray give each process as many threads as CPUs, which is one here, whatever this process may have.
+
+    Sums over more threads round otherwise, and the bytes of a set would depend on the shell that it was made from.
+    """
+    own = os.environ.pop("OMP_NUM_THREADS", None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            os.environ["OMP_NUM_THREADS"] = own
 
 
 @contextmanager

@@ -160,7 +160,9 @@ def _finite(pipeline: Pipeline, rows: Sequence[int], latents: Callable[[Sequence
         with _in_float32(pipeline):
             drawn[redrawn] = _decoded(pipeline, latent_BCHW[torch.from_numpy(redrawn)].float())
             if (still := _is_broken(drawn)).any():
-                drawn[still] = _decoded(pipeline, latents([rows[at] for at in np.flatnonzero(still).tolist()]))
+                drawn[still] = _decoded(
+                    pipeline, latents([rows[at] for at in np.flatnonzero(still).tolist()])
+                )
     if _is_broken(drawn).any():
         raise UserError(
             "the generator draws values that are not finite, in float32, too: its weights are broken; if it was "
@@ -170,7 +172,7 @@ def _finite(pipeline: Pipeline, rows: Sequence[int], latents: Callable[[Sequence
 
 
 def _is_broken(drawn: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return ~np.isfinite(drawn).reshape(len(drawn), -1).all(axis=1)
+    return np.logical_not(np.isfinite(drawn).reshape(len(drawn), -1).all(axis=1))
 
 
 @contextmanager
