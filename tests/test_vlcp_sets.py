@@ -8,16 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from feature_files import features_in
+from source_files import jpeg, write_parquet
 
-from mmdd_ray.config import Data
+from mmdd_ray.config import Data, LabelledEvaluation
 from mmdd_ray.data import shapes
+from mmdd_ray.data.checks import check_data
+from mmdd_ray.data.class_names import check_same_names, shared_captions
 from mmdd_ray.data.images import encode_png
-from mmdd_ray.data.pair import Row
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.diffusion.synthesize import ImageSampler
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.labelled_sets import _same_names, class_coresets, class_scores
+from mmdd_ray.evaluation.labelled_sets import class_coresets, class_scores
 from mmdd_ray.features.chunks import read_chunks
 from mmdd_ray.features.vectors import vector_column
 from mmdd_ray.methods.execute import check
@@ -207,17 +209,39 @@ def test_images_are_scored_by_captions_or_by_the_template_of_their_class(ray_clu
     np.testing.assert_array_equal(class_scores(captioned, preset, {}, True), captioned.clip_scores())
 
 
-def test_held_out_classes_must_be_numbered_as_the_real_ones(tmp_path):
+def test_held_out_classes_must_be_called_as_the_real_ones():
     """A folder that lacks a class moves the labels of all classes after it."""
-    features = features_in(tmp_path / "f", [0, 1, 2] * 2, [["ape"], ["bee"], ["cat"]] * 2, np.ones((6, 4)))
-    lacking = [Row("s", i, "a", b"", [name], i % 2, None) for i, name in enumerate(("ape", "cat") * 2)]
+    training = shared_captions([(i % 3, [name]) for i, name in enumerate(("ape", "bee", "cat") * 2)])
+
+    def check(rows):
+        check_same_names("evaluation.test=t/", shared_captions(rows, at_least=2), "x/", training)
+
+    lacking = [(i % 2, [name]) for i, name in enumerate(("ape", "cat") * 2)]
     with pytest.raises(UserError, match=r"test=t/ has the label 1 for 'cat', data\.uri=x/ for 'bee'"):
-        _same_names(lacking, features, "evaluation.test=t/", "x/")
-    _same_names(
-        lacking[:3], features, "evaluation.test=t/", "x/"
-    )  # the only image of a class may say anything
-    told = [Row("s", i, "k", b"", [f"told {i}"], 1, None) for i in range(2)]
-    _same_names(told, features, "evaluation.test=t/", "x/")  # captions that name no class
+        check(lacking)
+    check(lacking[:3])  # the only image of a class may say anything
+    check([(1, [f"told {i}"]) for i in range(2)])  # captions that name no class
+
+
+def test_classes_of_test_data_are_compared_before_the_run(tmp_path):
+    """In shards, whose labels are numbers, as far as their first rows have names."""
+
+    def shard(name, *classes):
+        rows = [(label, own) for _ in range(3) for label, own in enumerate(classes)]
+        columns = {
+            "image": [jpeg(level) for level in range(len(rows))],
+            "caption": [own for _, own in rows],
+            "label": [label for label, _ in rows],
+        }
+        return Data(uri=write_parquet(tmp_path / f"{name}.parquet", columns))
+
+    data, same = shard("train", "ape", "bee", "cat"), shard("same", "ape", "bee", "cat")
+    other = shard("other", "ape", "cat")
+    check_data(data, LabelledEvaluation(test=same.uri), labelled=True)
+    with pytest.raises(
+        UserError, match=r"evaluation.test=.*other.parquet has the label 1 for 'cat'.* for 'bee'"
+    ):
+        check_data(data, LabelledEvaluation(test=other.uri), labelled=True)
 
 
 def test_a_run_goes_on_with_the_names_it_was_begun_with_only(tmp_path):

@@ -6,9 +6,10 @@ from itertools import chain, islice
 from urllib.parse import parse_qs
 
 from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.data.class_names import check_same_names, shared_captions
 from mmdd_ray.data.formats.format import PROBE_ROWS
 from mmdd_ray.data.listing import reachable
-from mmdd_ray.data.pair import UNSAID
+from mmdd_ray.data.pair import UNSAID, Row
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import PROBE_SHARDS, Listing, find_shards
@@ -29,6 +30,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             may not have files in common with the training data.
     """
     listings = {"data": check_source(data, labelled)}
+    names = _first_names(listings["data"], data) if labelled and data.needs_captions else {}
     for name, source in evaluation.sources(data).items():
         setting = f"evaluation.{name}"
         try:
@@ -44,10 +46,13 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         _refuse_common(setting, listings["data"].shards, listings[setting].shards)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
+            if names:
+                held_out = _first_names(listings[setting], source)
+                check_same_names(f"{setting}={source.uri}", held_out, data.uri, names)
     says = {setting: listing.says for setting, listing in listings.items()}
-    held_out = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
-    if all(held_out):
-        val, test = (_addresses(listing.shards) for listing in held_out if listing)
+    both = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
+    if all(both):
+        val, test = (_addresses(listing.shards) for listing in both if listing)
         if common := val & test:
             says["evaluation.test"].append(
                 f"{len(common):,} files are those of evaluation.val, e.g. {min(common)}: learning rates are chosen on "
@@ -65,17 +70,26 @@ def check_source(data: Data, labelled: bool) -> Listing:
     listing = find_shards(data)
     if not labelled:
         return listing
-    with reachable("data.uri", data.uri):
-        rows = chain.from_iterable(
-            islice(iter_shard(shard, data), PROBE_ROWS) for shard in listing.shards[:PROBE_SHARDS]
-        )
-        labels = [row.label for row in rows if row.reject in (None, UNSAID)]
+    labels = [row.label for row in _head(listing, data) if row.reject in (None, UNSAID)]
     if labels and labels.count(None) == len(labels):
         raise UserError(
             f"none of the first {len(labels)} images of {data.uri} has a label (-1 stands for none); name the column "
             "that has it as data.label_column, or use an image folder with one sub-folder per class"
         )
     return listing
+
+
+def _head(listing: Listing, data: Data) -> list[Row]:
+    """The first rows of the first shards."""
+    with reachable("data.uri", data.uri):
+        shards = listing.shards[:PROBE_SHARDS]
+        return list(chain.from_iterable(islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards))
+
+
+def _first_names(listing: Listing, data: Data) -> dict[int | None, set[str]]:
+    """Captions that all of the first images of a label have."""
+    rows = _head(listing, data)
+    return shared_captions(((row.label, row.captions) for row in rows if row.reject is None), at_least=2)
 
 
 def _refuse_common(setting: str, training: Sequence[Shard], held_out: Sequence[Shard]) -> None:

@@ -1,4 +1,7 @@
-"""Names of classes, from a text file; imports neither torch nor Ray."""
+"""Names of classes, from a text file or as captions that all images of a class have. Imports neither torch nor Ray."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from fsspec.core import url_to_fs
 
@@ -20,3 +23,47 @@ def read_class_names(uri: str) -> list[str]:
     if not names or not all(names):
         raise UserError(f"describe.class_names={uri} has a blank line; every class needs a name")
     return names
+
+
+def shared_captions(
+    rows: Iterable[tuple[int | None, Sequence[str]]], at_least: int = 1
+) -> dict[int | None, set[str]]:
+    """Captions that all images of a label have, from (label, captions) of each image: the name of the class, if one.
+
+    Args:
+        at_least: Images of a label; labels with fewer are left out.
+    """
+    shared: dict[int | None, set[str]] = {}
+    images: Counter[int | None] = Counter()
+    for label, captions in rows:
+        shared[label] = shared[label].intersection(captions) if label in shared else set(captions)
+        images[label] += 1
+    return {label: captions for label, captions in shared.items() if images[label] >= at_least}
+
+
+def check_same_names(
+    where: str,
+    own: Mapping[int | None, set[str]],
+    training_uri: str,
+    training: Mapping[int | None, set[str]],
+) -> None:
+    """Refuses held-out classes that are called otherwise than those of the training data.
+
+    The label of an image in a folder is the place of its class among the folders there are, so one folder more or less
+    would silently move the labels of all after it.
+
+    Args:
+        where: The setting and the source of the held-out images.
+        own: What ``shared_captions`` gives for them, of labels with several images: the caption of a class's only
+            image need not be its name.
+        training: The same of the training data.
+
+    Raises:
+        UserError: A label has another name.
+    """
+    for label, captions in training.items():
+        if len(captions) == 1 and len(own.get(label, ())) == 1 and own[label] != captions:
+            raise UserError(
+                f"{where} has the label {label} for {next(iter(own[label]))!r}, data.uri={training_uri} for "
+                f"{next(iter(captions))!r}; use sources with the same classes"
+            )

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from mmdd_ray.config import Data, LabelledSettings
+from mmdd_ray.data.class_names import check_same_names, shared_captions
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.engine.cluster import actor_resources
@@ -22,7 +23,7 @@ from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.sets import CLIP_SCORE, EVALUATION, judge_held_out
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.features.rejects import Reject, RejectList
-from mmdd_ray.features.store import FeatureStore, image_features, shared_captions
+from mmdd_ray.features.store import FeatureStore, image_features
 from mmdd_ray.storage.store import Store
 
 Choose = Callable[[list[np.ndarray], int, int], np.ndarray]
@@ -184,28 +185,15 @@ def held_out_images(
     read = read_held_out(data, settings.evaluation.max_pairs)
     setting = f"evaluation.{part}"
     if settings.data.needs_captions:
-        _same_names(read.rows, features, f"{setting}={data.uri}", settings.data.uri)
+        rows = ((row.label, row.captions) for row in read.rows if row.reject is None)
+        own, training = shared_captions(rows, at_least=2), features.shared_captions(at_least=2)
+        check_same_names(f"{setting}={data.uri}", own, settings.data.uri, training)
     try:
         found, lost = _labelled(read.rows, classes, data, settings)
     except UserError as error:
         raise UserError(f"{setting}={data.uri}: {error}") from error
     judge_held_out(part, data, read, lost, listed)
     return found, read
-
-
-def _same_names(rows: Sequence[Row], features: FeatureStore, where: str, real: str) -> None:
-    """Refuses held-out classes that are called otherwise than those of the training data.
-
-    The label of an image in a folder is the place of its class among the folders there are, so one folder more or less
-    would silently move the labels of all after it. The caption of a class's only image need not be its name.
-    """
-    own = shared_captions(((row.label, row.captions) for row in rows if row.reject is None), at_least=2)
-    for label, captions in features.shared_captions(at_least=2).items():
-        if len(captions) == 1 and len(own.get(label, ())) == 1 and own[label] != captions:
-            raise UserError(
-                f"{where} has the label {label} for {next(iter(own[label]))!r}, data.uri={real} for "
-                f"{next(iter(captions))!r}; use sources with the same classes"
-            )
 
 
 def compare_classifiers(

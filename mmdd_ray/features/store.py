@@ -4,7 +4,7 @@ Files are `pairs/<shard>/<chunk>.parquet`, so that their sorted order is the ord
 """
 
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 
+from mmdd_ray.data.class_names import shared_captions
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
 from mmdd_ray.features.coresets import joint_features, pair_scores
@@ -107,22 +108,6 @@ def _image_features_of_pairs(table: pa.Table) -> np.ndarray:
     """(P, V): an image with c captions is c pairs."""
     image_ND, count_N = image_features(table), _counts(table)
     return image_ND if (count_N == 1).all() else np.repeat(image_ND, count_N, axis=0)
-
-
-def shared_captions(
-    rows: Iterable[tuple[int | None, Sequence[str]]], at_least: int = 1
-) -> dict[int | None, set[str]]:
-    """Captions that all images of a label have, from (label, captions) of each image: the name of the class, if one.
-
-    Args:
-        at_least: Images of a label; labels with fewer are left out.
-    """
-    shared: dict[int | None, set[str]] = {}
-    images: Counter[int | None] = Counter()
-    for label, captions in rows:
-        shared[label] = shared[label].intersection(captions) if label in shared else set(captions)
-        images[label] += 1
-    return {label: captions for label, captions in shared.items() if images[label] >= at_least}
 
 
 class Addresses(Sequence[tuple[str, int]]):
