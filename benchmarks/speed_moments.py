@@ -29,6 +29,7 @@ from mmdd_ray.features.store import (
     add_table,
     image_features,
     shard_files,
+    shard_of,
     text_features,
 )
 from mmdd_ray.storage.store import Store
@@ -46,7 +47,7 @@ class MomentsSpeed(Speed):
 
 
 def ours(store: Store) -> Moments:
-    shards = sorted({file.split("/")[1] for file in shard_files(store)})
+    shards = sorted({shard_of(file) for file in shard_files(store)})
     total = None
     for shard in shards:
         own = MomentsSum()

@@ -1,6 +1,7 @@
 """The feature stage: what it stores, what it counts, and that a killed run resumes to the same bytes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 import torch
 from numpy.testing import assert_array_equal
 
@@ -21,14 +24,23 @@ from mmdd_ray.data import shapes
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.engine.cluster import ActorPool
 from mmdd_ray.engine.memory import out_of_memory
-from mmdd_ray.engine.run_dir import RunDir
+from mmdd_ray.engine.run_dir import RunDir, StageDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.coresets import joint_features, pair_scores
 from mmdd_ray.features.moments import Moments, MomentsSum
 from mmdd_ray.features.rejects import ROWS_TO_JUDGE, RejectBudget, RejectList
-from mmdd_ray.features.store import FeatureStore, add_table, feature_table, image_features, text_features
+from mmdd_ray.features.shard_pool import ChunkActor, map_shards
+from mmdd_ray.features.store import (
+    FeatureStore,
+    add_table,
+    feature_table,
+    image_features,
+    shard_files,
+    text_features,
+)
 from mmdd_ray.features.vectors import vector_column, vectors
 from mmdd_ray.storage.store import Store
 
@@ -276,23 +288,23 @@ def test_stage_counts_rejects_and_its_moments_are_those_of_what_it_stored(
         kept_moments = stage.store.read_bytes(f"shards/{shard}.safetensors")
         assert kept_moments == total.moments().to_bytes("", "float16"), shard
 
-    # A run that was killed before its last shard was committed reads only that one again.
+    # A run that was killed before two shards were committed reads only those again, and keeps a chunk of theirs.
     before = {name: store.read_bytes(name) for name in store.files("features")}
     monkeypatch.setattr("mmdd_ray.features.shard_pool.MAX_COMMITS", 1)  # each waits for the one before
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     killed = Store(str(tmp_path / "other/features"))
-    for name in ("manifest.json", "moments.safetensors", "duplicates.parquet", "shards/00002.json"):
+    for name in ("manifest.json", "moments.safetensors", "duplicates.parquet"):
         killed.remove(name)
-    killed.remove("pairs/00002")
-    kept = tmp_path / "other/features/pairs/00000/00000.parquet"
-    written_at = kept.stat().st_mtime_ns
+    for name in ("shards/00001.json", "shards/00002.json", "pairs/00001/00001.parquet", "pairs/00002"):
+        killed.remove(name)
+    kept = [tmp_path / f"other/features/pairs/{name}/00000.parquet" for name in ("00000", "00001")]
+    written_at = [file.stat().st_mtime_ns for file in kept]
     _, again = run_stage(shards, tmp_path / "other")
-    assert kept.stat().st_mtime_ns == written_at
+    assert [file.stat().st_mtime_ns for file in kept] == written_at
     after = {name: again.read_bytes(name) for name in again.files("features")}
     assert before.keys() == after.keys()
-    assert all(
-        before[name] == after[name] for name in before if not name.endswith(("manifest.json", "started.json"))
-    )
+    others = [name for name in before if not name.endswith(("manifest.json", "started.json"))]
+    assert {name: before[name] for name in others} == {name: after[name] for name in others}
 
 
 @pytest.mark.ray
@@ -388,6 +400,45 @@ def test_a_short_source_is_judged_at_its_end(tmp_path: Path) -> None:
 
 
 # ---- too little memory
+
+
+def who() -> type[ChunkActor]:
+    """Writes which process has worked off a chunk; made here, so that workers need not import this module."""
+
+    class Who(ChunkActor):
+        def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
+            sleep(0.2)
+            return pa.table({"index": pairs["index"], "pid": [os.getpid()] * len(pairs)})
+
+    return Who
+
+
+def test_a_chunk_that_was_written_is_kept_if_it_is_of_the_same_pairs(tmp_path: Path) -> None:
+    def written(uri: str, is_written: bool) -> int:
+        data = Data(uri=uri)
+        (chunk,) = read_chunks(list_shards(data)[0], data, image_px=8, chunk_pairs=4)
+        chunk.is_written = is_written
+        who()(Store(str(tmp_path)))(pa.Table.from_pylist([chunk.to_row()]))
+        (file,) = tmp_path.rglob("*.parquet")
+        return file.stat().st_mtime_ns
+
+    first = written("shapes:2?seed=1", is_written=False)
+    assert written("shapes:2?seed=1", is_written=True) == first
+    other = written("shapes:2?seed=2", is_written=True)
+    assert other > first
+    assert written("shapes:2?seed=2", is_written=False) > other
+
+
+@pytest.mark.ray
+def test_chunks_of_one_shard_are_shared_out_among_the_actors(ray_cluster: None, tmp_path: Path) -> None:
+    """One after the other, so that progress is counted by chunk, too."""
+    data = Data(uri="shapes:16")
+    stage = StageDir("describe", Store(str(tmp_path)), "describe")
+    pool: ActorPool = {"num_cpus": 0.5, "num_gpus": 0, "compute": ray.data.ActorPoolStrategy(size=2)}
+    seen = map_shards(stage, list_shards(data), data, who(), image_px=8, chunk_pairs=2, pool=pool)
+    assert [rows for rows, _ in seen] == [2] * 8
+    tables = [stage.store.read_parquet(file) for file in shard_files(stage.store)]
+    assert len({table["pid"][0].as_py() for table in tables}) == 2
 
 
 def test_a_full_gpu_names_the_setting_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

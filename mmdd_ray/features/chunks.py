@@ -2,7 +2,7 @@
 
 A chunk is cut by row number within its shard, and it is one row of a Ray dataset, which Ray neither splits nor
 merges. So its output file is the same whatever the number of tasks and actors. A resumed run skips whole shards; a
-shard that was not committed is read from its start, and its chunks are written again.
+shard that was not committed is read from its start, and those of its chunks that were written are kept.
 """
 
 from collections.abc import Iterator
@@ -33,6 +33,8 @@ class Chunk:
     """(image_px, image_px, 3) uint8, one for each of `pairs`."""
     rejects: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason)."""
+    is_written: bool = False
+    """Whether an earlier attempt has left a file of it."""
     digest: str = ""
     """Digest of all rows of the shard as they are stored; in its last chunk."""
 
@@ -73,6 +75,7 @@ class Chunk:
             "rows_in": self.rows_in,
             "is_last": self.is_last,
             "digest": self.digest,
+            "is_written": self.is_written,
             "image_px": self.images[0].shape[0] if self.images else 0,
             "pairs": _ipc(pairs),
             "rejects": _ipc(pa.table({"reject": [list(reject) for reject in self.rejects]})),

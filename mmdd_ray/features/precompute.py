@@ -40,6 +40,7 @@ from mmdd_ray.features.store import (
     add_table,
     score_file,
     shard_files,
+    shard_of,
     table_pairs,
     table_scores,
 )
@@ -245,17 +246,18 @@ def _drop_duplicates(store: Store) -> pa.Table:
             rows = repeated[(repeated >= start) & (repeated < stop)] - start
             if len(rows):
                 found.append(store.read_parquet(file).take(rows))
-        store.write_parquet(DUPLICATES, pa.concat_tables(found))
+        store.write_parquet(DUPLICATES, pa.concat_tables(found).replace_schema_metadata())
     duplicates = store.read_parquet(DUPLICATES)
     unwanted: dict[str, set[int]] = defaultdict(set)
     for shard, index in zip(duplicates["shard"].to_pylist(), duplicates["index"].to_pylist(), strict=True):
         unwanted[shard].add(index)
     for file in files:
-        if indices := unwanted.get(file.split("/")[1]):
+        if indices := unwanted.get(shard_of(file)):
             table = store.read_parquet(file)
             kept = [index not in indices for index in table["index"].to_pylist()]
             if not all(kept):
-                store.write_parquet(file, table.filter(pa.array(kept)))
+                left = table.filter(pa.array(kept)).replace_schema_metadata()  # no longer of the whole chunk
+                store.write_parquet(file, left)
     return duplicates
 
 

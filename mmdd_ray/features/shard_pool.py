@@ -1,9 +1,11 @@
 """One pass over all shards: Ray Data tasks read and decode, an actor pool works off chunks, and shards are committed.
 
-A shard is committed when all its chunks are written, so a pass that was killed reads only the others again. The driver
-sees counts and refused rows alone: what actors make stays with them and in storage.
+A shard is committed when all its chunks are written, so a pass that was killed reads only the others again, and works
+off only those of their chunks that were not written. The driver sees counts and refused rows alone: what actors make
+stays with them and in storage.
 """
 
+import hashlib
 import pickle
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -25,19 +27,24 @@ from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import StorageError
 from mmdd_ray.features.chunks import read_chunks, read_ipc
 from mmdd_ray.features.rejects import Reject
-from mmdd_ray.features.store import chunk_file
+from mmdd_ray.features.store import chunk_file, shard_files, shard_of
 from mmdd_ray.storage.store import Store
 
 SHARDS = "shards"
 READ_CPUS = 0.5  # a reading task decodes, too, but waits for storage and for the actors
 MAX_COMMITS = 8  # at once; each holds one chunk, and of features 12 MB of moments at 512 + 512
 COMMIT_RETRIES = 5  # where a node is lost, or the storage fails
+# Ray Data fills blocks up to its target, and gives a block to an actor: a dozen chunks of a hundred seconds each would
+# be one task, and the other actors idle. With a target that every chunk exceeds, a block is a chunk.
+BLOCK_BYTES = 1
+DIGEST = b"chunk"  # in the metadata of a chunk's file: of the pairs that it was made from
 
 
 class ChunkActor(ABC):
     """Works off one chunk a call and writes a Parquet file; gives back counts and rejects.
 
-    File name and content depend on the chunk alone, so a call that Ray repeats after a crash changes nothing.
+    File name and content depend on the chunk alone, so a call that Ray repeats after a crash changes nothing, and a
+    file that an earlier attempt wrote for the same pairs is kept.
     """
 
     def __init__(self, store: Store) -> None:
@@ -56,13 +63,21 @@ class ChunkActor(ABC):
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` has one row, made by `Chunk.to_row`."""
         chunk: dict[str, Any] = batch.to_pylist()[0]
-        pairs, side = read_ipc(chunk.pop("pairs")), chunk.pop("image_px")
-        if len(pairs):
+        pairs, side, written = read_ipc(chunk.pop("pairs")), chunk.pop("image_px"), chunk.pop("is_written")
+        file, digest = chunk_file(chunk["shard"], chunk["number"]), _digest(pairs)
+        if len(pairs) and not (written and self._store.parquet_metadata(file).get(DIGEST) == digest):
             images = np.stack([np.frombuffer(image, np.uint8) for image in pairs["image"].to_pylist()])
             images = images.reshape(-1, side, side, 3)
             made = self.work(chunk["shard"], chunk["number"], pairs.drop_columns("image"), images)
-            self._store.write_parquet(chunk_file(chunk["shard"], chunk["number"]), made)
+            self._store.write_parquet(file, made.replace_schema_metadata({DIGEST: digest}))
         return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs), "peak_bytes": peak_bytes()}])
+
+
+def _digest(pairs: pa.Table) -> bytes:
+    """Of pairs as they are stored and named."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(repr([pairs[column].to_pylist() for column in ("index", "key", "pair_digest")]).encode())
+    return found.hexdigest().encode()
 
 
 def map_shards(
@@ -101,8 +116,12 @@ def map_shards(
             return
         read = partial(_read_shard, data=data, image_px=image_px, chunk_pairs=chunk_pairs)
         # a folder's shards name all its files, so that each reader is given its own shard alone
-        items = [{"shard": pickle.dumps(shard)} for shard in todo]
+        written = defaultdict(list)
+        for file in shard_files(stage.store):
+            written[shard_of(file)].append(file)
+        items = [{"shard": pickle.dumps(shard), "written": written[shard.name]} for shard in todo]
         dataset = ray.data.from_items(items, override_num_blocks=len(todo))
+        dataset.context.target_max_block_size = BLOCK_BYTES
         retry_faults(dataset)
         worked_off = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
             actor,
@@ -117,8 +136,10 @@ def map_shards(
 
 
 def _read_shard(row: dict[str, Any], data: Data, image_px: int, chunk_pairs: int) -> Iterator[dict[str, Any]]:
-    chunks = read_chunks(pickle.loads(row["shard"]), data, image_px=image_px, chunk_pairs=chunk_pairs)
-    return (chunk.to_row() for chunk in chunks)
+    written = set(row["written"])
+    for chunk in read_chunks(pickle.loads(row["shard"]), data, image_px=image_px, chunk_pairs=chunk_pairs):
+        chunk.is_written = chunk_file(chunk.shard, chunk.number) in written
+        yield chunk.to_row()
 
 
 def _commit_whole(

@@ -39,6 +39,11 @@ def score_file(shard: str) -> str:
     return f"{SCORES}/{shard}.parquet"
 
 
+def shard_of(file: str) -> str:
+    """The shard that a chunk's file is of."""
+    return file.split("/")[1]
+
+
 def shard_files(store: Store, shard: str = "") -> list[str]:
     """The files of a shard's chunks, or of all, in the order of the dataset."""
     return [name for name in store.files(f"pairs/{shard}".rstrip("/")) if name.endswith(".parquet")]
@@ -285,7 +290,7 @@ class FeatureStore:
         shards = {name.partition("/")[0] for name, _ in left}
         found: dict[tuple[str, str], StoredImage] = {}
         for file in self.files:
-            shard = file.split("/")[1]
+            shard = shard_of(file)
             if shard not in shards or not left:
                 continue
             table = self._store.read_parquet(file, ["key", "captions"])

@@ -173,6 +173,11 @@ class Store:
             table = pq.ParquetFile(file).read(columns)  # which leaves out what is missing without a word
         return table if columns is None else table.select(columns)
 
+    def parquet_metadata(self, name: str) -> dict[bytes, bytes]:
+        """What the file's schema says beside its columns; empty where that is nothing."""
+        with self.open(name) as file:
+            return pq.ParquetFile(file).schema_arrow.metadata or {}
+
     def write_parquet(self, name: str, table: pa.Table) -> None:
         with self.create(name) as file:
             pq.write_table(table, file)
