@@ -1,12 +1,14 @@
 """The batches of a training, epoch after epoch, and where the next one stands. Imports neither torch nor Ray."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmdd_ray.errors import UserError
 
+B = TypeVar("B")
 Batch = tuple[NDArray[np.uint8], list[str]]
 """Images (B, H, W, 3) and one caption each."""
 OpenEpoch = Callable[[int], Iterable[Batch]]
@@ -19,7 +21,7 @@ class DataPosition:
     def __init__(self, epoch: int = 0, batch: int = 0) -> None:
         self.epoch, self.batch = epoch, batch
 
-    def batches(self, open_epoch: OpenEpoch, *, too_few: str) -> Iterator[Batch]:
+    def batches(self, open_epoch: Callable[[int], Iterable[B]], *, too_few: str) -> Iterator[B]:
         """Endless batches from the current position on.
 
         Raises:

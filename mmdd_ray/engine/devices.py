@@ -14,6 +14,15 @@ def own_device() -> "torch.device":
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def moved(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor":
+    """On a device; the copy to a GPU goes on while this process prepares what comes next."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def device_with(resources: Mapping[str, object]) -> str:
     """The device of a task that is started with these options of Ray's."""
     return "cuda" if resources["num_gpus"] else "cpu"

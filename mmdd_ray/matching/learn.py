@@ -20,7 +20,7 @@ from mmdd_ray.config import MatchingSettings, PairLearning
 from mmdd_ray.data.sources import training_pairs
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import LEARNT
-from mmdd_ray.engine.data_position import Batch
+from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
 from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
@@ -31,7 +31,7 @@ from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.initial_pairs import start_from, start_from_learnt
 from mmdd_ray.matching.moments import whole_moments
 from mmdd_ray.matching.start import START
-from mmdd_ray.matching.training import PairOptimizer
+from mmdd_ray.matching.training import PairOptimizer, RealBatch
 from mmdd_ray.models.students import load_student
 from mmdd_ray.storage.store import Store
 
@@ -175,7 +175,8 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
         if state := worker.restored(file):
             distillation.restore(state)
     worker.run_steps(
-        distillation.run(partial(_real_batches, worker, job)), lambda: {file: distillation.state()}
+        distillation.run(partial(_real_batches, worker, job, get_device())),
+        lambda: {file: distillation.state()},
     )
     with worker.raise_on_all():
         share = distillation.share()
@@ -185,19 +186,22 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     return {"losses": distillation.records}
 
 
-def _real_batches(worker: Worker, job: _Job, epoch: int) -> Iterator[Batch]:
-    """This worker's share of an epoch of real batches, augmented."""
+def _real_batches(worker: Worker, job: _Job, device: torch.device, epoch: int) -> Iterator[RealBatch]:
+    """This worker's share of an epoch of real batches, augmented on its device."""
     settings, seed = job.settings, derive_seed(job.seed, epoch)
     if job.real is not None:
-        yield from cached_batches(ray.get(job.real), settings.real_batch, seed, worker.rank, worker.workers)
+        real = ray.get(job.real)
+        yield from cached_batches(real, settings.real_batch, seed, worker.rank, worker.workers, device)
         return
     rng = np.random.default_rng((seed, worker.rank))
     for images, captions in pair_batches(settings.real_pairs_per_worker, seed=job.seed, epoch=epoch):
         shift_2B = draw_shifts(len(images), settings.image_px, rng)
-        yield shifted(torch.tensor(images), shift_2B).numpy(), captions
+        yield shifted(moved(torch.tensor(images), device), shift_2B), captions
 
 
-def cached_batches(real: PairSet, batch_pairs: int, seed: int, rank: int, workers: int) -> Iterator[Batch]:
+def cached_batches(
+    real: PairSet, batch_pairs: int, seed: int, rank: int, workers: int, device: torch.device | str = "cpu"
+) -> Iterator[RealBatch]:
     """A rank's share of an epoch of augmented batches, which together are the same for any number of workers.
 
     Args:
@@ -209,8 +213,8 @@ def cached_batches(real: PairSet, batch_pairs: int, seed: int, rank: int, worker
     own = slice(rank, None, workers)
     for image_B, caption_B in batches(real, batch_pairs, real.n_images // batch_pairs, rng):
         shift_2B = draw_shifts(batch_pairs, real.image_px, rng)
-        images = shifted(torch.from_numpy(real.images[image_B[own]]), shift_2B[:, own])
-        yield images.numpy(), [captions[row] for row in caption_B[own]]
+        images = moved(torch.from_numpy(real.images[image_B[own]]), device)
+        yield shifted(images, shift_2B[:, own]), [captions[row] for row in caption_B[own]]
 
 
 def _share(rank: int) -> str:

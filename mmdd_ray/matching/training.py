@@ -7,7 +7,7 @@ Lee et al., "CovMatch: Cross-Covariance Guided Multimodal Dataset Distillation w
 # N synthetic pairs, B pairs of this rank in a batch, G of all ranks, V and L feature widths
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmdd_ray.config import PairLearning
 from mmdd_ray.distilled.learnt import LearntPairs
-from mmdd_ray.engine.data_position import DataPosition, OpenEpoch
+from mmdd_ray.engine.data_position import DataPosition
 from mmdd_ray.engine.precision import autocast
 from mmdd_ray.engine.run_dir import differences, resolved
 from mmdd_ray.engine.seeds import derive_seed
@@ -37,6 +37,8 @@ from mmdd_ray.matching.objective import (
 from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
 
 ENCODER_MOMENTUM = 0.9
+RealBatch = tuple[np.ndarray | Tensor, list[str]]
+"""Images (B, H, W, 3), uint8, on any device, and one caption each."""
 
 
 class PairOptimizer:
@@ -90,7 +92,7 @@ class PairOptimizer:
         self.records: list[dict[str, float]] = []
         """A record of every iteration: ``step`` (from 1), terms of the loss, InfoNCE of the encoders, seconds."""
 
-    def run(self, open_epoch: OpenEpoch) -> Iterator[dict[str, float]]:
+    def run(self, open_epoch: Callable[[int], Iterable[RealBatch]]) -> Iterator[dict[str, float]]:
         """Takes the iterations that are left; yields the record of each when ``state`` includes it.
 
         ``open_epoch`` gives this rank's share of the real batches: equal ones on all ranks.
@@ -113,7 +115,7 @@ class PairOptimizer:
             self.records.append(record)
             yield record
 
-    def _iterate(self, images: np.ndarray, captions: list[str]) -> dict[str, float]:
+    def _iterate(self, images: np.ndarray | Tensor, captions: list[str]) -> dict[str, float]:
         iteration = len(self.records)
         is_restart = iteration % self.settings.restart_iterations == 0
         if is_restart:
@@ -155,8 +157,8 @@ class PairOptimizer:
         self.encoders.draw_heads(_seed(self.seed, "heads", number))
         self.encoder_optimizer = self._encoder_optimizer()
 
-    def _real_features(self, images: np.ndarray, captions: list[str]) -> Encode:
-        images_BHWC = torch.from_numpy(images)
+    def _real_features(self, images: np.ndarray | Tensor, captions: list[str]) -> Encode:
+        images_BHWC = torch.as_tensor(images)
         text = self.encoders.text.tokenize(captions)
 
         def features(part: slice) -> tuple[Tensor, Tensor]:
