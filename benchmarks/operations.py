@@ -14,7 +14,6 @@ import open_clip
 import timm
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from published_models import SD_TEXT, SD_UNET, SD_VAE
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -22,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from mmdd_ray.engine.draws import count_sets
 from mmdd_ray.methods.edge.presets import cc3m
 from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
+from mmdd_ray.models.published import SD_TEXT, SD_UNET, SD_VAE
 
 CC3M_PAIRS = 2_905_954
 CAPTION_TOKENS = 16  # with begin and end; of CLIP's tokenizer
