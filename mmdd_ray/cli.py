@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import tyro
 
+from mmdd_ray.config import Rehearse
 from mmdd_ray.data.listing import SOURCES
 from mmdd_ray.engine.cluster import set_environment
 from mmdd_ray.errors import ClusterError, StorageError, UserError
@@ -82,6 +83,11 @@ def start(job: str) -> int:
 
     method = METHODS[job]
     preset, settings = parse(job, method.presets)
+    if getattr(settings, "rehearse", Rehearse()).show:
+        from mmdd_ray.methods.rehearsal import rehearse
+
+        print(rehearse(settings, preset))
+        return 0
     check(settings)
     if settings.plan.show:
         from mmdd_ray.planning.plan import show_plan

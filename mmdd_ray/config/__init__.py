@@ -19,7 +19,7 @@ from mmdd_ray.config.protocols import (
     RunSettings,
     judged_by,
 )
-from mmdd_ray.config.run import Plan, Run
+from mmdd_ray.config.run import Plan, Rehearse, Run
 from mmdd_ray.config.students import Classifiers, Students
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Positive",
     "Precision",
     "Rate",
+    "Rehearse",
     "Run",
     "RunSettings",
     "Students",

@@ -47,3 +47,14 @@ class Plan:
     """Plan for a cluster with so many GPUs."""
     gpu_hour_price: Weight = operational(0.0)
     """Price of an hour of one GPU, in any currency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearse:
+    """Every stage for two steps, with random weights and procedural scenes, before a run is worth anything."""
+
+    show: Annotated[bool, tyro.conf.arg(name="rehearse", prefix_name=False)] = operational(False)
+    """Rehearse the run on this machine, and stop: nothing is downloaded, and no data is read. With a GPU batches are
+    those of the run, without one they are small."""
+    batch: Annotated[int, Ge(2)] | None = operational(None)
+    """Most samples of a batch. Default: without a GPU 4, with one as many as the run has."""

@@ -150,6 +150,9 @@ class Method(Generic[S]):
     """Gives, by the folder of a draw and the settings in its `settings.json`, the actor that drew its images."""
     summary: Callable[[Run], str] = report_table
     """The text that a terminal shows in the end."""
+    shortened: Callable[[S, Callable[[int], int]], S] = lambda settings, batch: settings
+    """What a rehearsal changes of the method's own sections, so that there is work for a batch; is given settings whose
+    shared sections are shortened, and what a rehearsal makes of the size of a batch."""
     labelled: bool = False
     """Whether it needs images with labels; captions may then be missing."""
 

@@ -1,7 +1,7 @@
 """The architectures of published models, with random weights: speed, memory and shapes do not depend on values.
 
 Nothing is downloaded. Configs of generators, captioners and text encoders stand here; timm and open_clip have theirs.
-Tokenizers are those of the zoo, whose vocabularies are smaller than the embeddings of the models. Imports torch.
+Tokenizers are those of the zoo, whose vocabularies are smaller than the embeddings of the models.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,8 @@
 """CovMatch: learns pairs whose features have the cross-covariance of the real data's (arXiv 2510.18583)."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from mmdd_ray.methods.covmatch.preflight import check, models
 from mmdd_ray.methods.covmatch.presets import PRESETS
 from mmdd_ray.methods.covmatch.settings import Covmatch
@@ -21,6 +24,13 @@ def _steps() -> Steps[Covmatch]:
     return STEPS
 
 
+def _shortened(settings: Covmatch, batch: Callable[[int], int]) -> Covmatch:
+    """Pairs for one batch, which begin as real ones."""
+    match = settings.match
+    start = "random" if match.start_set else match.init
+    return replace(settings, match=replace(match, pairs=batch(match.pairs), init=start))
+
+
 METHOD = Method(
     job="covmatch_flickr30k",
     settings=Covmatch,
@@ -30,4 +40,5 @@ METHOD = Method(
     steps=_steps,
     size=lambda settings, source: ("match.pairs", settings.match.pairs),
     words=lambda settings: WORDS,
+    shortened=_shortened,
 )

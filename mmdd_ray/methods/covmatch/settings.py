@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from mmdd_ray.config import Data, Evaluation, Features, PairLearning, Plan, Run, Students
+from mmdd_ray.config import Data, Evaluation, Features, PairLearning, Plan, Rehearse, Run, Students
 
 CORESETS = ("random", "herding", "k-center", "clip-score")
 
@@ -34,6 +34,7 @@ class Covmatch:
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)
     match: Match = field(default_factory=Match)

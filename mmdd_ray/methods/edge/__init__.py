@@ -1,6 +1,7 @@
 """EDGE: draws images from real captions with a generator that was fine-tuned for it (arXiv 2509.15472)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmdd_ray.methods.edge.preflight import check, models
@@ -52,6 +53,13 @@ def _redraw(draw: Store, settings: Mapping[str, Any]) -> Any:
     )
 
 
+def _shortened(settings: Edge, batch: Callable[[int], int]) -> Edge:
+    """One batch of candidates."""
+    synthesis = settings.synthesis
+    images = max(synthesis.batch_images // synthesis.candidates_per_image, 2)
+    return replace(settings, synthesis=replace(synthesis, pairs=images * settings.captions.per_image))
+
+
 METHOD = Method(
     job="edge_cc3m",
     settings=Edge,
@@ -62,4 +70,5 @@ METHOD = Method(
     size=lambda settings, source: ("synthesis.pairs", settings.synthesis.pairs),
     words=_words,
     redraw=_redraw,
+    shortened=_shortened,
 )

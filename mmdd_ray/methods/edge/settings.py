@@ -15,6 +15,7 @@ from mmdd_ray.config import (
     Plan,
     Pool,
     Positive,
+    Rehearse,
     Run,
     Students,
     Synthesis,
@@ -94,6 +95,7 @@ class Edge:
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)
     finetune: EdgeFinetune = field(default_factory=EdgeFinetune)

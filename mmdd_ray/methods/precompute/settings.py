@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mmdd_ray.config import Data, Features, Plan, Run
+from mmdd_ray.config import Data, Features, Plan, Rehearse, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,5 +11,6 @@ class Precompute:
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)

@@ -1,5 +1,8 @@
 """Trajectory matching: pairs on which a student moves as experts did on the real data (MTT-VL, LoRS)."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from mmdd_ray.methods.method import Method, Steps
 from mmdd_ray.methods.trajectory.preflight import check, image_bytes, models
 from mmdd_ray.methods.trajectory.presets import PRESETS
@@ -18,6 +21,18 @@ def _steps() -> Steps[Trajectory]:
     return STEPS
 
 
+def _shortened(settings: Trajectory, batch: Callable[[int], int]) -> Trajectory:
+    """One expert, and pairs for one batch."""
+    experts, match = settings.experts, settings.match
+    pairs = batch(match.pairs)
+    shorter = {"pairs": pairs, "rank": min(match.rank, pairs), "student_steps": min(match.student_steps, 2)}
+    return replace(
+        settings,
+        experts=replace(experts, count=1, batch_pairs=batch(experts.batch_pairs)),
+        match=replace(match, **shorter),
+    )
+
+
 METHOD = Method(
     job="trajectory_flickr30k",
     settings=Trajectory,
@@ -30,4 +45,5 @@ METHOD = Method(
     },
     size=lambda settings, source: ("match.pairs", settings.match.pairs),
     words=lambda settings: WORDS,
+    shortened=_shortened,
 )

@@ -13,6 +13,7 @@ from mmdd_ray.config import (
     Plan,
     Positive,
     Rate,
+    Rehearse,
     Run,
     Students,
     Training,
@@ -103,6 +104,7 @@ class Trajectory:
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)
     experts: Experts = field(default_factory=Experts)

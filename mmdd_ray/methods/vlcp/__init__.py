@@ -1,6 +1,6 @@
 """VLCP: draws images of each class from prototypes of its latents and of its descriptions (arXiv 2506.23580)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,15 @@ def _redraw(draw: Store, settings: Mapping[str, Any]) -> Any:
     )
 
 
+def _shortened(settings: Vlcp, batch: Callable[[int], int]) -> Vlcp:
+    """One image of each class, and the names that scenes have."""
+    return replace(
+        settings,
+        describe=replace(settings.describe, class_names=None),
+        prototypes=replace(settings.prototypes, images_per_class=1),
+    )
+
+
 METHOD = Method(
     job="vlcp_imagenette",
     settings=Vlcp,
@@ -60,5 +69,6 @@ METHOD = Method(
     look=_look,
     words=lambda settings: WORDS,
     redraw=_redraw,
+    shortened=_shortened,
     labelled=True,
 )

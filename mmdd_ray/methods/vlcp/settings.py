@@ -15,6 +15,7 @@ from mmdd_ray.config import (
     Plan,
     Pool,
     Rate,
+    Rehearse,
     Run,
     Synthesis,
 )
@@ -90,6 +91,7 @@ class Vlcp:
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)
     describe: Describe = field(default_factory=Describe)

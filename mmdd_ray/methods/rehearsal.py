@@ -1,0 +1,185 @@
+"""A rehearsal: every stage of a run for two steps, with the architectures of its models and random weights.
+
+Nothing is downloaded and none of the user's data is read: pairs are procedural scenes, decoded to the side that the run
+has. What goes wrong in a stage because of shapes, memory or versions goes wrong here in minutes, and not after days of
+the stages before it. What the set of a rehearsal looks like says nothing.
+"""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmdd_ray.config import (
+    Classifiers,
+    Data,
+    Evaluation,
+    Features,
+    Finetune,
+    PairLearning,
+    Pool,
+    Run,
+    RunSettings,
+    Students,
+    Synthesis,
+    Training,
+)
+from mmdd_ray.engine.progress import duration
+from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.methods.execute import check, execute, method_of
+from mmdd_ray.methods.method import Method
+from mmdd_ray.models import zoo
+from mmdd_ray.models.published import build
+from mmdd_ray.planning.preflight import check_values
+
+STEPS = 2
+SMALL_BATCH = 4  # without a GPU
+SMALL_LAYERS = 2  # of a language model there, which has 32 alike
+SCENES_HELD_OUT, LEAST_SCENES = 8, 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a rehearsal does."""
+
+    batch: int | None
+    """Most samples of a batch; None: as many as the run has."""
+    layers: int | None
+    """Layers of a language model; None: all."""
+
+    def of(self, batch: int) -> int:
+        """A batch of the run, as far as it is allowed."""
+        return batch if self.batch is None else min(batch, self.batch)
+
+
+def rehearse(settings: RunSettings, preset: str) -> str:
+    """Runs all stages; gives a table of what they took.
+
+    Raises:
+        UserError: A setting cannot be, the architecture of a model is not known, or a stage says what is wrong.
+    """
+    method = method_of(settings)
+    check_values(settings)
+    limits = limits_of(settings)
+    with tempfile.TemporaryDirectory(prefix="mmdd-rehearsal-") as folder:
+        short = rehearsed(settings, method, Path(folder), limits)
+        check(short)
+        return _table(method, short, execute(short, preset).stages.values(), limits)
+
+
+def limits_of(settings: Any) -> Limits:
+    import torch
+
+    if torch.cuda.is_available():
+        return Limits(settings.rehearse.batch, None)
+    return Limits(settings.rehearse.batch or SMALL_BATCH, SMALL_LAYERS)
+
+
+def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) -> Any:
+    """The settings of the rehearsal of a run.
+
+    Args:
+        folder: Of its run directory and of the models that are built.
+    """
+    short = method.shortened(_each_section(settings, folder, limits), limits.of)
+    options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
+    changed: dict[str, Any] = {"data": Data(uri=f"shapes:{_rows(short)}?seed=1&{options}")}
+    if hasattr(short, "evaluation"):
+        held_out = f"shapes:{SCENES_HELD_OUT}?seed={{}}&{options}"
+        changed["evaluation"] = replace(short.evaluation, val=held_out.format(2), test=held_out.format(3))
+    for setting, name in method.models(settings).items():
+        section, _, part = setting.partition(".")
+        built = build(zoo.ROLES[part], name, folder / "models", layers=limits.layers)
+        changed[section] = replace(changed.get(section, getattr(short, section)), **{part: built})
+    return replace(short, **changed)
+
+
+def _rows(short: Any) -> int:
+    """Scenes for the largest batch, or as many as are drawn or chosen from them."""
+    sections = [getattr(short, part.name) for part in fields(short)]
+    counts = [
+        getattr(section, name, 0)
+        for section in sections
+        for name in ("batch_pairs", "real_batch", "pairs", "batch_images")
+    ]
+    return max(LEAST_SCENES, getattr(short, "candidates", 0), *counts)
+
+
+def _each_section(settings: Any, folder: Path, limits: Limits) -> Any:
+    changed = {}
+    for part in fields(settings):
+        section = getattr(settings, part.name)
+        if is_dataclass(section):
+            changed[part.name] = _shortened(section, folder, limits)
+    return replace(settings, **changed)
+
+
+def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
+    """A section with one process, two steps, and batches as they are allowed."""
+    changes: dict[str, Any] = {}
+    if isinstance(section, Run):
+        changes |= {"dir": str(folder / "run"), "max_cpus": None, "max_gpus": None}
+    if isinstance(section, Pool):
+        changes |= {"min_actors": 1, "max_actors": 1}
+        changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
+    if isinstance(section, Features):
+        changes["clip_score_fraction"] = 1.0
+    if isinstance(section, Synthesis) and limits.batch is not None:
+        changes["inference_steps"] = STEPS
+    if isinstance(section, Training):
+        changes |= {"workers": 1, **_of_one_worker(section, limits)}
+    if isinstance(section, Students | Classifiers):
+        changes |= {"steps": STEPS, "learning_rates": section.learning_rates[:1]}
+        changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
+    if isinstance(section, Evaluation):
+        changes |= {"val_split": None, "test_split": None, "val_image_root": None, "test_image_root": None}
+        changes |= {"baselines": ("random",), "seeds": 1, "draws": 1, "max_pairs": SCENES_HELD_OUT}
+    return replace(section, **changes)
+
+
+def _batches(section: Any) -> list[str]:
+    return [part.name for part in fields(section) if part.name.startswith(("batch_", "chunk_"))]
+
+
+def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
+    """A worker's share of every batch, and two steps of it."""
+    if isinstance(section, Finetune):
+        changes = {"steps": min(section.steps, STEPS), "batch_pairs": limits.of(section.pairs_per_worker)}
+        return changes | ({} if limits.batch is None else {"accumulate": 1})
+    if isinstance(section, PairLearning):
+        return {
+            "iterations": min(section.iterations, STEPS),
+            "real_batch": limits.of(section.real_pairs_per_worker),
+            "synthetic_batch": limits.of(section.synthetic_batch),
+            "micro_batch": limits.of(section.micro_batch),
+        }
+    trajectories: Any = section
+    return {"iterations": STEPS, "batch_pairs": limits.of(trajectories.batch_pairs)}
+
+
+def _table(method: Method[Any], short: Any, stages: Iterable[StageDir], limits: Limits) -> str:
+    """What each stage did, how long, and with how much memory."""
+    costs = {cost.stage: cost for cost in method.costs(short, method.look(short))}
+    rows = [("stage", "time", "memory", "with")]
+    for stage in stages:
+        cost, peak = costs.get(stage.name), stage.manifest["peak_bytes"]
+        rows.append(
+            (
+                stage.name,
+                duration(stage.manifest["seconds"]),
+                f"{peak / 2**30:.1f} GiB" if peak else "",
+                "; ".join(filter(None, (cost.uses, cost.batches))) if cost else "",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows
+    ]
+    if limits.batch is not None:
+        lines.append(
+            f"batches had at most {limits.batch} samples; the memory of a GPU is not known from this"
+        )
+    if limits.layers is not None:
+        lines.append(f"language models that write captions had {limits.layers} layers")
+    return "\n".join(line.rstrip() for line in lines)
