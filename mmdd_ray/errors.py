@@ -10,7 +10,7 @@ class ClusterError(Exception):
 
 
 class StorageError(Exception):
-    """Storage failed: worth another try, and never a sign of damaged data.
+    """Storage, or a server that is asked for captions, failed: worth another try, and never a sign of damaged data.
 
     Not an OSError, because pyarrow and Pillow raise those for damaged bytes.
     """

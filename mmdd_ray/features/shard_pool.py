@@ -69,7 +69,8 @@ class ChunkActor(ABC):
             images = np.stack([np.frombuffer(image, np.uint8) for image in pairs["image"].to_pylist()])
             images = images.reshape(-1, side, side, 3)
             made = self.work(chunk["shard"], chunk["number"], pairs.drop_columns("image"), images)
-            self._store.write_parquet(file, made.replace_schema_metadata({DIGEST: digest}))
+            about = made.schema.metadata or {}
+            self._store.write_parquet(file, made.replace_schema_metadata(about | {DIGEST: digest}))
         return pa.Table.from_pylist([{**chunk, "rows_out": len(pairs), "peak_bytes": peak_bytes()}])
 
 

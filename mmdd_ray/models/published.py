@@ -10,6 +10,7 @@ from typing import Any
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
+from mmdd_ray.models.captioners.endpoint import PREFIX as ENDPOINT
 from mmdd_ray.models.contents import Role
 
 # where they differ from the defaults of diffusers and transformers
@@ -50,7 +51,7 @@ LLAVA_VISION: dict[str, Any] = {
 def build(role: Role, name: str, folder: Path, *, layers: int | None = None) -> str:
     """Writes a model of the architecture that a name stands for, with random weights; gives the name of what it wrote.
 
-    Models of the zoo and folders are what they are, and nothing is written for them.
+    Models of the zoo, folders, and models of a server are what they are, and nothing is written for them.
 
     Args:
         folder: Where models are written, each in a folder of its own; one that is there is not written again.
@@ -59,7 +60,7 @@ def build(role: Role, name: str, folder: Path, *, layers: int | None = None) -> 
     Raises:
         UserError: The architecture of this name is not known here.
     """
-    if zoo.local_folder(name):
+    if name.startswith(ENDPOINT) or zoo.local_folder(name):
         return name
     own = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
     if role == "CLIP model":

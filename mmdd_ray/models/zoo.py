@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmdd_ray.errors import UserError
+from mmdd_ray.models.captioners.endpoint import PREFIX as ENDPOINT
+from mmdd_ray.models.captioners.endpoint import check_endpoint
 from mmdd_ray.models.contents import (
     Contents,
     Folder,
@@ -82,6 +84,9 @@ def check(models: Mapping[str, str]) -> dict[str, str]:
     for setting, name in models.items():
         role = ROLES[setting.rpartition(".")[2]]
         try:
+            if name.startswith(ENDPOINT):
+                says[setting] = check_endpoint(name, setting)
+                continue
             if contents := _contents(setting, role, name):
                 found = _examined(setting, role, name, contents)
                 says[setting] = f"{name}: {found.says}" + (f", {found.variant}" if found.variant else "")
@@ -149,8 +154,10 @@ def version(name: str) -> str | None:
     """A version that tells the weights of this name from others that had it before or will have it.
 
     "sha256:…" of the weight files of a folder, or "commit:…" of a hub's repository, of which the hub is asked; None
-    where it does not say, or HF_HUB_OFFLINE is set.
+    where it does not say, HF_HUB_OFFLINE is set, or a server has the model.
     """
+    if name.startswith(ENDPOINT):
+        return None
     source = resolve(name)
     if _is_local(source):
         return f"sha256:{_hash_weights(Path(source.removeprefix('local-dir:')))}"

@@ -97,11 +97,11 @@ def choose(stage: StageDir, features: FeatureStore, drawn: StageDir, settings: E
 def caption(stage: StageDir, drawn: StageDir, chosen: StageDir, settings: Edge) -> StageResult:
     """Has further captions written for the images that were kept."""
     kept = _kept(drawn, chosen)
+    facts: dict[str, int] = {}
     if settings.captions.per_image > 1:
-        recaption(
-            stage, {row["index"]: row["image"] for row in kept}, settings.captions, seed=settings.run.seed
-        )
-    return StageResult(rows_in=len(kept), rows_out=len(kept) * settings.captions.per_image)
+        images = {row["index"]: row["image"] for row in kept}
+        facts = recaption(stage, images, settings.captions, seed=settings.run.seed)
+    return StageResult(rows_in=len(kept), rows_out=len(kept) * settings.captions.per_image, extra=facts)
 
 
 def refine(

@@ -25,11 +25,13 @@ def _shortened(settings: Trajectory, batch: Callable[[int], int]) -> Trajectory:
     """One expert, and pairs for one batch."""
     experts, match = settings.experts, settings.match
     pairs = batch(match.pairs)
-    shorter = {"pairs": pairs, "rank": min(match.rank, pairs), "student_steps": min(match.student_steps, 2)}
+    match = replace(
+        match, pairs=pairs, rank=min(match.rank, pairs), student_steps=min(match.student_steps, 2)
+    )
     return replace(
         settings,
         experts=replace(experts, count=1, batch_pairs=batch(experts.batch_pairs)),
-        match=replace(match, **shorter),
+        match=match,
     )
 
 

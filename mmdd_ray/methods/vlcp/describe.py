@@ -23,6 +23,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.features.shard_pool import ChunkActor, map_shards
 from mmdd_ray.features.store import FeatureStore, shard_files
 from mmdd_ray.methods.vlcp.settings import Describe
+from mmdd_ray.models.captioners.ledger import tokens_of, with_tokens
 from mmdd_ray.storage.store import Store
 
 CLASSES = "classes.json"
@@ -169,6 +170,7 @@ def describe_images(
     stage.store.write_json(CLASSES, [vars(one) for one in classes])
     images = sum(one.images for one in classes)
     described = blank = 0
+    tokens: dict[str, int] = {}
     if describe.source == "vlm":
         chunks = map_shards(
             stage,
@@ -187,13 +189,16 @@ def describe_images(
             written = stage.store.read_parquet(file, ["description"])["description"].to_pylist()
             described += len(written)
             blank += sum(not text.strip() for text in written)
+        tokens = tokens_of(stage.store, shard_files(stage.store))
         if blank == described:
             raise UserError(
                 f"describe.model={describe.model} has nothing to say of any image; change describe.instruction, or "
                 "choose another model"
             )
     return StageResult(
-        rows_in=images, rows_out=images, extra={"classes": len(classes), "blank_descriptions": blank}
+        rows_in=images,
+        rows_out=images,
+        extra={"classes": len(classes), "blank_descriptions": blank} | tokens,
     )
 
 
@@ -211,11 +216,12 @@ class Describer(ChunkActor):
 
     def work(self, shard: str, number: int, pairs: pa.Table, images_BHWC: np.ndarray) -> pa.Table:
         """A table with `index`, `key` and `description`, which may be blank."""
-        labels = pairs["label"].to_pylist()
+        labels, before = pairs["label"].to_pylist(), self.captioner.tokens
         with out_of_memory("describe.chunk_images"):
             written = self.captioner.describe(
                 [Image.fromarray(image) for image in images_BHWC],
                 [_named(self.settings.instruction, self.names, label) for label in labels],
                 max_new_tokens=self.settings.max_new_tokens,
             )
-        return pa.table({"index": pairs["index"], "key": pairs["key"], "description": written})
+        table = pa.table({"index": pairs["index"], "key": pairs["key"], "description": written})
+        return with_tokens(table, before, self.captioner.tokens)

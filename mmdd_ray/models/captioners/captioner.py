@@ -10,6 +10,11 @@ from PIL import Image
 class Captioner(Protocol):
     """Writes captions for images."""
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens read and written so far, as far as the captioner counts them."""
+        ...
+
     def write(
         self,
         images: Sequence[Image.Image],
@@ -35,11 +40,15 @@ class Captioner(Protocol):
 
 
 def load_captioner(name: str, device: torch.device, setting: str = "captions.model") -> Captioner:
-    """The captioner of a zoo name, a hub name or a folder.
+    """The captioner of a zoo name, a hub name, a folder, or ``openai:MODEL@URL``.
 
     Raises:
         ValueError: The model cannot be loaded; names `setting`.
     """
+    from mmdd_ray.models.captioners.endpoint import PREFIX, EndpointCaptioner
+
+    if name.startswith(PREFIX):
+        return EndpointCaptioner(name, setting)
     from mmdd_ray.models.captioners.transformers_model import TransformersCaptioner
 
     return TransformersCaptioner(name, device, setting)

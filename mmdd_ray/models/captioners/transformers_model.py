@@ -34,6 +34,7 @@ class TransformersCaptioner:
             )
         self.model.to(device).eval()
         self.device, self.dtype = device, dtype
+        self.tokens = 0, 0  # which nobody pays for
         self.chats = getattr(self.processor, "chat_template", None) is not None
 
     def write(
