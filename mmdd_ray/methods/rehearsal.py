@@ -63,9 +63,14 @@ def rehearse(settings: RunSettings, preset: str) -> str:
     check_values(settings)
     limits = limits_of(settings)
     with tempfile.TemporaryDirectory(prefix="mmdd-rehearsal-") as folder:
+        print("models       are built with random weights", flush=True)
         short = rehearsed(settings, method, Path(folder), limits)
         check(short)
-        return _table(method, short, execute(short, preset).stages.values(), limits)
+        table = _table(method, short, execute(short, preset).stages.values(), limits)
+        ours, theirs = method.models(short), method.models(settings)
+        for setting, name in theirs.items():
+            table = table.replace(ours[setting], name)
+        return table
 
 
 def limits_of(settings: Any) -> Limits:

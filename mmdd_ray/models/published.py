@@ -4,6 +4,7 @@ Nothing is downloaded. Configs of generators, captioners and text encoders stand
 Tokenizers are those of the zoo, whose vocabularies are smaller than the embeddings of the models.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,23 @@ def build(role: Role, name: str, folder: Path, *, layers: int | None = None) -> 
 
 
 def _write(folder: Path, write: Callable[[], None]) -> None:
-    """Writes a folder unless it is there, whole."""
+    """Writes a folder unless it is there, whole; without the libraries' own lines of progress."""
+    from transformers.utils import logging as transformers_logging
+
     done = folder / "random_weights"
-    if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if done.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)  # open_clip warns that weights are random
+    try:
         write()
-        done.touch()
+    finally:
+        logging.disable(logging.NOTSET)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+    done.touch()
 
 
 def _clip(name: str, folder: Path) -> None:
