@@ -147,9 +147,9 @@ def test_text_models_without_features_are_one_sentence(tmp_path, kind):
     AutoTokenizer.from_pretrained(resolve("tiny-bert")).save_pretrained(tmp_path)
     settings = replace(SETTINGS, text_model=str(tmp_path))
     with pytest.raises(
-        UserError, match=r"students\.text_model=.* gives no feature vectors here .* such as BERT"
+        UserError, match=r"students\.text_model names .* of transformers; a text encoder is .* as BERT"
     ):
-        load_text_encoder(settings, "cpu")
+        load_student(settings, 0, "cpu")
 
 
 def test_networks_for_larger_images_are_one_sentence():

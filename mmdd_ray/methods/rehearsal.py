@@ -159,8 +159,8 @@ def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
             "synthetic_batch": limits.of(section.synthetic_batch),
             "micro_batch": limits.of(section.micro_batch),
         }
-    trajectories: Any = section
-    return {"iterations": STEPS, "batch_pairs": limits.of(trajectories.batch_pairs)}
+    other: Any = section
+    return {"iterations": STEPS, "batch_pairs": limits.of(other.batch_pairs)}
 
 
 def _table(method: Method[Any], short: Any, stages: Iterable[StageDir], limits: Limits) -> str:
