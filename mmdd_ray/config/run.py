@@ -45,6 +45,8 @@ class Plan:
     """Plan for a cluster with so many CPUs. Default: the one that the run would join, grown, or this machine."""
     gpus: Annotated[int, Ge(0)] | None = operational(None)
     """Plan for a cluster with so many GPUs."""
+    gpu_gib: Positive | None = operational(None)
+    """Memory of a GPU there, in GiB. Default: that of the smallest kind that the cluster has, where it is known."""
     gpu_hour_price: Weight = operational(0.0)
     """Price of an hour of one GPU, in any currency."""
 

@@ -1,8 +1,11 @@
 """The cost of learning pairs; imports neither torch nor Ray."""
 
+from functools import partial
+
 from mmdd_ray.config import MatchingSettings
 from mmdd_ray.data.inventory import Source
 from mmdd_ray.planning.costs import StageCost
+from mmdd_ray.planning.memory import matching_bytes
 
 
 def moments_cost(settings: MatchingSettings, source: Source) -> StageCost:
@@ -37,6 +40,7 @@ def learning_cost(settings: MatchingSettings, source: Source, pairs: int) -> Sta
         gpus_each=matching.gpus_per_worker,
         section=matching.section,
         batches=f"{matching.micro_batch} pairs, {matching.encoder_optimizer}",
+        memory=partial(matching_bytes, matching),
         passes=1 if is_cached else matching.iterations * real / rows,
     )
 

@@ -12,6 +12,7 @@ from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
+from mmdd_ray.planning.fit import check_gpus
 from mmdd_ray.planning.preflight import check_set, check_sources, check_values
 
 
@@ -81,7 +82,9 @@ def open_session(method: Method[Any], settings: RunSettings, preset: str) -> Ite
         check_machines(settings)
         run.devices = devices.as_json()
         if not run.store.exists(plan.PLAN):
-            run.store.write_json(plan.PLAN, plan.plan_run(settings, method, devices, METHODS).as_json())
+            planned = plan.plan_run(settings, method, devices, METHODS)
+            check_gpus(planned)
+            run.store.write_json(plan.PLAN, planned.as_json())
         yield run
 
 

@@ -211,16 +211,28 @@ def llava(folder: Path, layers: int = LLAVA_LAYERS) -> None:
     LlavaForConditionalGeneration(config).to(torch.float16).save_pretrained(folder)
 
 
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 LLAVA = "llava-hf/llava-1.5-7b-hf"
+BERT = "google-bert/bert-base-uncased"
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 BUILDERS: dict[str, Callable[[Path], None]] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": stable_diffusion,
+    STABLE_DIFFUSION: stable_diffusion,
     LLAVA: llava,
     "Salesforce/blip-image-captioning-base": blip_base,
-    "google-bert/bert-base-uncased": bert_base,
+    BERT: bert_base,
 }
 """By the hub's name."""
+
+
+def _bert_config() -> Any:
+    from transformers import BertConfig
+
+    return BertConfig()
+
+
+TEXT_CONFIGS: dict[str, Callable[[], Any]] = {BERT: _bert_config}
+"""Configs of text encoders, by the hub's name."""

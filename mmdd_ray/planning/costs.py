@@ -3,7 +3,9 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mmdd_ray.config import Classifiers, Evaluation, Features, Finetune, Students, Synthesis
 from mmdd_ray.data.inventory import Source
@@ -11,6 +13,7 @@ from mmdd_ray.engine.draws import count_sets
 from mmdd_ray.engine.run_dir import DRAWS
 from mmdd_ray.models import zoo
 from mmdd_ray.models.contents import Folder, weight_files
+from mmdd_ray.planning.memory import drawing_bytes, features_bytes, finetune_bytes, student_bytes
 
 FEATURE_BYTES = 2  # float16
 OTHER_DRAWS = f"{DRAWS}/*/"
@@ -46,6 +49,8 @@ class StageCost:
     """Whether all draws of a run use what the first of them made."""
     times: int = 1
     """How often a run does this, one time after the other, each in a folder of its own."""
+    memory: Callable[[], int | None] = lambda: None
+    """Counts the bytes that a process holds on a GPU, which takes seconds; None where they cannot be counted."""
 
     @property
     def like(self) -> str:
@@ -71,14 +76,16 @@ def features_cost(features: Features, source: Source) -> StageCost:
         batches=f"{features.chunk_pairs} pairs",
         passes=1,
         writes_bytes=source.rows * each,
+        memory=partial(features_bytes, features),
     )
 
 
-def finetune_cost(tuning: Finetune, source: Source, losses: str = "") -> StageCost:
+def finetune_cost(tuning: Finetune, source: Source, losses: str = "", clip: str | None = None) -> StageCost:
     """The cost of fine-tuning a generator.
 
     Args:
         losses: What else decides how long a step takes.
+        clip: The CLIP model that the losses look through, if they do.
     """
     pairs = tuning.steps * tuning.accumulate * tuning.batch_pairs
     uses = f"{tuning.generator} at {tuning.image_px} px, {tuning.parameters}"
@@ -97,6 +104,7 @@ def finetune_cost(tuning: Finetune, source: Source, losses: str = "") -> StageCo
         batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}, {tuning.cache_mib} MiB kept",
         passes=pairs / source.rows,
         writes_bytes=_weight_bytes(tuning.generator),
+        memory=partial(finetune_bytes, tuning, clip),
     )
 
 
@@ -113,10 +121,13 @@ def _weight_bytes(name: str) -> float | None:
     return 4 * total
 
 
-def drawing_cost(synthesis: Synthesis, tuning: Finetune, images: float, strength: float = 1.0) -> StageCost:
+def drawing_cost(
+    synthesis: Synthesis, tuning: Finetune, images: float, strength: float = 1.0, clip: str | None = None
+) -> StageCost:
     """The cost of drawing images.
 
     Args:
+        clip: The CLIP model that looks at them, if one does.
         strength: Share of the denoising steps that are taken.
     """
     passes = synthesis.inference_steps * strength * (2 if synthesis.guidance > 1 else 1)
@@ -129,6 +140,7 @@ def drawing_cost(synthesis: Synthesis, tuning: Finetune, images: float, strength
         section="synthesis",
         batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}",
         writes_bytes=images * 3 * tuning.image_px**2,
+        memory=partial(drawing_bytes, synthesis, tuning.generator, tuning.image_px, clip),
     )
 
 
@@ -162,6 +174,7 @@ def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation) -> S
         section="evaluation",
         batches=f"{batch} pairs",
         leaves_cpu=False,
+        memory=partial(student_bytes, judged) if isinstance(judged, Students) else lambda: None,
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 from mmdd_ray.config import RunSettings, Training
 from mmdd_ray.engine.cluster import pool_size
@@ -10,6 +11,24 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.planning.run_plan import RunPlan
 
 GIB = 2**30
+GPU_GIB = {
+    "T4": 15,
+    "V100": 16,
+    "A10G": 22,
+    "L4": 22,
+    "A100-40G": 39,
+    "L40S": 44,
+    "A100-80G": 79,
+    "H100": 79,
+    "H200": 140,
+}
+"""What a process may have of GPUs, by Ray's names, in GiB; rounded down."""
+
+
+def smallest_gpu_gib(kinds: Sequence[str]) -> float | None:
+    """Memory of the smallest of these GPUs; None where there is none, or one is not known."""
+    sizes = [GPU_GIB.get(kind) for kind in kinds]
+    return None if not sizes or None in sizes else min(filter(None, sizes))
 
 
 def check_fit(settings: RunSettings, plan: RunPlan) -> None:
@@ -36,6 +55,7 @@ def check_fit(settings: RunSettings, plan: RunPlan) -> None:
                 f"{cost.section}.workers={training.workers}, but the cluster has room for {fit}; lower it, or add "
                 "machines"
             )
+    check_gpus(plan)
     memory = psutil.virtual_memory()
     alone = not (settings.run.ray_address or os.environ.get("RAY_ADDRESS"))
     for one in plan.stages:
@@ -58,3 +78,30 @@ def check_fit(settings: RunSettings, plan: RunPlan) -> None:
             f"features to choose from take {plan.scratch_bytes / GIB:.1f} GiB in {tempfile.gettempdir()}, which has "
             f"{left / GIB:.1f} GiB left; set TMPDIR to another folder"
         )
+
+
+def check_gpus(plan: RunPlan) -> None:
+    """Looks whether the processes that share a GPU, or have one, hold more than it has.
+
+    Raises:
+        UserError: Those of a stage do.
+    """
+    if plan.gpu_gib is None:
+        return
+    for one in plan.stages:
+        if not one.gpus_each or not one.peak_bytes:
+            continue
+        sharing = max(int(1 / one.gpus_each + 1e-6), 1)
+        held = one.peak_bytes / GIB
+        if sharing * held > plan.gpu_gib * max(one.gpus_each, 1):
+            share = (
+                f"{sharing} processes at {one.gpus_each:g} of a GPU take"
+                if sharing > 1
+                else "a process takes"
+            )
+            fits = int(plan.gpu_gib // held)
+            advice = f"give each {1 / fits:.2g} of a GPU, or " if fits else ""
+            raise UserError(
+                f"the stage {one.cost.stage} does not fit: {share} {sharing * held:.1f} GiB, but a GPU has "
+                f"{plan.gpu_gib:g} GiB; {advice}lower its batches ({one.cost.batches}) in --{one.cost.section}"
+            )

@@ -3,7 +3,7 @@
 A method says what each of its stages costs. Times are those of an earlier run whose stages used the same models in
 the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
 actors. Memory is what the largest process of a stage held there, if its batches were the same. Where no such run on
-devices of the same kind is known, there is neither.
+devices of the same kind is known, there is no time, and the memory of a GPU is counted.
 """
 
 import os
@@ -14,7 +14,7 @@ from mmdd_ray.data.inventory import Source
 from mmdd_ray.engine.cluster import Devices, connect, devices, this_machine
 from mmdd_ray.engine.draws import count_sets
 from mmdd_ray.planning.costs import FEATURE_BYTES, GREEDY, StageCost, clip_dim
-from mmdd_ray.planning.fit import check_fit
+from mmdd_ray.planning.fit import check_fit, smallest_gpu_gib
 from mmdd_ray.planning.reference import Timed, reference_times
 from mmdd_ray.planning.run_plan import Planned, RunPlan, StagePlan, parallel_of
 from mmdd_ray.planning.show import render
@@ -39,7 +39,14 @@ def plan_run(
     stages = [_stage_plan(cost, devices, times.get(cost.like)) for cost in method.costs(settings, source)]
     driver_bytes, scratch_bytes = _driver_bytes(settings, source, method), _scratch_bytes(settings, source)
     return RunPlan(
-        source, devices, figures, stages, driver_bytes, scratch_bytes, settings.plan.gpu_hour_price
+        source,
+        devices,
+        figures,
+        stages,
+        driver_bytes,
+        scratch_bytes,
+        settings.plan.gpu_hour_price,
+        gpu_gib=settings.plan.gpu_gib or smallest_gpu_gib(devices.gpu_types),
     )
 
 
@@ -56,16 +63,13 @@ def show_plan(settings: RunSettings, method: Planned, jobs: Mapping[str, Planned
 
 def _stage_plan(cost: StageCost, devices: Devices, time: Timed | None) -> StagePlan:
     parallel, gpus = parallel_of(cost, devices), cost.gpus_each if devices.gpus else 0.0
-    if time is None or time.uses != cost.uses or not time.is_of(gpus, devices.gpu_types):
-        return StagePlan(cost, parallel, None, gpus, None)
-    seconds = cost.times * (time.startup_seconds + time.seconds_a_unit * cost.units / parallel)
-    return StagePlan(
-        cost,
-        parallel,
-        seconds if time.tells_of(cost.units) else None,
-        gpus,
-        time.peak_bytes if time.batches == cost.batches else None,
-    )
+    seconds = measured = None
+    if time is not None and time.uses == cost.uses and time.is_of(gpus, devices.gpu_types):
+        if time.tells_of(cost.units):
+            seconds = cost.times * (time.startup_seconds + time.seconds_a_unit * cost.units / parallel)
+        measured = time.peak_bytes if time.batches == cost.batches else None
+    counted = cost.memory() if gpus and measured is None else None
+    return StagePlan(cost, parallel, seconds, gpus, measured or counted, counted is not None)
 
 
 def _devices(settings: RunSettings) -> Devices:

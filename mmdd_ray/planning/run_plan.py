@@ -37,7 +37,9 @@ class StagePlan:
     gpus_each: float
     """GPUs of each process; 0 without GPUs."""
     peak_bytes: int | None
-    """Memory of each process, of its GPU or the machine; None where nothing like it has been measured."""
+    """Memory of each process, of its GPU or the machine; None where it is neither measured nor counted."""
+    counted: bool = False
+    """Whether it was counted, and not measured."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -58,6 +60,8 @@ class RunPlan:
     scratch_bytes: float
     """Bytes that it keeps in its temporary folder."""
     gpu_hour_price: float
+    gpu_gib: float | None = None
+    """Memory of the smallest GPU, in GiB, where it is known."""
 
     @property
     def seconds(self) -> float | None:

@@ -5,7 +5,7 @@ import math
 from mmdd_ray.engine.progress import duration
 from mmdd_ray.planning.costs import StageCost
 from mmdd_ray.planning.reference import FARTHEST, STEADY_SECONDS
-from mmdd_ray.planning.run_plan import RunPlan, about
+from mmdd_ray.planning.run_plan import RunPlan, StagePlan, about
 
 
 def render(plan: RunPlan) -> str:
@@ -41,7 +41,7 @@ def _rows(plan: RunPlan) -> list[list[str]]:
                 f"{one.parallel:,}",
                 "?" if one.seconds is None else duration(one.seconds),
                 "" if not plan.devices.gpus else "?" if one.gpu_hours is None else f"{one.gpu_hours:,.1f}",
-                _size(one.peak_bytes) if one.peak_bytes else "?" if cost.batches else "",
+                _memory(one) or ("?" if cost.batches else ""),
                 _size(cost.times * cost.passes * source.bytes) if source.bytes and cost.passes else "",
                 "?"
                 if cost.writes_bytes is None
@@ -85,6 +85,10 @@ def _totals(plan: RunPlan) -> list[str]:
             f"memory       {_size(sum(plan.driver_bytes.values()))} on the machine of the driver{scratch}"
         )
     return lines
+
+
+def _memory(stage: StagePlan) -> str:
+    return f"{'about ' if stage.counted else ''}{_size(stage.peak_bytes)}" if stage.peak_bytes else ""
 
 
 def _sample(cost: StageCost) -> str:

@@ -19,6 +19,8 @@ from mmdd_ray.methods.preset_parts import (
     VIT_B32,
 )
 
+STUDENT_SHARE = 0.33  # of a GPU: a student of both encoders takes 12 GiB, of which three fit on an L40S
+
 
 def local() -> Covmatch:
     """A laptop: procedural scenes and the tiny zoo, minutes on two cores, no network."""
@@ -41,7 +43,13 @@ def flickr30k() -> Covmatch:
         match=Match(pairs=100, iterations=10_000, rho=2.0, cache_mib=8192, **PUBLISHED_MATCHING),
         students=replace(NFNET_AND_BERT, protocol="both-encoders", steps=100),
         evaluation=Evaluation(
-            val=annotations, test=annotations, val_split="val", test_split="test", max_pairs=1000, seeds=5
+            val=annotations,
+            test=annotations,
+            val_split="val",
+            test_split="test",
+            max_pairs=1000,
+            seeds=5,
+            gpus_per_student=STUDENT_SHARE,
         ),
     )
 
@@ -56,7 +64,11 @@ def coco() -> Covmatch:
         match=replace(flickr.match, pairs=500, iterations=20_000, **PUBLISHED_MATCHING_500),
         students=replace(flickr.students, steps=400),
         evaluation=Evaluation(
-            val=f"{hub}/val/val-*.tar", test=f"{hub}/test/test-*.tar", max_pairs=5000, seeds=5
+            val=f"{hub}/val/val-*.tar",
+            test=f"{hub}/test/test-*.tar",
+            max_pairs=5000,
+            seeds=5,
+            gpus_per_student=STUDENT_SHARE,
         ),
     )
 
@@ -64,7 +76,12 @@ def coco() -> Covmatch:
 def cc3m() -> Covmatch:
     """A GPU cluster: CC3M from the hub, 500 pairs, real batches streamed to eight workers."""
     shown = coco()
-    return replace(shown, data=CC3M, match=replace(shown.match, **CC3M_MATCHING), evaluation=CC3M_EVALUATION)
+    return replace(
+        shown,
+        data=CC3M,
+        match=replace(shown.match, **CC3M_MATCHING),
+        evaluation=replace(CC3M_EVALUATION, gpus_per_student=STUDENT_SHARE),
+    )
 
 
 PRESETS = {"local": local, "flickr30k": flickr30k, "coco": coco, "cc3m": cc3m}

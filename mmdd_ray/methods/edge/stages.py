@@ -219,7 +219,10 @@ STEPS: Steps[Edge] = Steps(
             needs=("features",),
             run=lambda stage, context: finetune(stage, features_of(context), context.settings),
             cost=lambda settings, source: finetune_cost(
-                settings.finetune, source, f"losses on {settings.finetune.space}"
+                settings.finetune,
+                source,
+                f"losses on {settings.finetune.space}",
+                settings.features.clip if settings.finetune.space == "clip" else None,
             ),
         ),
         Stage(
@@ -229,7 +232,7 @@ STEPS: Steps[Edge] = Steps(
                 stage, features_of(context), context.done["finetune"], context.settings
             ),
             cost=lambda settings, source: drawing_cost(
-                settings.synthesis, settings.finetune, settings.candidates
+                settings.synthesis, settings.finetune, settings.candidates, clip=settings.features.clip
             ),
         ),
         Stage(

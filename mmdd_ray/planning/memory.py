@@ -1,0 +1,321 @@
+"""Memory that the process of a stage holds on a GPU, counted without one.
+
+Models are built without weights and steps are taken on fake tensors, which have shapes and no values; what is alive is
+added up as it comes and goes. The context of CUDA comes on top, and so do workspaces and fragments of the allocator. No
+model is downloaded: what can be counted are folders, the zoo, architectures of timm and open_clip, and those of
+``models/published.py``. Imports torch when it counts.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mmdd_ray.config import Features, Finetune, PairLearning, Students, Synthesis
+from mmdd_ray.config.protocols import EncoderSettings
+from mmdd_ray.models import zoo
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+CONTEXT_BYTES = 2**29  # of CUDA in a process
+FRAGMENTS = 1.05  # what an allocator holds over what is alive
+TEXT_ROWS = 256  # captions that CLIP reads at once
+REPEATS = 2  # of a step: the states of an optimiser come with the first
+
+
+def features_bytes(features: Features) -> int | None:
+    """Of encoding a chunk with CLIP."""
+    import torch
+
+    with _counting():
+        clip = _clip(features.clip)
+        if clip is None:
+            return None
+        pixels = torch.zeros(features.chunk_pairs, 3, features.image_px, features.image_px)
+
+        @torch.no_grad()
+        def encode() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                clip.encode_image(pixels)
+
+        return _bytes_of([clip, pixels], encode)
+
+
+def student_bytes(students: Students) -> int | None:
+    """Of training a student."""
+    both = students.protocol == "both-encoders"
+    return _encoders_bytes(students, students.batch_pairs, trained=("image", "text") if both else ("image",))
+
+
+def matching_bytes(matching: PairLearning) -> int | None:
+    """Of learning pairs, a micro-batch at a time, beside the encoders as they were pretrained."""
+    trained = ("image", "text") if matching.encoder_updates else ()
+    return _encoders_bytes(matching, matching.micro_batch, trained=trained, pretrained_copies=1)
+
+
+def _encoders_bytes(
+    encoders: EncoderSettings, batch: int, *, trained: tuple[str, ...], pretrained_copies: int = 0
+) -> int | None:
+    import torch
+    from torch import nn
+
+    with _counting():
+        image, text = _timm(encoders.image_model), _text(encoders.text_model)
+        if image is None or text is None:
+            return None
+        side, tokens = encoders.image_px, encoders.max_tokens
+        heads = nn.ModuleList(
+            nn.Linear(width, encoders.embed_dim, bias=False)
+            for width in (image.num_features, text.config.hidden_size)
+        )
+        image.requires_grad_("image" in trained)
+        text.requires_grad_("text" in trained)
+        learnt = [p for part in (image, text, heads) for p in part.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(learnt, 0.1, momentum=0.9)
+        # pairs that are learnt need the gradient of their pixels and words, students that of the encoders alone
+        pixels = torch.zeros(batch, 3, side, side, requires_grad=pretrained_copies > 0)
+        reads_texts = "text" in trained or pretrained_copies > 0
+        words = torch.zeros(batch, tokens, text.config.hidden_size, requires_grad=pretrained_copies > 0)
+        copies = [
+            torch.zeros_like(p) for part in (image, text) for p in part.parameters()
+        ] * pretrained_copies
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = heads[0](image(pixels)).float().sum()
+                if reads_texts:
+                    hidden = text(
+                        inputs_embeds=words, attention_mask=torch.ones(batch, tokens)
+                    ).last_hidden_state
+                    loss = loss + heads[1](hidden.float().mean(dim=1)).float().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pixels.grad = words.grad = None
+
+        return _bytes_of([image, text, heads, pixels, words, *copies], step)
+
+
+def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str | None) -> int | None:
+    """Of drawing a batch, in half precision."""
+    import torch
+
+    with _counting():
+        parts, look = _pipeline(generator, torch.float16), _clip(clip) if clip else None
+        if parts is None or (clip and look is None):
+            return None
+        unet, vae, text = parts
+        side = image_px // 2 ** (len(vae.config.block_out_channels) - 1)
+        passes = synthesis.batch_images * (2 if synthesis.guidance > 1 else 1)
+        latent = torch.zeros(passes, vae.config.latent_channels, side, side, dtype=torch.float16)
+        states = torch.zeros(passes, 77, unet.config.cross_attention_dim, dtype=torch.float16)
+        level = torch.zeros(passes, dtype=torch.int64)
+
+        @torch.no_grad()
+        def draw() -> None:
+            unet(latent, level, states)
+            vae.decode(latent[: synthesis.batch_images])
+
+        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states], draw)
+
+
+def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
+    """Of a step on a worker's share of a batch; with CLIP, if the loss looks at decoded images through it."""
+    import torch
+
+    from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
+
+    with _counting():
+        parts, look = _pipeline(tuning.generator), _clip(clip) if clip else None
+        if parts is None or (clip and look is None):
+            return None
+        unet, vae, text = parts
+        for frozen in (vae, text, *([look] if look else [])):
+            frozen.requires_grad_(False)
+        trainable_parameters(unet, tuning.parameters, rank=tuning.lora_rank)
+        unet.enable_gradient_checkpointing()
+        vae.enable_gradient_checkpointing()
+        learnt = [p for p in unet.parameters() if p.requires_grad]
+        average = [torch.zeros_like(p) for p in learnt] if tuning.ema_decay else []
+        optimizer: Optimizer = (
+            torch.optim.AdamW(learnt)
+            if tuning.optimizer == "adamw"
+            else torch.optim.SGD(learnt, 0.1, momentum=tuning.momentum)
+        )
+        side = tuning.image_px // 2 ** (len(vae.config.block_out_channels) - 1)
+        latent = torch.zeros(tuning.pairs_per_worker, vae.config.latent_channels, side, side)
+        states = torch.zeros(tuning.pairs_per_worker, 77, unet.config.cross_attention_dim)
+        level = torch.zeros(tuning.pairs_per_worker, dtype=torch.int64)
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                implied = latent - unet(latent, level, states).sample
+                found = implied
+                if look:
+                    px = _image_px(look)
+                    drawn = vae.decode(implied).sample
+                    found = look.encode_image(torch.nn.functional.interpolate(drawn.float(), (px, px)))
+            found.float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states, *average], step)
+
+
+def _clip(name: str) -> Any:
+    """The CLIP model of a name; None where its architecture is not known."""
+    import json
+
+    import open_clip
+
+    if folder := zoo.local_folder(name):
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        if "hf_model_name" in config.get("text_cfg", {}):
+            return None
+        return _module(lambda: open_clip.CLIP(**config))
+    architecture = name.partition("/")[0]
+    if architecture not in open_clip.list_models():
+        return None
+    return _module(lambda: open_clip.create_model(architecture, device="meta"))
+
+
+def _image_px(clip: Any) -> int:
+    size = clip.visual.image_size
+    return int(size[0] if isinstance(size, tuple | list) else size)
+
+
+def _timm(name: str) -> Any:
+    import json
+
+    import timm
+
+    architecture, options = name.rpartition("/")[2], {}
+    if folder := zoo.local_folder(name):
+        config = json.loads((folder / "config.json").read_text())
+        architecture, options = config["architecture"], config.get("model_args", {})
+    if not timm.is_model(architecture):
+        return None
+    return _module(lambda: timm.create_model(architecture, num_classes=0, **options))
+
+
+def _text(name: str) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    from mmdd_ray.models.published import TEXT_CONFIGS
+
+    if folder := zoo.local_folder(name):
+        config = AutoConfig.from_pretrained(folder)
+    elif name in TEXT_CONFIGS:
+        config = TEXT_CONFIGS[name]()
+    else:
+        return None
+    return _module(lambda: AutoModel.from_config(config))
+
+
+def _pipeline(name: str, dtype: "torch.dtype | None" = None) -> tuple[Any, Any, Any] | None:
+    """U-Net, VAE and text encoder of a generator."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from mmdd_ray.models.published import SD_TEXT, SD_UNET, SD_VAE, STABLE_DIFFUSION
+
+    if folder := zoo.local_folder(name):
+        unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
+        vae = AutoencoderKL.load_config(folder, subfolder="vae")
+        text = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    elif name == STABLE_DIFFUSION:
+        unet, vae, text = SD_UNET, SD_VAE, CLIPTextConfig(**SD_TEXT)
+    else:
+        return None
+    return (
+        _module(lambda: UNet2DConditionModel.from_config(unet), dtype),
+        _module(lambda: AutoencoderKL.from_config(vae), dtype),
+        _module(lambda: CLIPTextModel(text), dtype),
+    )
+
+
+def _module(build: "Callable[[], nn.Module]", dtype: "torch.dtype | None" = None) -> Any:
+    """A module whose weights are fake, in training mode; float32 unless another dtype is asked for."""
+    import torch
+    from torch import nn
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with (
+        unset_fake_temporarily(),
+        torch.device("meta"),
+    ):  # some architectures compute with values while they are built
+        module = build()
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, dtype=dtype or torch.float32, device="cpu")
+                part._parameters[name] = nn.Parameter(fake, weight.requires_grad)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+    return module.train()
+
+
+def _counting() -> Any:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def _bytes_of(parts: "list[nn.Module | Tensor]", step: Callable[[], None]) -> int:
+    """The most that is alive in some steps, with the weights and inputs that are there all along."""
+    held = _alive()
+    for part in parts:
+        for value in part.state_dict().values() if hasattr(part, "state_dict") else [part]:
+            held.see(value)
+    with held:
+        for _ in range(REPEATS):
+            step()
+    return int(held.most * FRAGMENTS) + CONTEXT_BYTES
+
+
+@cache
+def _alive_class() -> Any:
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Alive(TorchDispatchMode):
+        """Adds up the storages of tensors from their first operation to their end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.most = 0
+            self._bytes: dict[int, int] = {}
+
+        def see(self, tensor: torch.Tensor) -> None:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._bytes:
+                return
+            self._bytes[key] = storage.nbytes()
+            self.now += self._bytes[key]
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._end, key)
+
+        def _end(self, key: int) -> None:
+            self.now -= self._bytes.pop(key, 0)
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            for one in tree_leaves(found):
+                if isinstance(one, torch.Tensor):
+                    self.see(one)
+            return found
+
+    return Alive
+
+
+def _alive() -> Any:
+    return _alive_class()()
