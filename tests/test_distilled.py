@@ -27,10 +27,12 @@ from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.distilled.card import dataset_card, escape_markdown
 from mmdd_ray.distilled.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
+from mmdd_ray.distilled.licences import data_licence, model_licence
 from mmdd_ray.distilled.read import check_images, read_distilled
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import _by_class, _with_class, write_distilled
 from mmdd_ray.errors import UserError
+from mmdd_ray.methods import METHODS
 from mmdd_ray.models import zoo
 from mmdd_ray.storage.store import Store
 
@@ -319,8 +321,31 @@ def test_card_front_matter_is_yaml_and_captions_are_only_text(tmp_path: Path) ->
         )
         == 2
     )
-    assert "<td>hub/name_v1, commit:1a2b</td>" in page
+    assert "<td>hub/name_v1, commit:1a2b; licence: see its own card</td>" in page
     assert manifest["checksum"] in page
+
+
+def test_the_card_names_the_licence_of_each_model_and_of_the_data(tmp_path: Path) -> None:
+    models = {
+        "generator": {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5", "version": None},
+        "clip": {"name": "tiny-clip", "version": None},
+    }
+    data = {"data": {"uri": "hf://datasets/pixparse/cc3m-wds/cc3m-train-{0000..0575}.tar"}}
+    _write(_samples(1), tmp_path, models=models, settings=data)
+    card = (tmp_path / "README.md").read_text()
+    assert "CreativeML OpenRAIL-M" in card.replace("\\", "")
+    assert "Apache-2.0, as mmdd-ray" in card.replace("\\", "")
+    assert "CC3M: annotations for any purpose" in card
+
+
+def test_every_model_and_source_that_a_preset_names_has_a_licence_in_the_card() -> None:
+    for method in METHODS.values():
+        for preset in method.presets.values():
+            settings = preset()
+            for name in method.models(settings).values():
+                assert "see its own card" not in model_licence(name), name
+            if "YOUR-" not in settings.data.uri:
+                assert "see where they come from" not in data_licence(settings.data.uri), settings.data.uri
 
 
 def test_escaped_markdown_is_shown_as_it_is() -> None:

@@ -85,7 +85,8 @@ def test_published_models_are_built_once(role: Any, name: str, weights: float, t
 @pytest.mark.job
 @pytest.mark.parametrize("job", ["edge_cc3m", "vlcp_imagenette"])
 def test_a_rehearsal_says_what_every_stage_took_and_leaves_nothing(job: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "local", "--rehearse", "--run.num_cpus", "2"]
+    options = ["--rehearse", "--run.num_cpus", "2", "--plan.gpu_gib", "0.55"]
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "local", *options]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     lines = found.stdout.splitlines()
@@ -93,6 +94,9 @@ def test_a_rehearsal_says_what_every_stage_took_and_leaves_nothing(job: str, tmp
     stages = [line.split()[0] for line in table]
     assert {"features", "finetune", "synthesize", "export", "evaluate"} <= set(stages)
     assert "batches had at most 4 samples" in found.stdout
+    features, finetune = (line for line in table if line.startswith(("features", "finetune")))
+    assert features.count(" GiB") == finetune.count(" GiB") == 2  # measured here, and counted for the run
+    assert "on a GPU of 0.55 GiB will not fit: finetune" in found.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -57,6 +57,6 @@ class Rehearse:
 
     show: Annotated[bool, tyro.conf.arg(name="rehearse", prefix_name=False)] = operational(False)
     """Rehearse the run on this machine, and stop: nothing is downloaded, and no data is read. With a GPU batches are
-    those of the run, without one they are small."""
+    those of the run, without one they are small. With --plan.gpu_gib it says what would not fit on such a card."""
     batch: Annotated[int, Ge(2)] | None = operational(None)
     """Most samples of a batch. Default: without a GPU 4, with one as many as the run has."""

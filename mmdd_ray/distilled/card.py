@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from mmdd_ray.distilled.contact_sheet import spread
+from mmdd_ray.distilled.licences import data_licence, model_licence
 from mmdd_ray.distilled.sample import CARD_EXAMPLES, Sample
 
 
@@ -22,7 +23,11 @@ def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["markdown"] = escape_markdown
+    environment.filters |= {
+        "markdown": escape_markdown,
+        "model_licence": model_licence,
+        "data_licence": data_licence,
+    }
     return environment.get_template("card.md.jinja").render(
         manifest=manifest,
         size_category=_size_category(manifest["images"]),

@@ -1,5 +1,7 @@
 """A rehearsal: every stage of a run for two steps, with the architectures of its models and random weights.
 
+What a process of each stage would hold on a GPU is counted beside that, for the batches of the run.
+
 Nothing is downloaded and none of the user's data is read: pairs are procedural scenes, decoded to the side that the run
 has. What goes wrong in a stage because of shapes, memory or versions goes wrong here in minutes, and not after days of
 the stages before it. What the set of a rehearsal looks like says nothing.
@@ -66,7 +68,7 @@ def rehearse(settings: RunSettings, preset: str) -> str:
         print("models       are built with random weights", flush=True)
         short = rehearsed(settings, method, Path(folder), limits)
         check(short)
-        table = _table(method, short, execute(short, preset).stages.values(), limits)
+        table = _table(method, settings, short, execute(short, preset).stages.values(), limits)
         ours, theirs = method.models(short), method.models(settings)
         for setting, name in theirs.items():
             table = table.replace(ours[setting], name)
@@ -163,28 +165,41 @@ def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
     return {"iterations": STEPS, "batch_pairs": limits.of(other.batch_pairs)}
 
 
-def _table(method: Method[Any], short: Any, stages: Iterable[StageDir], limits: Limits) -> str:
-    """What each stage did, how long, and with how much memory."""
-    costs = {cost.stage: cost for cost in method.costs(short, method.look(short))}
-    rows = [("stage", "time", "memory", "with")]
+def _table(method: Method[Any], settings: Any, short: Any, stages: Iterable[StageDir], limits: Limits) -> str:
+    """What each stage did, how long, and with how much memory, beside what it would hold on a GPU in the run."""
+    source = method.look(short)
+    costs = {cost.stage: cost for cost in method.costs(short, source)}
+    whole = {cost.stage: cost for cost in method.costs(settings, source)}
+    rows = [("stage", "time", "memory", "of a GPU, in the run", "with")]
+    large = []
     for stage in stages:
         cost, peak = costs.get(stage.name), stage.manifest["peak_bytes"]
+        counted = whole[stage.name].memory() if stage.name in whole else None
         rows.append(
             (
                 stage.name,
                 duration(stage.manifest["seconds"]),
-                f"{peak / 2**30:.1f} GiB" if peak else "",
+                _gib(peak),
+                _gib(counted),
                 "; ".join(filter(None, (cost.uses, cost.batches))) if cost else "",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        if counted and settings.plan.gpu_gib and counted > settings.plan.gpu_gib * 2**30:
+            large.append(stage.name)
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows
     ]
+    if large:
+        lines.append(f"on a GPU of {settings.plan.gpu_gib:g} GiB will not fit: {', '.join(large)}")
     if limits.batch is not None:
         lines.append(
-            f"batches had at most {limits.batch} samples; the memory of a GPU is not known from this"
+            f"batches had at most {limits.batch} samples here; the memory of a GPU is counted for those of the run"
         )
     if limits.layers is not None:
         lines.append(f"language models that write captions had {limits.layers} layers")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _gib(count: int | None) -> str:
+    return f"{count / 2**30:.1f} GiB" if count else ""
