@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_llava import write_llava
+from tiny_qwen import write_qwen
 
+from mmdd_ray.models import zoo
 from mmdd_ray.models.captioners.transformers_model import TransformersCaptioner
 
 QUESTIONS = ("what is this", "describe")
@@ -117,3 +119,25 @@ def test_drawn_captions_have_streams_of_their_own(
     assert one == same
     assert [own[:2] for own in one] == [own[:2] for own in other]  # greedy
     assert [own[2:] for own in one] != [own[2:] for own in other]
+
+
+def test_a_chat_model_that_sees_images_of_any_side_answers_each_by_itself(tmp_path: Path) -> None:
+    """Qwen3-VL, whose images have as many tokens as they are large; those of a batch are one list of patches."""
+    write_qwen(tmp_path)
+    says = zoo.check({"captions.model": str(tmp_path)})["captions.model"]
+    assert says.endswith("Qwen3VLForConditionalGeneration of transformers")
+    captioner = TransformersCaptioner(str(tmp_path), torch.device("cpu"), "captions.model")
+    assert captioner.chats
+    small, large = pictures(1)[0], pictures(2)[1].resize((48, 40))
+    together = captioner.describe([small, large], QUESTIONS, max_new_tokens=6)
+    alone = [
+        captioner.describe([image], [question], max_new_tokens=6)[0]
+        for image, question in zip((small, large), QUESTIONS, strict=True)
+    ]
+    assert together == alone
+    assert all(together)
+    written = captioner.write([small, large], 4, instructions=QUESTIONS, max_new_tokens=6, seed=(0, 1))
+    assert written == captioner.write(
+        [small, large], 4, instructions=QUESTIONS, max_new_tokens=6, seed=(0, 1)
+    )
+    assert len({tuple(own) for own in written}) == 2
