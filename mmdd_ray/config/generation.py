@@ -14,7 +14,8 @@ class Finetune(Training):
     """Fine-tuning of a text-to-image diffusion model."""
 
     generator: str = "tiny-sd"
-    """Text-to-image model to start from: a zoo name, a hub name, or a StableDiffusionPipeline folder."""
+    """Text-to-image model to start from: a zoo name, a hub name, or a folder; of Stable Diffusion
+    or Stable Diffusion XL."""
     image_px: Count = 32
     """Side of the images the generator sees and draws."""
     steps: Annotated[int, Ge(0)] = 60

@@ -18,15 +18,20 @@ Variant = Literal["fp16"] | None
 """What a library has to be told to find weights in ``model.fp16.safetensors``."""
 
 NEEDED: dict[Role, str] = {
-    "generator": "a generator is a StableDiffusionPipeline of diffusers: model_index.json, with unet, vae, "
-    "text_encoder, tokenizer and scheduler in folders of their own",
+    "generator": "a generator is a StableDiffusionPipeline or StableDiffusionXLPipeline of diffusers: "
+    "model_index.json, with unet, vae, text_encoder, tokenizer and scheduler in folders of their own",
     "captioner": "a captioner is a model of transformers that sees images and writes, as BLIP or LLaVA, with its "
     "processor",
     "CLIP model": "a CLIP model is one of open_clip: open_clip_config.json and open_clip_model.safetensors",
     "image encoder": "an image encoder is a model of timm: config.json and model.safetensors",
     "text encoder": "a text encoder is a model of transformers that reads, as BERT, with its tokenizer",
 }
-PIPELINES = ("StableDiffusionPipeline",)
+PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""Parts of a pipeline that have weights, and the stem of their files."""
+PIPELINES: Mapping[str, Mapping[str, str]] = {
+    "StableDiffusionPipeline": PARTS,
+    "StableDiffusionXLPipeline": PARTS | {"text_encoder_2": "model"},
+}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CLIP_WEIGHTS = ("open_clip_model", "open_clip_pytorch_model", "model")
 _TOKENIZER = (
@@ -186,12 +191,15 @@ _TWO_TOWERS = (
 
 def _pipeline(contents: Contents) -> _Layout:
     kind = contents.read_json("model_index.json").get("_class_name")
-    parts = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    parts = PIPELINES.get(kind, {}) if isinstance(kind, str) else {}
+    tokenizers = [
+        part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")
+    ]
     return _Layout(
-        "generator" if kind in PIPELINES else None,
+        "generator" if parts else None,
         f"a {kind} of diffusers",
         {
-            "tokenizer": tuple(f"tokenizer/{name}" for name in _TOKENIZER),
+            **{part: tuple(f"{part}/{name}" for name in _TOKENIZER) for part in tokenizers},
             "scheduler": ("scheduler/scheduler_config.json",),
             **{f"{part}/config.json": (f"{part}/config.json",) for part in parts},
         },

@@ -215,13 +215,15 @@ def _text(name: str) -> Any:
 
 
 def _pipeline(name: str, dtype: "torch.dtype | None" = None) -> tuple[Any, Any, Any] | None:
-    """U-Net, VAE and text encoder of a generator."""
+    """U-Net, VAE and text encoder of a generator; None of what is not counted."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from mmdd_ray.models.published import SD_TEXT, SD_UNET, SD_VAE, STABLE_DIFFUSION
 
     if folder := zoo.local_folder(name):
+        if (folder / "text_encoder_2").exists():  # Stable Diffusion XL
+            return None
         unet = UNet2DConditionModel.load_config(folder, subfolder="unet")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
         text = CLIPTextConfig.from_pretrained(folder / "text_encoder")

@@ -131,6 +131,12 @@ def load_generator(
     Raises:
         UserError: The model cannot be loaded, or is of no kind that is known.
     """
-    from mmdd_ray.models.generators.stable_diffusion import StableDiffusion, load_pipeline
+    from mmdd_ray.models.generators.stable_diffusion import (
+        StableDiffusion,
+        StableDiffusionXL,
+        is_xl,
+        load_pipeline,
+    )
 
-    return StableDiffusion(load_pipeline(name, device, half_precision=half_precision))
+    pipeline = load_pipeline(name, device, half_precision=half_precision)
+    return (StableDiffusionXL if is_xl(pipeline) else StableDiffusion)(pipeline)

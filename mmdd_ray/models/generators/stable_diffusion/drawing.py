@@ -1,4 +1,4 @@
-"""Drawing with a StableDiffusionPipeline, from noise or from latents, with prompts of any length.
+"""Drawing with a pipeline, from noise or from latents, with prompts of any length.
 
 float16 overflows in some U-Nets and in more VAEs, and a value that is not finite would become a black pixel. So images
 are looked at before they are rounded, and those that are not finite are decoded, and if need be drawn, in float32.
@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.generators.generator import Drawing
-from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
+from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline, is_xl, text_towers
 
 
 @torch.inference_mode()
@@ -77,14 +81,11 @@ def draw_from_latents(
         negative_prompt: what guidance leads away from.
     """
     _use_solver(pipeline)
-    to_image = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-    to_image.set_progress_bar_config(disable=True)
+    to_image = _image_to_image(pipeline)
 
     def latents(rows: Sequence[int]) -> Tensor:
-        text_BSL, negative_1SL = encode_prompts(pipeline, [prompts[row] for row in rows], negative_prompt)
         settings = {
-            "prompt_embeds": text_BSL,
-            "negative_prompt_embeds": negative_1SL.expand_as(text_BSL),
+            **_prompt_settings(pipeline, [prompts[row] for row in rows], negative_prompt),
             "num_inference_steps": inference_steps,
             "guidance_scale": guidance,
         }
@@ -106,25 +107,63 @@ def draw_from_latents(
     return Drawing(images, redrawn)
 
 
+def _prompt_settings(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> dict[str, Tensor]:
+    """Encoded prompts as a pipeline takes them."""
+    text_BSL, negative_1SL = encode_prompts(pipeline, prompts, negative_prompt)
+    found = {"prompt_embeds": text_BSL, "negative_prompt_embeds": negative_1SL.expand_as(text_BSL)}
+    if not is_xl(pipeline):
+        return found
+    tokenizer, encoder = text_towers(pipeline)[-1]
+    first = [_chunks(pipeline, text)[:1] for text in (*prompts, negative_prompt)]
+    pooled_BL = encoder(
+        _padded(tokenizer, [chunk for own in first for chunk in own]).to(pipeline.device)
+    ).text_embeds
+    found |= {
+        "pooled_prompt_embeds": pooled_BL[:-1],
+        "negative_pooled_prompt_embeds": pooled_BL[-1:].expand_as(pooled_BL[:-1]),
+    }
+    if (
+        not negative_prompt and pipeline.config.force_zeros_for_empty_prompt
+    ):  # as it was trained without a caption
+        found |= {
+            name: torch.zeros_like(value) for name, value in found.items() if name.startswith("negative")
+        }
+    return found
+
+
 def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: str) -> tuple[Tensor, Tensor]:
     """States of all tokens of the prompts (B, S, L) and of the negative one (1, S, L).
 
     A text encoder reads 77 tokens at a time. Longer texts are cut into chunks of 75, each is encoded between its own
-    begin and end, and the states follow one another; shorter texts are filled up with empty chunks.
+    begin and end, and the states follow one another; shorter texts are filled up with empty chunks. The states of two
+    text encoders stand side by side.
     """
-    tokenizer = pipeline.tokenizer
     texts = [_chunks(pipeline, text) for text in (*prompts, negative_prompt)]
     longest = max(map(len, texts))
     pieces = [piece for own in texts for piece in own + [[]] * (longest - len(own))]
-    padded = tokenizer.pad(
-        {"input_ids": [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]},
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    state_PSL = pipeline.text_encoder(padded.input_ids.to(pipeline.device)).last_hidden_state
+    states = [
+        token_states(pipeline, encoder, _padded(tokenizer, pieces).to(pipeline.device))
+        for tokenizer, encoder in text_towers(pipeline)
+    ]
+    state_PSL = torch.cat(states, dim=-1)
     state_BSL = state_PSL.reshape(len(texts), -1, state_PSL.shape[-1])
     return state_BSL[:-1], state_BSL[-1:]
+
+
+def token_states(pipeline: Pipeline, encoder: Any, ids_PS: Tensor) -> Tensor:
+    """What the U-Net reads of a text encoder: its last states, or with Stable Diffusion XL those before the last."""
+    if is_xl(pipeline):
+        return encoder(ids_PS, output_hidden_states=True).hidden_states[-2]
+    return encoder(ids_PS).last_hidden_state
+
+
+def _padded(tokenizer: Any, pieces: Sequence[list[int]]) -> Tensor:
+    """Token ids (P, S) of chunks between begin and end."""
+    begun = [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
+    size = tokenizer.model_max_length
+    return tokenizer.pad(
+        {"input_ids": begun}, padding="max_length", max_length=size, return_tensors="pt"
+    ).input_ids
 
 
 def _chunks(pipeline: Pipeline, text: str) -> list[list[int]]:
@@ -141,12 +180,24 @@ def _use_solver(pipeline: Pipeline) -> None:
     )
 
 
+def _image_to_image(pipeline: Pipeline) -> Pipeline:
+    if is_xl(pipeline):
+        found = StableDiffusionXLImg2ImgPipeline(**pipeline.components, add_watermarker=False)
+    else:
+        found = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
 def _denoised(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> Tensor:
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     return pipeline(generator=noise, output_type="latent", **settings).images
 
 
 def _decoded(pipeline: Pipeline, latent_BCHW: Tensor) -> NDArray[np.float32]:
+    if is_xl(pipeline) and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
+        with _in_float32(pipeline.vae):  # its VAE overflows as a rule
+            return _decoded(pipeline, latent_BCHW.float())
     signed_B3HW = pipeline.vae.decode(latent_BCHW / pipeline.vae.config.scaling_factor).sample
     return pipeline.image_processor.postprocess(signed_B3HW, output_type="np")
 
@@ -176,13 +227,13 @@ def _is_broken(drawn: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 @contextmanager
-def _in_float32(pipeline: Pipeline) -> Iterator[None]:
-    """Casts all weights to float32, and back again, which leaves them as they were."""
-    stored = pipeline.dtype
+def _in_float32(part: Any) -> Iterator[None]:
+    """Casts all weights of a pipeline or of a part to float32, and back again, which leaves them as they were."""
+    stored = part.dtype
     with torch.inference_mode(False):
-        pipeline.to(torch.float32)
+        part.to(torch.float32)
     try:
         yield
     finally:
         with torch.inference_mode(False):
-            pipeline.to(stored)
+            part.to(stored)

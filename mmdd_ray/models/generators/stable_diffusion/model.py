@@ -92,11 +92,15 @@ class StableDiffusion(nn.Module):
         alpha_bar = alpha_bar_B.view(-1, 1, 1, 1)
         signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         noisy_BCHW = signal * clean_BCHW + noise * noise_BCHW
-        prediction_BCHW = self.unet(noisy_BCHW, level_B, states_BSL).sample
+        prediction_BCHW = self._predict(noisy_BCHW, level_B, states_BSL, text_BL)
         velocity = self.prediction_type == "v_prediction"
         target_BCHW = signal * noise_BCHW - noise * clean_BCHW if velocity else noise_BCHW
         implied_BCHW = clean_estimate(noisy_BCHW, prediction_BCHW, alpha_bar_B, self.prediction_type)
         return Denoising(noisy_BCHW, prediction_BCHW, target_BCHW, implied_BCHW, text_BL)
+
+    def _predict(self, noisy_BCHW: Tensor, level_B: Tensor, states_BSL: Tensor, text_BL: Tensor) -> Tensor:
+        """The U-Net's answer."""
+        return self.unet(noisy_BCHW, level_B, states_BSL).sample
 
     def encode(self, images_BHW3: NDArray[np.uint8] | Tensor, *, one_by_one: bool = False) -> Tensor:
         """Scaled latents (B, C, H, W) float32 of uint8 RGB images, which the VAE takes in [-1, 1]."""
@@ -112,15 +116,18 @@ class StableDiffusion(nn.Module):
 
     def _encode_texts(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States of all tokens (B, S, L) and the pooled output (B, L); long captions are cut."""
-        tokens = self.tokenizer(
+        encoded = self.text_encoder(self._tokens(self.tokenizer, captions))
+        return encoded.last_hidden_state, encoded.pooler_output
+
+    def _tokens(self, tokenizer: Any, captions: Sequence[str]) -> Tensor:
+        """Token ids (B, S)."""
+        return tokenizer(
             list(captions),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        )
-        encoded = self.text_encoder(tokens.input_ids.to(self.alpha_bar_T.device))
-        return encoded.last_hidden_state, encoded.pooler_output
+        ).input_ids.to(self.alpha_bar_T.device)
 
     def sample(
         self,
