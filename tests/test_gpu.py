@@ -157,12 +157,13 @@ def test_learning_pairs(encoder_updates: bool) -> None:
 
 def test_experts_and_a_student_that_follows_them() -> None:
     match = Trajectories(
-        iterations=3, pairs=8, batch_pairs=4, student_steps=2, max_start_epoch=0, pixel_rate=1.0
-    )
+        iterations=3, pairs=8, batch_pairs=4, student_steps=2, max_start_epoch=0, pixel_rate=1.0, text_rate=0.1,
+        student_rate=0.01, student_rate_rate=1e-5,
+    )  # fmt: skip
     settings, real = Experts(count=1, epochs=1, batch_pairs=16), pair_set(64)
 
     def losses(device: str) -> list[float]:
-        student = load_student(match, 0, device)
+        student = load_student(match, 0, device).eval()
         vectors = student.text.encode_captions(real.flat_captions)
         kept = list(train_expert(real, vectors.cpu().numpy(), settings, match, seed=1, device=device))
         pixels = student.image.normalise(torch.tensor(real.images[:8], device=device)).float()
