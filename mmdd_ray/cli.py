@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import tyro
 
-from mmdd_ray.config import Rehearse
 from mmdd_ray.data.listing import SOURCES
 from mmdd_ray.engine.cluster import set_environment
 from mmdd_ray.errors import ClusterError, StorageError, UserError
@@ -83,7 +82,7 @@ def start(job: str) -> int:
 
     method = METHODS[job]
     preset, settings = parse(job, method.presets)
-    if getattr(settings, "rehearse", Rehearse()).show:
+    if settings.rehearse.show:
         from mmdd_ray.methods.rehearsal import rehearse
 
         print(rehearse(settings, preset))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ PRESETS = [
     pytest.param(method, name, id=f"{job}-{name}")
     for job, method in METHODS.items()
     for name in method.presets
-    if job != "evaluate"
 ]
+ON_A_CLUSTER = [preset for preset in PRESETS if preset.values[1] != "local"]
 
 
 @pytest.mark.parametrize("limits", [Limits(4, 2), Limits(None, None)], ids=["small", "whole"])
@@ -50,7 +51,7 @@ def test_the_rehearsal_of_every_preset_could_run(
         if limits.batch and is_dataclass(section):
             batches = [getattr(section, one) for one in vars(section) if one in ("batch_pairs", "real_batch")]
             assert all(batch <= limits.batch for batch in batches)
-        elif "batch_pairs" in vars(own) and part.name in ("students", "experts"):
+        elif hasattr(own, "batch_pairs") and part.name in ("students", "experts"):
             assert section.batch_pairs == own.batch_pairs
 
 
@@ -100,7 +101,20 @@ def test_a_rehearsal_says_what_every_stage_took_and_leaves_nothing(job: str, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_that_is_given_a_set_has_no_rehearsal() -> None:
-    command = [sys.executable, "jobs/evaluate.py", "local", "--rehearse"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 2
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("method", "name"), ON_A_CLUSTER)
+def test_every_preset_of_a_cluster_is_rehearsed_here(
+    method: Any, name: str, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the published architectures, but for a U-Net of half the width, and two layers of a language model."""
+    half = partial(published.stable_diffusion, unet={"block_out_channels": (160, 320, 640, 640)})
+    monkeypatch.setitem(published.BUILDERS, published.STABLE_DIFFUSION, half)
+    told = rehearsal.rehearse(method.presets[name](), name)
+    lines = told.splitlines()
+    assert lines[0].split()[:3] == ["stage", "time", "memory"]
+    assert any(line.startswith("features") for line in lines)
+    if method.job != "precompute":
+        assert any(line.startswith("evaluate") for line in lines)
+    assert "/tmp" not in told

@@ -6,7 +6,7 @@ from mmdd_ray.config.data import Data
 from mmdd_ray.config.evaluation import Evaluation
 from mmdd_ray.config.pair_learning import PairLearning
 from mmdd_ray.config.pools import Features
-from mmdd_ray.config.run import Plan, Run
+from mmdd_ray.config.run import Plan, Rehearse, Run
 from mmdd_ray.config.students import Classifiers, Students
 
 
@@ -34,6 +34,8 @@ class RunSettings(Protocol):
     def run(self) -> Run: ...
     @property
     def plan(self) -> Plan: ...
+    @property
+    def rehearse(self) -> Rehearse: ...
     @property
     def data(self) -> Data: ...
     @property

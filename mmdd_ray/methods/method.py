@@ -7,6 +7,7 @@ they take; a stage runs again when one of those that it needs has other outputs,
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmdd_ray.data.inventory import Source, look_at
@@ -150,9 +151,9 @@ class Method(Generic[S]):
     """Gives, by the folder of a draw and the settings in its `settings.json`, the actor that drew its images."""
     summary: Callable[[Run], str] = report_table
     """The text that a terminal shows in the end."""
-    shortened: Callable[[S, Callable[[int], int]], S] = lambda settings, batch: settings
+    shortened: Callable[[S, Callable[[int], int], Path], S] = lambda settings, batch, folder: settings
     """What a rehearsal changes of the method's own sections, so that there is work for a batch; is given settings whose
-    shared sections are shortened, and what a rehearsal makes of the size of a batch."""
+    shared sections are shortened, what a rehearsal makes of the size of a batch, and the rehearsal's folder."""
     labelled: bool = False
     """Whether it needs images with labels; captions may then be missing."""
 

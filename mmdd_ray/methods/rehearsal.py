@@ -89,7 +89,7 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     Args:
         folder: Of its run directory and of the models that are built.
     """
-    short = method.shortened(_each_section(settings, folder, limits), limits.of)
+    short = method.shortened(_each_section(settings, folder, limits), limits.of, folder)
     options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
     changed: dict[str, Any] = {"data": Data(uri=f"shapes:{_rows(short)}?seed=1&{options}")}
     if hasattr(short, "evaluation"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from mmdd_ray.methods.covmatch.preflight import check, models
 from mmdd_ray.methods.covmatch.presets import PRESETS
@@ -24,7 +25,7 @@ def _steps() -> Steps[Covmatch]:
     return STEPS
 
 
-def _shortened(settings: Covmatch, batch: Callable[[int], int]) -> Covmatch:
+def _shortened(settings: Covmatch, batch: Callable[[int], int], folder: Path) -> Covmatch:
     """Pairs for one batch, which begin as real ones."""
     match = settings.match
     start = "random" if match.start_set else match.init

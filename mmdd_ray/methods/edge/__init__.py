@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmdd_ray.methods.edge.preflight import check, models
@@ -53,7 +54,7 @@ def _redraw(draw: Store, settings: Mapping[str, Any]) -> Any:
     )
 
 
-def _shortened(settings: Edge, batch: Callable[[int], int]) -> Edge:
+def _shortened(settings: Edge, batch: Callable[[int], int], folder: Path) -> Edge:
     """One batch of candidates."""
     synthesis = settings.synthesis
     images = max(synthesis.batch_images // synthesis.candidates_per_image, 2)

@@ -1,11 +1,19 @@
 """Students of a distilled set that is there already, and of real pairs beside it."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Method, Steps
 from mmdd_ray.planning.preflight import check_all_match, encoder_models
 from mmdd_ray.storage.store import Store
+
+REHEARSED_PAIRS = 4
 
 
 def _check(settings: Evaluate) -> None:
@@ -30,6 +38,29 @@ def _steps() -> Steps[Evaluate]:
     return STEPS
 
 
+def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) -> Evaluate:
+    """A set of a few scenes in place of the one that is given."""
+    from mmdd_ray.data import shapes
+    from mmdd_ray.data.images import encode_png
+    from mmdd_ray.distilled.sample import Sample
+    from mmdd_ray.distilled.write import write_distilled
+
+    scenes = [shapes.scene(index, seed=4) for index in range(REHEARSED_PAIRS)]
+    samples = [
+        Sample(
+            key=f"{index:06d}",
+            image=encode_png(np.asarray(scene.render(settings.students.image_px))),
+            captions=(scene.captions()[0],),
+            seed=index,
+            source_key="",
+        )
+        for index, scene in enumerate(scenes)
+    ]
+    store = Store(str(folder / "set"))
+    write_distilled(samples, store, method="scenes", settings={}, seed=0, inputs={})
+    return replace(settings, set=store.uri)
+
+
 METHOD = Method(
     job="evaluate",
     settings=Evaluate,
@@ -38,4 +69,5 @@ METHOD = Method(
     preflight=_check,
     steps=_steps,
     size=lambda settings, source: ("set", 0),  # is there already, and small
+    shortened=_shortened,
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mmdd_ray.config import Data, Evaluation, Features, Plan, Run, Students
+from mmdd_ray.config import Data, Evaluation, Features, Plan, Rehearse, Run, Students
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,7 @@ class Evaluate:
     """The distilled set: a folder or URI with its manifest.json."""
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
+    rehearse: Rehearse = field(default_factory=Rehearse)
     data: Data
     features: Features = field(default_factory=Features)
     students: Students = field(default_factory=Students)

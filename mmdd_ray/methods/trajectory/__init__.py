@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from mmdd_ray.methods.method import Method, Steps
 from mmdd_ray.methods.trajectory.preflight import check, image_bytes, models
@@ -21,7 +22,7 @@ def _steps() -> Steps[Trajectory]:
     return STEPS
 
 
-def _shortened(settings: Trajectory, batch: Callable[[int], int]) -> Trajectory:
+def _shortened(settings: Trajectory, batch: Callable[[int], int], folder: Path) -> Trajectory:
     """One expert, and pairs for one batch."""
     experts, match = settings.experts, settings.match
     pairs = batch(match.pairs)

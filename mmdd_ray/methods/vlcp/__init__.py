@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmdd_ray.data.class_names import read_class_names
@@ -49,7 +50,7 @@ def _redraw(draw: Store, settings: Mapping[str, Any]) -> Any:
     )
 
 
-def _shortened(settings: Vlcp, batch: Callable[[int], int]) -> Vlcp:
+def _shortened(settings: Vlcp, batch: Callable[[int], int], folder: Path) -> Vlcp:
     """One image of each class, and the names that scenes have."""
     return replace(
         settings,
