@@ -4,7 +4,8 @@
     python benchmarks/speed_start.py --before FOLDER     # beside another checkout, in turns
 
 The start of a stage is what it takes beside its work at a steady pace, as its manifest says: processes, imports,
-models. Presets of other commits may do other work, so only starts are compared with them.
+models. Presets of other commits may do other work, so starts are compared with them, and students where there are
+as many sets.
 """
 
 import json
@@ -51,7 +52,12 @@ def stages_of(tree: Path, job: str) -> dict[str, dict[str, float]]:
         manifests = [json.loads(file.read_text()) for file in Path(folder, "run").glob("*/manifest.json")]
     stages = [one for one in manifests if "seconds" in one]
     return {
-        one["stage"]: {"seconds": one["seconds"], "start": one["startup_seconds"] or 0.0} for one in stages
+        one["stage"]: {
+            "seconds": one["seconds"],
+            "start": one["startup_seconds"] or 0.0,
+            "sets": one["rows_out"],  # of the last stage
+        }
+        for one in stages
     }
 
 
@@ -73,7 +79,7 @@ def main() -> None:
                 Ratio(f"start: 180 s over the stages of {title}", tuple(MOST_S / s for s in seconds), 1.0)
             )
             if asked.before:
-                ratios += _starts(title, runs)
+                ratios += [*_starts(title, runs), *_students(title, runs)]
     record("start", asked, ratios, help_seconds=helps, stages=found)
 
 
@@ -95,6 +101,17 @@ def _starts(title: str, runs: dict[str, list[dict[str, dict[str, float]]]]) -> l
         )
         for names, target in [*(([name], None) for name in both), (both, 2.0)]
     ]
+
+
+def _students(title: str, runs: dict[str, list[dict[str, dict[str, float]]]]) -> list[Ratio]:
+    """How often the students of a preset are faster than in the other checkout, where it compares as many sets."""
+    pairs = [
+        (before["evaluate"], now["evaluate"]) for before, now in zip(runs["before"], runs["now"], strict=True)
+    ]
+    if any(before["sets"] != now["sets"] for before, now in pairs):
+        return []
+    seconds = tuple(before["seconds"] / now["seconds"] for before, now in pairs)
+    return [Ratio(f"start: students of {title}, before over now", seconds, 1.5)]
 
 
 if __name__ == "__main__":
