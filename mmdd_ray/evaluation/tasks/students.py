@@ -151,7 +151,7 @@ def _similarity(pairs: Pairs, encoder: TextEncoder, protocol: str) -> Tensor | N
     """
     if not isinstance(pairs, LearntPairs) or pairs.similarity is None or protocol != "frozen-text":
         return None
-    return torch.from_numpy(pairs.similarity) if pairs.encoder == encoder.weights_digest() else None
+    return torch.tensor(pairs.similarity) if pairs.encoder == encoder.weights_digest() else None
 
 
 def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
