@@ -6,8 +6,8 @@ In each world every method distils 100 pairs with growing budgets, and students 
 sets and on real ones. The time of a set is that of its stages, of processes that start, too; it is counted with and
 without what another distillation of the same data uses again: features, experts, moments, a tuned generator.
 
-Settings are chosen first, of as many trials for each method, on worlds that are not reported. Killed at any point, the
-same command goes on. Timings need idle cores.
+Settings are chosen first, of as many trials for each method, on worlds that are not reported. The same command goes on
+after a kill; a stage that was interrupted is done again from its start, since its time counts. Timings need idle cores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from claims_measure import evaluated, scored, whole_moments
@@ -26,8 +26,7 @@ from mmdd_ray import cli
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import LEARNT, Sample
 from mmdd_ray.engine.cluster import connected
-from mmdd_ray.engine.run_dir import RunDir, StageDir
-from mmdd_ray.errors import UserError
+from mmdd_ray.engine.run_dir import MANIFEST, STARTED, RunDir, StageDir
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.covmatch import stages as covmatch_stages
 from mmdd_ray.methods.covmatch.presets import local as covmatch_local
@@ -38,6 +37,7 @@ from mmdd_ray.methods.edge.settings import Edge
 from mmdd_ray.methods.trajectory import stages as trajectory_stages
 from mmdd_ray.methods.trajectory.presets import local as trajectory_local
 from mmdd_ray.methods.trajectory.settings import Trajectory
+from mmdd_ray.storage.store import Store
 
 PAIRS = 100
 RIVAL, FROM_RANDOM = "trajectory", "covmatch-random"
@@ -68,6 +68,7 @@ REUSED = ("features", "experts", "moments", "finetune")
 """Stages that another distillation of these data uses again, by the beginning of their name."""
 COUNTED = {"whole": "all stages", "further": "a further distillation", "work": "all stages, without starts"}
 RECALL = itemgetter("recall")
+EVALUATE = "evaluate"  # whose time does not count
 FIGURES = "figures.json"  # of a run directory that is finished
 TRIAL_WORLD, FIRST_WORLD = 1, 101
 
@@ -76,6 +77,8 @@ TRIAL_WORLD, FIRST_WORLD = 1, 101
 class Headline(Speed):
     """Times distillations until they are as good as trajectory matching."""
 
+    size: Literal["cpu", "tiny"] = "cpu"
+    """How much is computed: an hour on a laptop, or minutes in a test."""
     repetitions: int = 3
     """Worlds of the report, of the seeds 101, 102, …"""
     runs: Path = Path("runs/headline")
@@ -180,10 +183,7 @@ class Seconds:
 
     @classmethod
     def of(cls, stages: Sequence[StageDir]) -> "Seconds":
-        """Raises ``UserError`` where a stage was interrupted, since its manifest has the time of the last attempt."""
-        for stage in stages:
-            if stage.manifest["resumed"]:
-                raise UserError(f"{stage.store.uri} was interrupted and its time is lost; delete this folder")
+        """The sum over the stages that made a set."""
         whole, starts = (
             [stage.manifest[name] or 0.0 for stage in stages] for name in ("seconds", "startup_seconds")
         )
@@ -196,17 +196,25 @@ Found = dict[str, dict[str, float]]
 """Mean recall and seconds of each set; recall alone of real ones."""
 
 
+def drop_interrupted(run: Store) -> None:
+    """Removes stages that were begun and not ended, whose manifests would have the time of their last attempt alone."""
+    for name in run.entries():
+        if name != EVALUATE and run.exists(f"{name}/{STARTED}") and not run.exists(f"{name}/{MANIFEST}"):
+            run.remove(name)
+
+
 def measured(asked: Headline, seed: int, part: str, sets: Sets) -> Found:
     """The figures of a world, which are measured as far as they are not in its run directory."""
     world = world_of(asked, seed, part, sets)
     with RunDir.open(world.edge.run.dir, f"headline_{part}", "local", world) as run:
         if not run.store.exists(FIGURES):
+            drop_interrupted(run.store)
             with connected(world.edge.run, run.store) as devices:
                 run.devices = devices.as_json()
                 made = {name: distilled(run, world, name) for name in sets}
                 compared = {name: one for name, (one, _) in made.items()}
                 features = FeatureStore(scored(run, world.edge).store)
-                recalls = evaluated(run, "evaluate", compared, features, world.edge)
+                recalls = evaluated(run, EVALUATE, compared, features, world.edge)
             figures: Found = {name: {"recall": one["mean_recall"]} for name, one in recalls.items()}
             for name, (_, stages) in made.items():
                 figures[name] |= asdict(Seconds.of(stages))

@@ -24,6 +24,7 @@ from tiny_llava import write_llava
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.distilled.licences import model_licence
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.features.chunks import read_chunks
@@ -144,7 +145,7 @@ def test_what_passes_is_asked_again(server: Server, trouble: tuple[int, Any] | N
     assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("trouble", [(503, {}), (429, {}), None])
+@pytest.mark.parametrize("trouble", [(408, {}), (409, {}), (429, {}), (503, {}), None])
 def test_what_does_not_pass_can_be_resumed(server: Server, trouble: tuple[int, Any] | None) -> None:
     server.answers = [trouble] * 20
     captioner = EndpointCaptioner(server.name, "captions.model")
@@ -182,7 +183,7 @@ def test_answers_that_are_empty_or_refused_are_blank_and_counted(
     stage = StageDir("recaption", Store(str(tmp_path)), "recaption")
     settings = Captions(model=server.name, per_image=2, batch_images=4)
     rows = [{"index": index, "image": png.getvalue()} for index in range(5)]
-    for number in (0, 1):
+    for number in (0,):  # an actor of Ray does the other batch
         Recaptioner(stage.store, settings, 0)(
             pa.table({"number": [number], "rows": [rows[4 * number : 4 * number + 4]]})
         )
@@ -212,8 +213,41 @@ def test_a_server_is_looked_at_before_the_run(server: Server, monkeypatch: pytes
     server.models = (401, {"error": {"message": "who are you"}})
     with pytest.raises(UserError, match="refuses the key; set OPENAI_API_KEY"):
         check_endpoint(server.name, "captions.model")
+
+
+def test_a_server_that_does_not_list_its_models_is_asked_about_a_pixel(server: Server) -> None:
     server.models = (404, {})
     assert check_endpoint(server.name, "captions.model") == f"eyes at {server.url}"
+    (asked,) = server.asked
+    assert (asked["model"], asked["max_tokens"]) == ("eyes", 1)
+    server.answers = [(404, {"detail": "Not Found"})]
+    with pytest.raises(
+        UserError, match=r"no server of chat completions answers .*does its address end in /v1\?"
+    ):
+        check_endpoint(server.name, "captions.model")
+
+
+@pytest.mark.parametrize("page", ["<html>", [1]])
+def test_an_answer_that_is_no_completion_is_one_sentence(server: Server, page: Any) -> None:
+    server.models = (200, page)
+    with pytest.raises(UserError, match="no server of chat completions answers"):
+        check_endpoint(server.name, "captions.model")
+    server.answers = [(200, page)]
+    with pytest.raises(UserError, match="gives no answer, but"):
+        EndpointCaptioner(server.name, "captions.model").describe(pictures(1), ["what"], max_new_tokens=5)
+
+
+def test_a_server_is_asked_for_captions_alone(server: Server) -> None:
+    with pytest.raises(
+        UserError, match=r"--finetune.generator .* a server is asked for captions alone; name a generator"
+    ):
+        zoo.check({"finetune.generator": server.name})
+
+
+def test_the_card_of_a_set_does_not_tell_where_the_server_is() -> None:
+    name = zoo.public_name("openai:Qwen/Qwen3-VL-8B-Instruct@http://10.0.0.7:8000/v1")
+    assert name == "Qwen/Qwen3-VL-8B-Instruct (a server's)"
+    assert model_licence(name) == "Apache-2.0"
 
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:

@@ -25,6 +25,7 @@ from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.classifiers import train_classifier
 from mmdd_ray.evaluation.tasks.students import evaluate_student, train_student
 from mmdd_ray.matching.initial_pairs import start_from
+from mmdd_ray.matching.learn import cached_batches
 from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.methods.covmatch.settings import Match
 from mmdd_ray.methods.edge.objective import EdgeObjective
@@ -153,6 +154,13 @@ def test_learning_pairs(encoder_updates: bool) -> None:
         return [record["total"] for record in learnt.run(lambda epoch: iter([scenes(16)]))]
 
     np.testing.assert_allclose(losses(GPU), losses(CPU), rtol=0.05)
+
+
+def test_real_batches_are_augmented_on_the_gpu_as_on_the_cpu() -> None:
+    one, other = (list(cached_batches(pair_set(64), 16, 1, 0, 1, device)) for device in (CPU, GPU))
+    for (ours, captions), (theirs, others) in zip(one, other, strict=True):
+        torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs).cpu(), atol=0, rtol=0)
+        assert captions == others
 
 
 def test_experts_and_a_student_that_follows_them() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from mmdd_ray.engine.run_dir import StageDir
-from mmdd_ray.errors import UserError
 from mmdd_ray.storage.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -68,15 +67,21 @@ def test_the_table_has_a_line_for_each_set_and_blanks_for_the_time_of_real_ones(
 
 
 def test_times_of_a_set_are_split_into_what_is_used_again_and_what_is_not(tmp_path: Path) -> None:
-    def stage(name: str, seconds: float, start: float | None, resumed: bool = False) -> StageDir:
-        manifest = {"seconds": seconds, "startup_seconds": start, "resumed": resumed}
+    def stage(name: str, seconds: float, start: float | None) -> StageDir:
+        manifest = {"seconds": seconds, "startup_seconds": start}
         return StageDir(name, Store(str(tmp_path)), name, manifest)
 
     stages = [stage("features-0.5", 9.0, 8.5), stage("moments", 5.0, 4.0), stage("covmatch-20", 20.0, None)]
     assert headline.Seconds.of(stages) == headline.Seconds(34.0, 20.0, 21.5)
-    interrupted = stage("covmatch-20", 20.0, 1.0, resumed=True)
-    with pytest.raises(UserError, match="interrupted"):
-        headline.Seconds.of([*stages[:2], interrupted])
+
+
+def test_a_stage_that_was_interrupted_is_done_again_from_its_start(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    for name in ("done", "begun", "evaluate"):
+        run.write_json(f"{name}/started.json", {})
+    run.write_json("done/manifest.json", {})
+    headline.drop_interrupted(run)
+    assert run.entries() == ["done", "evaluate"]
 
 
 def test_every_trial_is_of_settings_that_there_are_and_each_method_has_as_many() -> None:

@@ -18,6 +18,7 @@ from mmdd_ray.methods.edge.presets import local as edge_local
 from mmdd_ray.methods.execute import method_of
 from mmdd_ray.methods.preset_parts import NFNET_AND_BERT
 from mmdd_ray.planning import memory
+from mmdd_ray.planning.costs import StageCost, counted_bytes
 from mmdd_ray.planning.fit import check_fit, smallest_gpu_gib
 from mmdd_ray.planning.plan import plan_run
 from mmdd_ray.planning.show import render
@@ -68,7 +69,8 @@ def test_memory_of_every_stage_grows_with_its_batch() -> None:
     grown = [
         (memory.features_bytes(Features(chunk_pairs=n)) for n in (256, 1024)),
         (memory.student_bytes(Students(batch_pairs=n)) for n in (64, 256)),
-        (memory.matching_bytes(replace(edge.refine, micro_batch=n)) for n in (64, 256)),
+        (memory.matching_bytes(replace(edge.refine, micro_batch=n), 100) for n in (64, 256)),
+        (memory.matching_bytes(edge.refine, pairs) for pairs in (100, 1000)),
         (memory.drawing_bytes(Synthesis(batch_images=n), "tiny-sd", 32, "tiny-clip") for n in (50, 200)),
         (tuned(n) for n in (32, 128)),
     ]
@@ -120,16 +122,58 @@ def test_processes_that_do_not_fit_on_a_card_are_refused_with_the_share_that_wou
         check_fit(*planned("a card of tomorrow", 1.0, gpu_gib=8.0))
 
 
+def test_processes_that_do_not_exist_take_nothing() -> None:
+    settings, plan = planned("L4", 1.0)
+    alone = next(one for one in plan.stages if one.cost.stage == "features")
+    alone.peak_bytes, alone.gpus_each, alone.parallel = 8 * 2**30, 0.25, 1
+    check_fit(settings, plan)
+    alone.parallel = 3
+    with pytest.raises(
+        UserError, match=r"3 processes at 0.25 of a GPU take 24.0 GiB, but a GPU has 22 GiB; give each 0.5"
+    ):
+        check_fit(settings, plan)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        Features(clip="ViT-B-32/laion2b_s34b_b79k", image_px=256, chunk_pairs=8),  # resized for the encoder
+        Features(clip="xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k"),  # whose text encoder is on the hub
+    ],
+)
+def test_no_image_side_and_no_text_encoder_of_the_hub_ends_the_count(features: Features) -> None:
+    found = memory.features_bytes(features)
+    assert (found is None) == features.clip.startswith("xlm")
+
+
+def test_a_count_that_fails_ends_no_run() -> None:
+    students = replace(NFNET_AND_BERT, image_model="vit_tiny_patch16_224", image_px=96)  # of 224 px alone
+    with pytest.raises(AssertionError):
+        memory.student_bytes(students)
+    cost = StageCost(units=1, unit="", uses="", section="", memory=lambda: memory.student_bytes(students))
+    assert counted_bytes(cost) is None
+
+
+def test_workers_of_a_training_hold_what_they_exchange() -> None:
+    whole = replace(edge_local().finetune, parameters="full", batch_pairs=32)
+    alone, two = (memory.finetune_bytes(replace(whole, workers=n, batch_pairs=32 * n), None) for n in (1, 2))
+    assert alone is not None
+    assert two is not None
+    assert two - alone == pytest.approx(4 * 1.7e6, rel=0.2)  # the weights of tiny-sd's U-Net
+
+
 def test_the_smallest_card_of_a_cluster_counts() -> None:
+    assert smallest_gpu_gib(("A100", "A100-80G")) == 79
     assert smallest_gpu_gib(("H100", "L4")) == smallest_gpu_gib(("L4",)) == 22
     assert smallest_gpu_gib(()) is smallest_gpu_gib(("H100", "new")) is None
 
 
 def test_a_plan_without_gpus_counts_nothing() -> None:
     code = (
-        "import sys; from mmdd_ray.methods.edge.presets import local; from mmdd_ray.methods import METHODS\n"
+        "from dataclasses import replace; from mmdd_ray.config import Plan\n"
+        "from mmdd_ray.methods.edge.presets import local; from mmdd_ray.methods import METHODS\n"
         "from mmdd_ray.planning.plan import show_plan\n"
-        "settings = local(); show_plan(settings, METHODS['edge_cc3m'], METHODS)\n"
+        "settings = replace(local(), plan=Plan(gpus=0)); show_plan(settings, METHODS['edge_cc3m'], METHODS)\n"
         "from mmdd_ray.planning import memory; assert not memory._alive_class.cache_info().currsize"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

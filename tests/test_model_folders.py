@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
-from mmdd_ray.models.contents import Folder, Repository, examined, weight_files
+from mmdd_ray.models.contents import Folder, weight_files
 
 SETTINGS = {
     "features.clip": "tiny-clip",
@@ -126,9 +127,12 @@ def test_a_config_that_is_no_json_object_is_named(text: str, tmp_path: Path) -> 
         zoo.check({"students.text_model": str(folder)})
 
 
-def test_models_that_read_or_see_but_do_not_write_are_no_captioners(tmp_path: Path) -> None:
+def test_models_that_neither_see_and_write_nor_encode_texts_have_no_role(tmp_path: Path) -> None:
     for kind, config in {
         "CLIPModel": {"model_type": "clip", "vision_config": {}, "text_config": {}},
+        "CLIPTextModel": {"model_type": "clip_text_model"},
+        "Blip2ForImageTextRetrieval": {"model_type": "blip-2", "vision_config": {}},
+        "GPT2LMHeadModel": {"model_type": "gpt2"},
         "T5ForConditionalGeneration": {"model_type": "t5", "is_encoder_decoder": True},
     }.items():
         folder = copy_of("tiny-captioner", tmp_path / kind)
@@ -221,9 +225,13 @@ def test_models_of_the_hub_are_looked_at_without_their_weights(
         zoo.check({"captions.model": "a/bert"})
 
 
-def test_the_hub_may_have_pickled_weights_of_clip_which_open_clip_reads_as_tensors_alone() -> None:
-    names = frozenset({"open_clip_config.json", "open_clip_pytorch_model.bin"})
-    assert examined("CLIP model", Repository("a/clip", names)).weights == ()
+def test_the_hub_may_have_pickled_weights_of_clip_which_open_clip_reads_as_tensors_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = copy_of("tiny-clip", tmp_path)
+    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
+    hub_of({"a/clip": folder}, monkeypatch)
+    assert zoo.check({"features.clip": "hf-hub:a/clip"}).keys() == {"features.clip"}
 
 
 def test_without_a_hub_the_cache_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +244,71 @@ def test_without_a_hub_the_cache_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda name, file: str(zoo.FOLDER / "tiny-bert" / file)
+    )
     assert zoo.check({"students.text_model": "a/bert", "captions.model": "a/other"}).keys() == {
         "students.text_model"
     }
+    with pytest.raises(UserError, match="is BertModel of transformers"):
+        zoo.check({"captions.model": "a/bert"})
+
+
+def test_parts_of_a_folder_may_be_links(tmp_path: Path) -> None:
+    folder = copy_of("tiny-sd", tmp_path)
+    (folder / "vae").rename(tmp_path / "vae")
+    (folder / "vae").symlink_to(tmp_path / "vae")
+    zoo.check({"finetune.generator": str(folder)})
+
+
+def test_a_config_that_may_not_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import GatedRepoError
+
+    hub_of({"a/gated": zoo.FOLDER / "tiny-bert"}, monkeypatch)
+
+    def refused(name: str, file: str) -> str:
+        raise GatedRepoError("you are not among those who may", response=Mock())
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refused)
+    with pytest.raises(
+        UserError, match=r"'a/gated', which has a config.json that cannot be read .*gated.*HF_TOKEN"
+    ):
+        zoo.check({"students.text_model": "a/gated"})
+    assert zoo.variant_of("text encoder", "a/gated", "students.text_model") is None  # the library will say it
+
+
+def test_pickled_weights_on_the_hub_may_have_been_converted_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = copy_of("tiny-bert", tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    hub_of({"a/bert": folder}, monkeypatch)
+    zoo.check({"students.text_model": "a/bert"})
+
+
+def test_a_mistyped_folder_is_no_fault_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(
+        UserError, match=r"models/llava/7b is neither a folder that exists nor a name of the hub"
+    ):
+        zoo.check({"captions.model": "models/llava/7b"})
+
+
+def test_a_cache_with_configs_alone_refuses_nothing_but_another_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Machines that load the model may have its weights."""
+    from huggingface_hub.errors import IncompleteSnapshotError
+
+    (tmp_path / "config.json").write_bytes((zoo.FOLDER / "tiny-bert" / "config.json").read_bytes())
+
+    def cached(name: str, local_files_only: bool) -> str:
+        raise IncompleteSnapshotError("parts are missing", str(tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(tmp_path / file))
+    zoo.check({"students.text_model": "a/bert"})
     with pytest.raises(UserError, match="is BertModel of transformers"):
         zoo.check({"captions.model": "a/bert"})
 

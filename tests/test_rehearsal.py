@@ -14,7 +14,7 @@ from mmdd_ray.methods import METHODS, rehearsal
 from mmdd_ray.methods.execute import check
 from mmdd_ray.methods.rehearsal import Limits, rehearsed
 from mmdd_ray.models import published, zoo
-from mmdd_ray.models.contents import Folder, examined
+from mmdd_ray.models.contents import Folder, inspect_model
 
 ROOT = Path(__file__).parents[1]
 OF_ROLE = {
@@ -75,7 +75,7 @@ def test_an_architecture_that_is_not_known_is_one_sentence(role: Any, tmp_path: 
 )
 def test_published_models_are_built_once(role: Any, name: str, weights: float, tmp_path: Path) -> None:
     built = published.build(role, name, tmp_path)
-    found = examined(role, Folder(Path(built)))
+    found = inspect_model(role, Folder(Path(built)))
     file = Path(built) / found.weights[0]
     assert 0.5 * weights < file.stat().st_size / 4 < 2 * weights
     written = file.stat().st_mtime_ns
@@ -86,7 +86,7 @@ def test_published_models_are_built_once(role: Any, name: str, weights: float, t
 @pytest.mark.job
 @pytest.mark.parametrize("job", ["edge_cc3m", "vlcp_imagenette"])
 def test_a_rehearsal_says_what_every_stage_took_and_leaves_nothing(job: str, tmp_path: Path) -> None:
-    options = ["--rehearse", "--run.num_cpus", "2", "--plan.gpu_gib", "0.55"]
+    options = ["--rehearse", "--rehearse.batch", "4", "--run.num_cpus", "2", "--plan.gpu_gib", "0.55"]
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "local", *options]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-3000:]

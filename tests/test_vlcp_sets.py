@@ -227,7 +227,7 @@ def test_classes_of_test_data_are_compared_before_the_run(tmp_path):
     """In shards, whose labels are numbers, as far as their first rows have names."""
 
     def shard(name, *classes):
-        rows = [(label, own) for _ in range(3) for label, own in enumerate(classes)]
+        rows = [(label, own) for _ in range(8) for label, own in enumerate(classes)]
         columns = {
             "image": [jpeg(level) for level in range(len(rows))],
             "caption": [own for _, own in rows],
@@ -236,6 +236,10 @@ def test_classes_of_test_data_are_compared_before_the_run(tmp_path):
         return Data(uri=write_parquet(tmp_path / f"{name}.parquet", columns))
 
     data, same = shard("train", "ape", "bee", "cat"), shard("same", "ape", "bee", "cat")
+    told = shard("told", *(f"{name} {number}" for number, name in enumerate(("a", "b", "c") * 8)))
+    check_data(
+        data, LabelledEvaluation(test=told.uri), labelled=True
+    )  # one image of a label each names nothing
     other = shard("other", "ape", "cat")
     check_data(data, LabelledEvaluation(test=same.uri), labelled=True)
     with pytest.raises(

@@ -16,18 +16,22 @@ def write_sdxl(folder: Path) -> None:
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(zoo.FOLDER / "tiny-sd" / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=32,
-    )
+    first, second = (CLIPTokenizer.from_pretrained(zoo.FOLDER / "tiny-sd" / "tokenizer") for _ in range(2))
+    second.pad_token = second.convert_ids_to_tokens(5)  # the published ones pad differently, too
+
+    def text(width: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(first),
+            bos_token_id=first.bos_token_id,
+            eos_token_id=first.eos_token_id,
+            hidden_size=width,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=first.model_max_length,
+            projection_dim=48,
+        )
+
     torch.manual_seed(0)
     StableDiffusionXLPipeline(
         unet=UNet2DConditionModel(
@@ -38,11 +42,11 @@ def write_sdxl(folder: Path) -> None:
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=(2, 4),
             transformer_layers_per_block=(1, 2),
-            cross_attention_dim=2 * 32,
+            cross_attention_dim=32 + 64,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 32,
+            projection_class_embeddings_input_dim=6 * 8 + 48,
         ),
         vae=AutoencoderKL(
             block_out_channels=(32, 32),
@@ -52,10 +56,10 @@ def write_sdxl(folder: Path) -> None:
             sample_size=32,
             scaling_factor=0.13025,
         ),
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        text_encoder=CLIPTextModel(text(32)),
+        text_encoder_2=CLIPTextModelWithProjection(text(64)),
+        tokenizer=first,
+        tokenizer_2=second,
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         add_watermarker=False,
     ).save_pretrained(folder)

@@ -15,6 +15,8 @@ from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import PROBE_SHARDS, Listing, find_shards
 from mmdd_ray.errors import UserError
 
+NAMED_BY = 8  # images of a label whose only caption in common is its name; two might agree by chance
+
 
 def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) -> dict[str, list[str]]:
     """Looks at all three sources of a run.
@@ -29,12 +31,13 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also
             may not have files in common with the training data.
     """
-    listings = {"data": check_source(data, labelled)}
-    names = _first_names(listings["data"], data) if labelled and data.needs_captions else {}
+    training, rows = _probed(data, labelled)
+    listings = {"data": training}
+    names = _names(rows) if data.needs_captions else {}
     for name, source in evaluation.sources(data).items():
         setting = f"evaluation.{name}"
         try:
-            listings[setting] = check_source(source, labelled)
+            listings[setting], rows = _probed(source, labelled)
             if missing := listings[setting].missing:
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
@@ -46,9 +49,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         _refuse_common(setting, listings["data"].shards, listings[setting].shards)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
-            if names:
-                held_out = _first_names(listings[setting], source)
-                check_same_names(f"{setting}={source.uri}", held_out, data.uri, names)
+            check_same_names(f"{setting}={source.uri}", _names(rows), data.uri, names)
     says = {setting: listing.says for setting, listing in listings.items()}
     both = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
     if all(both):
@@ -67,29 +68,30 @@ def check_source(data: Data, labelled: bool) -> Listing:
     Raises:
         UserError: as ``find_shards``; or rows must be labelled, and none is.
     """
+    return _probed(data, labelled)[0]
+
+
+def _probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
+    """What `check_source` finds, and the first rows of the first shards, where they must be labelled."""
     listing = find_shards(data)
     if not labelled:
-        return listing
-    labels = [row.label for row in _head(listing, data) if row.reject in (None, UNSAID)]
+        return listing, []
+    with reachable("data.uri", data.uri):
+        shards = listing.shards[:PROBE_SHARDS]
+        rows = list(chain.from_iterable(islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards))
+    labels = [row.label for row in rows if row.reject in (None, UNSAID)]
     if labels and labels.count(None) == len(labels):
         raise UserError(
             f"none of the first {len(labels)} images of {data.uri} has a label (-1 stands for none); name the column "
             "that has it as data.label_column, or use an image folder with one sub-folder per class"
         )
-    return listing
+    return listing, rows
 
 
-def _head(listing: Listing, data: Data) -> list[Row]:
-    """The first rows of the first shards."""
-    with reachable("data.uri", data.uri):
-        shards = listing.shards[:PROBE_SHARDS]
-        return list(chain.from_iterable(islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards))
-
-
-def _first_names(listing: Listing, data: Data) -> dict[int | None, set[str]]:
-    """Captions that all of the first images of a label have."""
-    rows = _head(listing, data)
-    return shared_captions(((row.label, row.captions) for row in rows if row.reject is None), at_least=2)
+def _names(rows: Sequence[Row]) -> dict[int | None, set[str]]:
+    """Captions that all of a label's images among these have, where there are enough of them for a name."""
+    labelled = ((row.label, row.captions) for row in rows if row.reject is None)
+    return shared_captions(labelled, at_least=NAMED_BY)
 
 
 def _refuse_common(setting: str, training: Sequence[Shard], held_out: Sequence[Shard]) -> None:

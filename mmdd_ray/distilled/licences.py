@@ -5,7 +5,9 @@ from collections.abc import Mapping
 APACHE = "Apache-2.0"
 MODELS: Mapping[str, str] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "CreativeML OpenRAIL-M",
+    "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML OpenRAIL++-M",
     "llava-hf/llava-1.5-7b-hf": "Llama 2 Community License",
+    "Qwen/Qwen3-VL-8B-Instruct": APACHE,
     "Salesforce/blip-image-captioning-base": "BSD-3-Clause",
     "google-bert/bert-base-uncased": APACHE,
     "nfnet_l0": APACHE,
@@ -23,7 +25,7 @@ def model_licence(name: str) -> str:
     """The licence of a model, in words."""
     if name.startswith("tiny-"):
         return f"{APACHE}, as mmdd-ray"
-    return MODELS.get(name, "licence: see its own card")
+    return MODELS.get(name.removesuffix(" (a server's)"), "licence: see its own card")
 
 
 def data_licence(uri: str) -> str:

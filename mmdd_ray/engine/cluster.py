@@ -311,7 +311,9 @@ def this_machine(run: config.Run) -> Devices:
 
     manager = get_accelerator_manager_for_resource("GPU")
     gpus = manager.get_current_node_num_accelerators() if manager else 0
-    return Devices(cpus=float(run.num_cpus or get_num_cpus()), gpus=float(gpus), gpu_types=())
+    kind = manager.get_current_node_accelerator_type() if manager and gpus else None
+    cpus = float(run.num_cpus or get_num_cpus())
+    return Devices(cpus=cpus, gpus=float(gpus), gpu_types=(kind,) if kind else ())
 
 
 def actor_resources(gpus_per_actor: float, has: Devices | None = None) -> ActorResources:

@@ -75,7 +75,7 @@ class ChunkActor(ABC):
 
 
 def _digest(pairs: pa.Table) -> bytes:
-    """Of pairs as they are stored and named."""
+    """A digest of pairs as they are stored and named."""
     found = hashlib.blake2b(digest_size=16)
     found.update(repr([pairs[column].to_pylist() for column in ("index", "key", "pair_digest")]).encode())
     return found.hexdigest().encode()
@@ -178,8 +178,11 @@ def _commit_shard(
 ) -> None:
     """Writes the record that says the shard is done, after what else `commit` writes."""
     shard = chunks[0]["shard"]
+    files = [chunk_file(shard, chunk["number"]) for chunk in chunks if chunk["rows_out"]]
+    for stale in set(shard_files(store, shard)) - set(files):  # of a longer shard that was there before
+        store.remove(stale)
     if commit:
-        commit(store, shard, [chunk_file(shard, chunk["number"]) for chunk in chunks if chunk["rows_out"]])
+        commit(store, shard, files)
     record = {
         "digest": chunks[-1]["digest"],
         "rows_in": sum(chunk["rows_in"] for chunk in chunks),

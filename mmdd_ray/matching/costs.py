@@ -40,7 +40,7 @@ def learning_cost(settings: MatchingSettings, source: Source, pairs: int) -> Sta
         gpus_each=matching.gpus_per_worker,
         section=matching.section,
         batches=f"{matching.micro_batch} pairs, {matching.encoder_optimizer}",
-        memory=partial(matching_bytes, matching),
+        memory=partial(matching_bytes, matching, pairs),
         passes=1 if is_cached else matching.iterations * real / rows,
     )
 

@@ -7,8 +7,10 @@ has. What goes wrong in a stage because of shapes, memory or versions goes wrong
 the stages before it. What the set of a rehearsal looks like says nothing.
 """
 
+import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mmdd_ray.config import (
     Features,
     Finetune,
     PairLearning,
+    Plan,
     Pool,
     Run,
     RunSettings,
@@ -33,6 +36,7 @@ from mmdd_ray.methods.execute import check, execute, method_of
 from mmdd_ray.methods.method import Method
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import build
+from mmdd_ray.planning.costs import counted_bytes
 from mmdd_ray.planning.preflight import check_values
 
 STEPS = 2
@@ -68,11 +72,24 @@ def rehearse(settings: RunSettings, preset: str) -> str:
         print("models       are built with random weights", flush=True)
         short = rehearsed(settings, method, Path(folder), limits)
         check(short)
-        table = _table(method, settings, short, execute(short, preset).stages.values(), limits)
+        with _alone():
+            stages = execute(short, preset).stages.values()
+        table = _table(method, settings, short, stages, limits)
         ours, theirs = method.models(short), method.models(settings)
         for setting, name in theirs.items():
             table = table.replace(ours[setting], name)
         return table
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hides the cluster of the environment: a rehearsal is of this machine, where its models lie."""
+    address = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        yield
+    finally:
+        if address is not None:
+            os.environ["RAY_ADDRESS"] = address
 
 
 def limits_of(settings: Any) -> Limits:
@@ -87,11 +104,11 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     """The settings of the rehearsal of a run.
 
     Args:
-        folder: Of its run directory and of the models that are built.
+        folder: The folder for its run directory and the models that are built.
     """
     short = method.shortened(_each_section(settings, folder, limits), limits.of, folder)
     options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
-    changed: dict[str, Any] = {"data": Data(uri=f"shapes:{_rows(short)}?seed=1&{options}")}
+    changed: dict[str, Any] = {"plan": Plan(), "data": Data(uri=f"shapes:{_rows(short)}?seed=1&{options}")}
     if hasattr(short, "evaluation"):
         held_out = f"shapes:{SCENES_HELD_OUT}?seed={{}}&{options}"
         changed["evaluation"] = replace(short.evaluation, val=held_out.format(2), test=held_out.format(3))
@@ -126,7 +143,7 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
     """A section with one process, two steps, and batches as they are allowed."""
     changes: dict[str, Any] = {}
     if isinstance(section, Run):
-        changes |= {"dir": str(folder / "run"), "max_cpus": None, "max_gpus": None}
+        changes |= {"dir": str(folder / "run"), "ray_address": None, "max_cpus": None, "max_gpus": None}
     if isinstance(section, Pool):
         changes |= {"min_actors": 1, "max_actors": 1}
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
@@ -174,7 +191,7 @@ def _table(method: Method[Any], settings: Any, short: Any, stages: Iterable[Stag
     large = []
     for stage in stages:
         cost, peak = costs.get(stage.name), stage.manifest["peak_bytes"]
-        counted = whole[stage.name].memory() if stage.name in whole else None
+        counted = counted_bytes(whole[stage.name]) if stage.name in whole else None
         rows.append(
             (
                 stage.name,

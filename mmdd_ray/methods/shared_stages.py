@@ -90,7 +90,8 @@ def export_stage(
                 **inputs(context),
             },
             models={
-                role: {"name": name, "version": zoo.version(name)} for role, name in models(settings).items()
+                role: {"name": zoo.public_name(name), "version": zoo.version(name)}
+                for role, name in models(settings).items()
             },
             versions=versions(),
             learnt=learnt,

@@ -1,10 +1,9 @@
-"""What a model folder, or a repository of the hub, holds: told from names of files and from configs, before any weights
-are read. Imports no torch.
-
-A role needs files of one library. ``examined`` finds them, or says what is there instead.
+"""The files of a model folder or of a repository of the hub: their names and configs tell what a model is and what it
+lacks, before any weights are read. Imports no torch.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from mmdd_ray.errors import UserError
 
 Role = Literal["generator", "captioner", "CLIP model", "image encoder", "text encoder"]
 Variant = Literal["fp16"] | None
-"""What a library has to be told to find weights in ``model.fp16.safetensors``."""
+"""Weights are in ``model.fp16.safetensors``, which a library only finds when it is told so."""
 
 NEEDED: dict[Role, str] = {
     "generator": "a generator is a StableDiffusionPipeline or StableDiffusionXLPipeline of diffusers: "
@@ -40,12 +39,19 @@ _TOKENIZER = (
     "vocab.json",
     "tokenizer.model",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
 )
 
 
 class Contents(Protocol):
     """The files of a model."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there may be others that cannot be seen from here."""
+        ...
 
     @property
     def names(self) -> frozenset[str]:
@@ -59,14 +65,19 @@ class Contents(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a folder."""
+    """The files of a folder, also of those that it links to."""
 
     path: Path
+    is_partial = False
 
     @cached_property
     def names(self) -> frozenset[str]:
-        files = (file for file in self.path.rglob("*") if file.is_file())
-        return frozenset(file.relative_to(self.path).as_posix() for file in files)
+        files = (
+            Path(folder, name).relative_to(self.path)
+            for folder, _, names in os.walk(self.path, followlinks=True)
+            for name in names
+        )
+        return frozenset(file.as_posix() for file in files)
 
     def read_json(self, name: str) -> dict[str, Any]:
         return _read_json(self.path / name) if name in self.names else {}
@@ -78,13 +89,23 @@ class Repository:
 
     name: str
     names: frozenset[str]
+    is_partial: bool = False
+    """Whether these are the files in the cache of this machine, of which there may be more on others."""
 
     def read_json(self, name: str) -> dict[str, Any]:
         if name not in self.names:
             return {}
         from huggingface_hub import hf_hub_download
 
-        return _read_json(Path(hf_hub_download(self.name, name)))
+        try:
+            file = hf_hub_download(self.name, name)
+        except OSError as error:  # as most of the hub's errors are
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"has a {name} that cannot be read ({first_line[:200]}); if the model is gated, accept its terms "
+                "and set HF_TOKEN"
+            ) from error
+        return _read_json(Path(file))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -98,8 +119,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model that has what its role needs."""
+class ModelFiles:
+    """The files of a model that has what its role needs."""
 
     says: str
     """Its class or architecture, for people."""
@@ -121,11 +142,11 @@ class _Layout:
     variants: tuple[Variant, ...] = (None, "fp16")
 
 
-def examined(role: Role, contents: Contents) -> Found:
-    """Looks whether a model has what its role needs.
+def inspect_model(role: Role, contents: Contents) -> ModelFiles:
+    """Finds the files that a role needs.
 
     Raises:
-        UserError: It has not; the message goes on after the name of the model.
+        UserError: The model is of another kind, or lacks some of them; the message continues the model's name.
     """
     layout = _layout(contents)
     if layout is None:
@@ -138,55 +159,64 @@ def examined(role: Role, contents: Contents) -> Found:
         missing += [f"{stem}.safetensors" for stem in layout.weights if not _copy(contents, stem, None)]
         if any(name.endswith(PICKLED) for name in contents.names):
             missing[-1] += " (pickled weights are not read; convert them)"
+    if contents.is_partial:
+        return ModelFiles(layout.says, *(found or ((), None)))
     if missing or found is None:
         raise UserError(f"is {layout.says}, but has no {' and no '.join(missing)}")
-    return Found(layout.says, *found)
+    return ModelFiles(layout.says, *found)
 
 
 def weight_files(contents: Contents) -> tuple[str, ...] | None:
-    """The files that a library reads of a model, whatever its role; None where they cannot be told."""
+    """The files that a library reads of a model, whatever its role; None if they cannot be told."""
     layout = _layout(contents)
     found = layout and _weights(layout, contents)
     return found[0] if found else None
 
 
 def _layout(contents: Contents) -> _Layout | None:
-    """How a model is laid out; None where nothing says it."""
+    """The layout that a model's configs name; None if they name none."""
     if "model_index.json" in contents.names:
         return _pipeline(contents)
     if "open_clip_config.json" in contents.names:
-        stems = [stem for stem in CLIP_WEIGHTS if f"{stem}.safetensors" in contents.names]
-        if not stems and isinstance(contents, Folder):  # from the hub, open_clip reads pickled tensors, too
-            stems = [CLIP_WEIGHTS[0]]
-        return _Layout("CLIP model", "a CLIP model of open_clip", {}, tuple(stems[:1]), (None,))
+        return _clip(contents)
     config = contents.read_json("config.json")
     if "architecture" in config:
         return _Layout("image encoder", f"{config['architecture']} of timm", variants=(None,))
     if "model_type" not in config:
         return None
-    says = f"{(config.get('architectures') or [config['model_type']])[0]} of transformers"
-    needs = {"tokenizer": _TOKENIZER}
-    if "vision_config" in config or config["model_type"] == "vision-encoder-decoder":
-        if config["model_type"] in _TWO_TOWERS:
-            return _Layout(None, says)
-        return _Layout(
-            "captioner", says, needs | {"processor": ("preprocessor_config.json", "processor_config.json")}
-        )
-    return _Layout(None if config.get("is_encoder_decoder") else "text encoder", says, needs)
+    return _of_transformers(config, contents)
 
 
-_TWO_TOWERS = (
-    "clip",
-    "siglip",
-    "siglip2",
-    "align",
-    "chinese_clip",
-    "blip-2-itm",
-    "clipseg",
-    "owlvit",
-    "owlv2",
-)
-"""Types of transformers that see images and write nothing."""
+def _clip(contents: Contents) -> _Layout:
+    config = contents.read_json("open_clip_config.json")
+    stems = [stem for stem in CLIP_WEIGHTS if f"{stem}.safetensors" in contents.names]
+    if not stems and isinstance(contents, Folder):  # from the hub, open_clip reads pickled tensors, too
+        stems = [CLIP_WEIGHTS[0]]
+    named = "hf_tokenizer_name" in config.get("model_cfg", {}).get("text_cfg", {})
+    needs = {"tokenizer": _TOKENIZER} if named else {}  # others have the one that comes with open_clip
+    return _Layout("CLIP model", "a CLIP model of open_clip", needs, tuple(stems[:1]), (None,))
+
+
+def _of_transformers(config: Mapping[str, Any], contents: Contents) -> _Layout:
+    kind = str((config.get("architectures") or [config["model_type"]])[0])
+    says = f"{kind} of transformers"
+    needs: dict[str, tuple[str, ...]] = {"tokenizer": _TOKENIZER}
+    # transformers finds copies that the hub has converted, in a branch of their own
+    converted = isinstance(contents, Repository) and any(name.endswith(PICKLED) for name in contents.names)
+    weights = (
+        () if converted and not any(name.endswith(".safetensors") for name in contents.names) else ("model",)
+    )
+    if "vision_config" in config or config["model_type"] in _SEEING:
+        needs["processor"] = ("preprocessor_config.json", "processor_config.json")
+        return _Layout("captioner" if kind.endswith(_WRITING) else None, says, needs, weights)
+    reads = not config.get("is_encoder_decoder") and not kind.endswith(_NO_ENCODERS)
+    return _Layout("text encoder" if reads else None, says, needs, weights)
+
+
+_SEEING = ("vision-encoder-decoder", "fuyu", "chameleon", "emu3")
+"""Types of transformers that see images without a config of their own for it."""
+_WRITING = ("ForConditionalGeneration", "ForCausalLM", "VisionEncoderDecoderModel")
+_NO_ENCODERS = ("ForCausalLM", "LMHeadModel", "CLIPTextModel", "WithProjection")
 
 
 def _pipeline(contents: Contents) -> _Layout:
@@ -229,7 +259,7 @@ def _copy(contents: Contents, stem: str, variant: Variant) -> tuple[str, ...]:
 
 
 def _unknown(contents: Contents) -> str:
-    """What a folder that no library has laid out is."""
+    """A description of a folder that no library has laid out."""
     if not contents.names:
         return "is empty"
     weights = sorted(name for name in contents.names if name.endswith((".safetensors", *PICKLED)))

@@ -105,9 +105,14 @@ def _clip(name: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     architecture = name.partition("/")[0]
+    if architecture not in open_clip.list_models():
+        raise UserError(f"features.clip={name}: {architecture} is no architecture that open_clip knows")
     config = open_clip.get_model_config(architecture)
-    if config is None:
-        raise UserError(f"features.clip={name} is no architecture that open_clip knows")
+    if {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys():
+        raise UserError(
+            f"features.clip={name} has a text encoder or a tokenizer of the hub, which does not come with mmdd-ray; "
+            "name another, or a folder"
+        )
     model = open_clip.create_model(architecture)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     save_config_for_hf(model, folder / "open_clip_config.json", config)

@@ -6,7 +6,7 @@ A student is what a set of pairs is measured by: it is trained on the set, then 
 # B images or captions in a batch, L tokens, V and T feature widths (T of word embeddings, too), D width of the shared
 # space
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +73,11 @@ class ImageEncoder(nn.Module):
             levels_C11 = 255 * torch.tensor(pretrained[statistic])[:, None, None]
             self.register_buffer(statistic, levels_C11, persistent=False)
         self.width: int = _feature_width(
-            self, torch.zeros(1, image_px, image_px, 3), f"{section}.image_model", name, "a timm classifier"
+            self,
+            lambda: torch.zeros(1, image_px, image_px, 3),
+            f"{section}.image_model",
+            name,
+            "a timm classifier",
         )
 
     def normalise(self, image_BHWC: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ class TextEncoder(nn.Module):
             self.backbone.pooler = None  # drawn at random where the checkpoint has none, and never asked
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
         self.width: int = _feature_width(
-            self, self.tokenize(["a"]), f"{section}.text_model", name, "an encoder such as BERT"
+            self, lambda: self.tokenize(["a"]), f"{section}.text_model", name, "an encoder such as BERT"
         )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
@@ -187,8 +191,10 @@ class TextEncoder(nn.Module):
         return (hidden_BLT.float() * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
 
-def _feature_width(encoder: nn.Module, sample: Any, setting: str, name: str, wanted: str) -> int:
-    """Columns of what the encoder makes of one sample.
+def _feature_width(
+    encoder: nn.Module, sample: Callable[[], Any], setting: str, name: str, wanted: str
+) -> int:
+    """Columns of the encoder's features of one sample.
 
     Raises:
         ValueError: it makes no features of it: a decoder, a pair of towers, a network for larger images.
@@ -197,7 +203,7 @@ def _feature_width(encoder: nn.Module, sample: Any, setting: str, name: str, wan
     encoder.eval()  # batch statistics of a single image may be undefined
     try:
         with torch.no_grad():
-            (width,) = encoder(sample)[0].shape
+            (width,) = encoder(sample())[0].shape
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

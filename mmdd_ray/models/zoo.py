@@ -15,11 +15,11 @@ from mmdd_ray.models.captioners.endpoint import check_endpoint
 from mmdd_ray.models.contents import (
     Contents,
     Folder,
-    Found,
+    ModelFiles,
     Repository,
     Role,
     Variant,
-    examined,
+    inspect_model,
     weight_files,
 )
 
@@ -85,10 +85,9 @@ def check(models: Mapping[str, str]) -> dict[str, str]:
         role = ROLES[setting.rpartition(".")[2]]
         try:
             if name.startswith(ENDPOINT):
-                says[setting] = check_endpoint(name, setting)
-                continue
-            if contents := _contents(setting, role, name):
-                found = _examined(setting, role, name, contents)
+                says[setting] = _check_served(role, name, setting)
+            elif contents := _contents(role, name, setting):
+                found = _inspected(role, name, setting, contents)
                 says[setting] = f"{name}: {found.says}" + (f", {found.variant}" if found.variant else "")
         except UserError as error:
             wrong.append(str(error))
@@ -97,20 +96,25 @@ def check(models: Mapping[str, str]) -> dict[str, str]:
     return says
 
 
-def _contents(setting: str, role: Role, name: str) -> Contents | None:
-    """The files of a model; None where only its library knows where they are, or they are not in the cache."""
+def _check_served(role: Role, name: str, setting: str) -> str:
+    if role != "captioner":
+        raise UserError(
+            f"--{setting} names {name!r}, but a server is asked for captions alone; name a {role}"
+        )
+    return check_endpoint(name, setting)
+
+
+def _contents(role: Role, name: str, setting: str) -> Contents | None:
+    """The files of a model; None if only its library knows where they are, or this machine's cache has none."""
     if folder := local_folder(name):
         return Folder(folder)
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     on_hub = role in HUB_NAMED or name.startswith(HUB_PREFIX)
     repository = name.removeprefix(HUB_PREFIX)
     if constants.HF_HUB_OFFLINE:
-        try:
-            return Folder(Path(snapshot_download(repository, local_files_only=True))) if on_hub else None
-        except (LocalEntryNotFoundError, ValueError):  # machines that load it may have it
-            return None
+        return _cached(repository) if on_hub else None
     try:
         found = HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
     except RepositoryNotFoundError as error:
@@ -119,6 +123,10 @@ def _contents(setting: str, role: Role, name: str) -> Contents | None:
         raise UserError(
             f"there is no model {name!r} at {constants.ENDPOINT} (or it is private: set HF_TOKEN); "
             f"correct --{setting}"
+        ) from error
+    except HFValidationError as error:
+        raise UserError(
+            f"--{setting}={name} is neither a folder that exists nor a name of the hub"
         ) from error
     except Exception as error:  # whichever HTTP client this version of huggingface_hub has
         raise UserError(
@@ -130,24 +138,47 @@ def _contents(setting: str, role: Role, name: str) -> Contents | None:
     return Repository(repository, names) if on_hub and names else None
 
 
+def _cached(repository: str) -> Contents | None:
+    """The files of a repository that are in the cache: perhaps its configs alone, and more on other machines."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repository, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        folder = getattr(error, "snapshot_path", "")
+    return Repository(repository, Folder(Path(folder)).names, is_partial=True) if folder else None
+
+
 def variant_of(role: Role, name: str, setting: str) -> Variant:
-    """What a library has to be told to find the weights; None where it need not be told anything, or cannot be.
+    """The suffix of the names of weights that a library has to be told; None if it finds them by itself.
 
     Raises:
-        UserError: The model is no such model.
+        UserError: A folder holds no such model.
     """
     try:
-        contents = _contents(setting, role, name)
-    except UserError:  # no hub; the library knows whether its cache will do
-        return None
-    return _examined(setting, role, name, contents).variant if contents else None
+        contents = _contents(role, name, setting)
+        return _inspected(role, name, setting, contents).variant if contents else None
+    except UserError:
+        if local_folder(name):
+            raise
+        return None  # the hub does not answer now; the library knows whether its cache will do
 
 
-def _examined(setting: str, role: Role, name: str, contents: Contents) -> Found:
+def _inspected(role: Role, name: str, setting: str, contents: Contents) -> ModelFiles:
     try:
-        return examined(role, contents)
+        return inspect_model(role, contents)
     except UserError as error:
         raise UserError(f"--{setting} names {name!r}, which {error}") from error
+
+
+def public_name(name: str) -> str:
+    """The name of a model for others: that of a server's without the server's address."""
+    return (
+        f"{name.removeprefix(ENDPOINT).rpartition('@')[0]} (a server's)"
+        if name.startswith(ENDPOINT)
+        else name
+    )
 
 
 def version(name: str) -> str | None:

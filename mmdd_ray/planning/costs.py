@@ -58,6 +58,17 @@ class StageCost:
         return self.stage.removeprefix(OTHER_DRAWS)
 
 
+def counted_bytes(cost: StageCost) -> int | None:
+    """The memory of a stage's process on a GPU, counted; None if it cannot be.
+
+    A model that does not take what it is given is for its stage to tell: an estimate ends no run.
+    """
+    try:
+        return cost.memory()
+    except Exception:
+        return None
+
+
 def planned_as(stage: str) -> str:
     """The name that a plan has for a stage of a run: one for those of all draws but the first."""
     return re.sub(rf"^{DRAWS}/\d+/", OTHER_DRAWS, stage)

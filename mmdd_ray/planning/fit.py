@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmdd_ray.config import RunSettings, Training
 from mmdd_ray.engine.cluster import pool_size
 from mmdd_ray.errors import UserError
+from mmdd_ray.planning.memory import CONTEXT_BYTES
 from mmdd_ray.planning.run_plan import RunPlan
 
 GIB = 2**30
@@ -16,6 +17,7 @@ GPU_GIB = {
     "V100": 16,
     "A10G": 22,
     "L4": 22,
+    "A100": 39,
     "A100-40G": 39,
     "L40S": 44,
     "A100-80G": 79,
@@ -26,8 +28,12 @@ GPU_GIB = {
 
 
 def smallest_gpu_gib(kinds: Sequence[str]) -> float | None:
-    """Memory of the smallest of these GPUs; None where there is none, or one is not known."""
-    sizes = [GPU_GIB.get(kind) for kind in kinds]
+    """Memory of the smallest of these GPUs, in GiB; None if there is none, or one is not known.
+
+    Some clusters name a card twice, "A100" and "A100-80G": then the second name counts.
+    """
+    plain = {kind.partition("-")[0] for kind in kinds if "-" in kind}
+    sizes = [GPU_GIB.get(kind) for kind in kinds if kind not in plain]
     return None if not sizes or None in sizes else min(filter(None, sizes))
 
 
@@ -91,9 +97,9 @@ def check_gpus(plan: RunPlan) -> None:
     for one in plan.stages:
         if not one.gpus_each or not one.peak_bytes:
             continue
-        sharing = max(int(1 / one.gpus_each + 1e-6), 1)
-        held = one.peak_bytes / GIB
-        if sharing * held > plan.gpu_gib * max(one.gpus_each, 1):
+        sharing = min(max(int(1 / one.gpus_each + 1e-6), 1), one.parallel)
+        held = (one.peak_bytes + (0 if one.counted else CONTEXT_BYTES)) / GIB
+        if sharing * held > plan.gpu_gib:
             share = (
                 f"{sharing} processes at {one.gpus_each:g} of a GPU take"
                 if sharing > 1
@@ -103,5 +109,6 @@ def check_gpus(plan: RunPlan) -> None:
             advice = f"give each {1 / fits:.2g} of a GPU, or " if fits else ""
             raise UserError(
                 f"the stage {one.cost.stage} does not fit: {share} {sharing * held:.1f} GiB, but a GPU has "
-                f"{plan.gpu_gib:g} GiB; {advice}lower its batches ({one.cost.batches}) in --{one.cost.section}"
+                f"{plan.gpu_gib:g} GiB; {advice}lower its batches ({one.cost.batches}) in --{one.cost.section}, or say "
+                "how much a GPU has as --plan.gpu_gib"
             )

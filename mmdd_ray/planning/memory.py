@@ -6,6 +6,7 @@ model is downloaded: what can be counted are folders, the zoo, architectures of 
 ``models/published.py``. Imports torch when it counts.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,20 @@ if TYPE_CHECKING:
 
 CONTEXT_BYTES = 2**29  # of CUDA in a process
 FRAGMENTS = 1.05  # what an allocator holds over what is alive
-TEXT_ROWS = 256  # captions that CLIP reads at once
+HUB_TEXT = {"hf_model_name", "hf_tokenizer_name"}  # of CLIPs whose text encoder or tokenizer is on the hub
 REPEATS = 2  # of a step: the states of an optimiser come with the first
 
 
 def features_bytes(features: Features) -> int | None:
-    """Of encoding a chunk with CLIP."""
+    """Bytes that encoding a chunk with CLIP takes; None if the model is not known."""
     import torch
 
     with _counting():
         clip = _clip(features.clip)
         if clip is None:
             return None
-        pixels = torch.zeros(features.chunk_pairs, 3, features.image_px, features.image_px)
+        side = _image_px(clip)
+        pixels = torch.zeros(features.chunk_pairs, 3, side, side)
 
         @torch.no_grad()
         def encode() -> None:
@@ -44,20 +46,41 @@ def features_bytes(features: Features) -> int | None:
 
 
 def student_bytes(students: Students) -> int | None:
-    """Of training a student."""
+    """Bytes that training a student takes; None if a model is not known."""
     both = students.protocol == "both-encoders"
     return _encoders_bytes(students, students.batch_pairs, trained=("image", "text") if both else ("image",))
 
 
-def matching_bytes(matching: PairLearning) -> int | None:
-    """Of learning pairs, a micro-batch at a time, beside the encoders as they were pretrained."""
-    trained = ("image", "text") if matching.encoder_updates else ()
-    return _encoders_bytes(matching, matching.micro_batch, trained=trained, pretrained_copies=1)
+def matching_bytes(matching: PairLearning, pairs: int) -> int | None:
+    """Bytes that a worker takes to learn its share of the pairs; None if a model is not known."""
+    trained: tuple[str, ...] = ("image", "text") if matching.encoder_updates else ()
+    if matching.frozen_text:
+        trained = trained[:1]
+    return _encoders_bytes(
+        matching,
+        matching.micro_batch,
+        trained=trained,
+        adamw=matching.encoder_optimizer == "adamw",
+        learnt_pairs=math.ceil(pairs / matching.workers),
+        states=2 if matching.optimizer == "adam" else 1,
+    )
 
 
 def _encoders_bytes(
-    encoders: EncoderSettings, batch: int, *, trained: tuple[str, ...], pretrained_copies: int = 0
+    encoders: EncoderSettings,
+    batch: int,
+    *,
+    trained: tuple[str, ...],
+    adamw: bool = False,
+    learnt_pairs: int = 0,
+    states: int = 0,
 ) -> int | None:
+    """Bytes of a step of both encoders.
+
+    Args:
+        learnt_pairs: Pairs that are learnt, whose pixels and words then need a gradient.
+        states: What their optimiser keeps of each value.
+    """
     import torch
     from torch import nn
 
@@ -73,14 +96,17 @@ def _encoders_bytes(
         image.requires_grad_("image" in trained)
         text.requires_grad_("text" in trained)
         learnt = [p for part in (image, text, heads) for p in part.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(learnt, 0.1, momentum=0.9)
+        optimizer: Optimizer = (
+            torch.optim.AdamW(learnt) if adamw else torch.optim.SGD(learnt, 0.1, momentum=0.9)
+        )
         # pairs that are learnt need the gradient of their pixels and words, students that of the encoders alone
-        pixels = torch.zeros(batch, 3, side, side, requires_grad=pretrained_copies > 0)
-        reads_texts = "text" in trained or pretrained_copies > 0
-        words = torch.zeros(batch, tokens, text.config.hidden_size, requires_grad=pretrained_copies > 0)
-        copies = [
-            torch.zeros_like(p) for part in (image, text) for p in part.parameters()
-        ] * pretrained_copies
+        pixels = torch.zeros(batch, 3, side, side, requires_grad=learnt_pairs > 0)
+        words = torch.zeros(batch, tokens, text.config.hidden_size, requires_grad=learnt_pairs > 0)
+        reads_texts = "text" in trained or learnt_pairs > 0
+        # values, gradients, and states of an optimiser
+        held = [
+            torch.zeros(learnt_pairs, *one.shape[1:]) for one in (pixels, words) for _ in range(2 + states)
+        ]
 
         def step() -> None:
             with torch.autocast("cpu", torch.bfloat16):
@@ -95,11 +121,11 @@ def _encoders_bytes(
             optimizer.zero_grad()
             pixels.grad = words.grad = None
 
-        return _bytes_of([image, text, heads, pixels, words, *copies], step)
+        return _bytes_of([image, text, heads, pixels, words, *held], step)
 
 
 def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str | None) -> int | None:
-    """Of drawing a batch, in half precision."""
+    """Bytes that drawing a batch in half precision takes; None if a model is not known."""
     import torch
 
     with _counting():
@@ -122,7 +148,11 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
 
 
 def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
-    """Of a step on a worker's share of a batch; with CLIP, if the loss looks at decoded images through it."""
+    """Bytes that fine-tuning on a worker's share of a batch takes; None if a model is not known.
+
+    Args:
+        clip: The model that the loss looks at decoded images through, if it does.
+    """
     import torch
 
     from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
@@ -138,7 +168,9 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
         unet.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()
         learnt = [p for p in unet.parameters() if p.requires_grad]
-        average = [torch.zeros_like(p) for p in learnt] if tuning.ema_decay else []
+        # averaged weights, and what data-parallel workers exchange
+        copies = (tuning.ema_decay > 0) + (tuning.workers > 1)
+        beside = [torch.zeros_like(p) for p in learnt for _ in range(copies)]
         optimizer: Optimizer = (
             torch.optim.AdamW(learnt)
             if tuning.optimizer == "adamw"
@@ -161,7 +193,7 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
             optimizer.step()
             optimizer.zero_grad()
 
-        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states, *average], step)
+        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states, *beside], step)
 
 
 def _clip(name: str) -> Any:
@@ -172,11 +204,14 @@ def _clip(name: str) -> Any:
 
     if folder := zoo.local_folder(name):
         config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-        if "hf_model_name" in config.get("text_cfg", {}):
+        if HUB_TEXT & config["text_cfg"].keys():
             return None
-        return _module(lambda: open_clip.CLIP(**config))
+        kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+        return _module(lambda: kind(**config))
     architecture = name.partition("/")[0]
     if architecture not in open_clip.list_models():
+        return None
+    if HUB_TEXT & open_clip.get_model_config(architecture)["text_cfg"].keys():
         return None
     return _module(lambda: open_clip.create_model(architecture, device="meta"))
 

@@ -1,4 +1,6 @@
-"""The cost of a run, before it starts: work, time, GPU-hours, traffic and memory of each stage. No torch.
+"""The cost of a run, before it starts: work, time, GPU-hours, traffic and memory of each stage.
+
+Where the memory of GPUs is counted, torch is imported for it.
 
 A method says what each of its stages costs. Times are those of an earlier run whose stages used the same models in
 the same way, scaled to the work: what a stage took to start stays, the rest grows with the work and shrinks with the
@@ -13,7 +15,7 @@ from mmdd_ray.config import Evaluation, RunSettings, judged_by
 from mmdd_ray.data.inventory import Source
 from mmdd_ray.engine.cluster import Devices, connect, devices, this_machine
 from mmdd_ray.engine.draws import count_sets
-from mmdd_ray.planning.costs import FEATURE_BYTES, GREEDY, StageCost, clip_dim
+from mmdd_ray.planning.costs import FEATURE_BYTES, GREEDY, StageCost, clip_dim, counted_bytes
 from mmdd_ray.planning.fit import check_fit, smallest_gpu_gib
 from mmdd_ray.planning.reference import Timed, reference_times
 from mmdd_ray.planning.run_plan import Planned, RunPlan, StagePlan, parallel_of
@@ -68,7 +70,7 @@ def _stage_plan(cost: StageCost, devices: Devices, time: Timed | None) -> StageP
         if time.tells_of(cost.units):
             seconds = cost.times * (time.startup_seconds + time.seconds_a_unit * cost.units / parallel)
         measured = time.peak_bytes if time.batches == cost.batches else None
-    counted = cost.memory() if gpus and measured is None else None
+    counted = counted_bytes(cost) if gpus and measured is None else None
     return StagePlan(cost, parallel, seconds, gpus, measured or counted, counted is not None)
 
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 PREFIX = "openai:"
-AT_ONCE = 32  # requests of one actor that wait for an answer
+MAX_CONCURRENT_REQUESTS = 32  # of one actor
 RETRIES = 6  # of a request, half a second to eight seconds apart
 TIMEOUT_S = 300.0  # of a request: a server may let it wait behind many others
-LOOK_S = 10.0  # of the look before a run
+PREFLIGHT_TIMEOUT_S = 10.0
+RETRIED = (408, 409)  # beside 429 and 5xx, which have errors of their own
 KEY = "OPENAI_API_KEY"
 
 
@@ -50,26 +51,53 @@ class Endpoint(NamedTuple):
 
 
 def check_endpoint(name: str, setting: str) -> str:
-    """Asks a server for its models; says what was found.
+    """Asks a server for its models, or where it does not list them for a word about a pixel; gives a description.
 
     Raises:
         UserError: There is no such server, it wants a key, or has other models.
     """
-    import openai
-
+    openai = _openai(setting)
     model, url = Endpoint.of(name, setting)
+    client = openai.OpenAI(base_url=url, api_key=_key(), timeout=PREFLIGHT_TIMEOUT_S, max_retries=1)
     try:
-        client = openai.OpenAI(base_url=url, api_key=_key(), timeout=LOOK_S, max_retries=1)
-        served = [one.id for one in client.models.list()]
-    except openai.NotFoundError:
-        return f"{model} at {url}"  # which does not list its models
+        try:
+            served = [one.id for one in client.models.list()]
+        except openai.NotFoundError:
+            served = []
+            pixel = _message(Image.new("RGB", (1, 1)), "?")
+            client.chat.completions.create(model=model, messages=[pixel], max_tokens=1)
     except openai.AuthenticationError as error:
         raise UserError(f"--{setting}: {url} refuses the key; set {KEY}") from error
-    except openai.APIError as error:
-        raise UserError(f"--{setting}: no server of chat completions answers at {url} ({error})") from error
+    except (
+        openai.APIError,
+        AttributeError,
+        ValueError,
+    ) as error:  # the last two of an answer that is no JSON
+        raise UserError(
+            f"--{setting}: no server of chat completions answers at {url} ({error}); does its address end in /v1?"
+        ) from error
     if served and model not in served:
         raise UserError(f"--{setting}: {url} has no model {model!r}, but {', '.join(served[:5])}")
     return f"{model} at {url}"
+
+
+def _openai(setting: str) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise UserError(
+            f'--{setting} names a server, which needs: pip install "mmdd_ray[endpoint]"'
+        ) from error
+    return openai
+
+
+def _message(image: Image.Image, instruction: str) -> Any:
+    """A question about an image."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    return {"role": "user", "content": [picture, {"type": "text", "text": instruction}]}
 
 
 def _key() -> str:
@@ -129,7 +157,7 @@ class EndpointCaptioner:
     async def _ask_all(self, asked: Sequence[dict[str, Any]], max_new_tokens: int) -> list[str]:
         from openai import AsyncOpenAI
 
-        waiting = asyncio.Semaphore(AT_ONCE)
+        waiting = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
         async def one(question: dict[str, Any]) -> str:
             async with waiting:
@@ -153,13 +181,11 @@ class EndpointCaptioner:
     ) -> str:
         import openai
 
-        picture = {"type": "image_url", "image_url": {"url": _data_url(image)}}
-        message: Any = {"role": "user", "content": [picture, {"type": "text", "text": instruction}]}
         where = f"--{self._setting} {PREFIX}{self._endpoint.model}@{self._endpoint.url}"
         try:
             found = await client.chat.completions.create(
                 model=self._endpoint.model,
-                messages=[message],
+                messages=[_message(image, instruction)],
                 max_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed,
@@ -167,13 +193,16 @@ class EndpointCaptioner:
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise StorageError(f"{where} failed {RETRIES + 1} times: {error}") from error
         except openai.APIError as error:
+            if getattr(error, "status_code", None) in RETRIED:
+                raise StorageError(f"{where} failed {RETRIES + 1} times: {error}") from error
             raise UserError(f"{where} refuses: {error}") from error
         return self._text_of(found, where)
 
     def _text_of(self, found: "ChatCompletion", where: str) -> str:
         """The answer; blank where it was refused."""
         if not getattr(found, "choices", None):  # a server that says 200 and means an error
-            raise UserError(f"{where} gives no answer, but {str(found.to_dict())[:200]}")
+            said = found.to_dict() if hasattr(found, "to_dict") else found
+            raise UserError(f"{where} gives no answer, but {str(said)[:200]}")
         if found.usage:
             self._read += found.usage.prompt_tokens
             self._written += found.usage.completion_tokens
@@ -181,9 +210,3 @@ class EndpointCaptioner:
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return ""
         return " ".join((choice.message.content or "").split())
-
-
-def _data_url(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
