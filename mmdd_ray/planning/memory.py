@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONTEXT_BYTES = 2**29  # of CUDA in a process
 FRAGMENTS = 1.05  # what an allocator holds over what is alive
-HUB_TEXT = {"hf_model_name", "hf_tokenizer_name"}  # of CLIPs whose text encoder or tokenizer is on the hub
+HUB_TEXT = "hf_model_name"  # of CLIPs whose text encoder is on the hub
 REPEATS = 2  # of a step: the states of an optimiser come with the first
 
 
@@ -204,14 +204,14 @@ def _clip(name: str) -> Any:
 
     if folder := zoo.local_folder(name):
         config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-        if HUB_TEXT & config["text_cfg"].keys():
+        if HUB_TEXT in config["text_cfg"]:
             return None
         kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
         return _module(lambda: kind(**config))
     architecture = name.partition("/")[0]
     if architecture not in open_clip.list_models():
         return None
-    if HUB_TEXT & open_clip.get_model_config(architecture)["text_cfg"].keys():
+    if HUB_TEXT in open_clip.get_model_config(architecture)["text_cfg"]:
         return None
     return _module(lambda: open_clip.create_model(architecture, device="meta"))
 
