@@ -51,7 +51,7 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "covmatch": ({}, {"pixel_rate": 0.02}, {"token_rate": 0.004}, {"pixel_rate": 0.02, "token_rate": 0.004}),
     "edge": ({}, {"learning_rate": 2e-4}, {"contrastive_weight": 2.0}, {"max_timestep_fraction": 0.6}),
 }
-"""What is tried of each method: changes of the local preset's `match`, or of its `finetune`."""
+"""Settings that are tried for each method: changes of the local preset's `match`, or of its `finetune`."""
 LADDERS = {
     "cpu": {
         RIVAL: (30, 60, 120, 240),
@@ -91,7 +91,7 @@ class Headline(Speed):
 
     @property
     def trials(self) -> dict[str, tuple[dict[str, Any], ...]]:
-        """What is tried of each method."""
+        """Settings that are tried for each method."""
         return {name: trials[:2] for name, trials in TRIALS.items()} if self.size == "tiny" else TRIALS
 
 
@@ -173,13 +173,13 @@ def _drawn(
 
 @dataclass(frozen=True)
 class Seconds:
-    """What a distillation takes."""
+    """Time of a distillation, in seconds."""
 
     whole: float
     further: float
     """Without what another distillation of these data uses again."""
     work: float
-    """Of the whole, without starts of processes."""
+    """Time of the whole without the starts of processes."""
 
     @classmethod
     def of(cls, stages: Sequence[StageDir]) -> "Seconds":

@@ -188,7 +188,7 @@ def test_answers_that_are_empty_or_refused_are_blank_and_counted(
             pa.table({"number": [number], "rows": [rows[4 * number : 4 * number + 4]]})
         )
     found = recaption(stage, {row["index"]: row["image"] for row in rows}, settings, seed=0)
-    assert found == {"blank_captions": 3, "tokens_read": 50, "tokens_written": 15}
+    assert found == {"blank_captions": 3, "prompt_tokens": 50, "completion_tokens": 15}
     texts = [text for own in read_captions(stage.store).values() for text in own]
     assert sorted(texts) == ["", "", "", "a disc", "a red disc"]
 

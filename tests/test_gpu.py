@@ -1,4 +1,4 @@
-"""What a GPU computes, beside the CPU: features, drawing, captions, and a step of each training; without Ray.
+"""Results of a GPU against those of the CPU: features, drawing, captions, and a step of each training; without Ray.
 
 pytest -m gpu
 """

@@ -156,7 +156,7 @@ def test_weights_in_several_files_have_to_be_complete(setting: str, name: str, t
 
 
 def load_of(setting: str) -> Callable[[str], torch.nn.Module]:
-    """What loads the model of a setting; gives the module whose weights can be compared."""
+    """A function that loads the model of a setting, as the module whose weights can be compared."""
     from mmdd_ray.config import Students
     from mmdd_ray.models.captioners.captioner import load_captioner
     from mmdd_ray.models.generators.stable_diffusion import load_pipeline

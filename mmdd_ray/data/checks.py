@@ -72,7 +72,7 @@ def check_source(data: Data, labelled: bool) -> Listing:
 
 
 def _probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
-    """What `check_source` finds, and the first rows of the first shards, where they must be labelled."""
+    """The listing of a source, and the first rows of its first shards if they must be labelled."""
     listing = find_shards(data)
     if not labelled:
         return listing, []

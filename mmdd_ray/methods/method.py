@@ -152,8 +152,9 @@ class Method(Generic[S]):
     summary: Callable[[Run], str] = report_table
     """The text that a terminal shows in the end."""
     shortened: Callable[[S, Callable[[int], int], Path], S] = lambda settings, batch, folder: settings
-    """What a rehearsal changes of the method's own sections, so that there is work for a batch; is given settings whose
-    shared sections are shortened, what a rehearsal makes of the size of a batch, and the rehearsal's folder."""
+    """Shortens the method's own sections for a rehearsal, to the work of one batch. Its arguments are settings whose
+    shared sections are shortened already, a function from the size of a batch to that of the rehearsal, and the
+    rehearsal's folder."""
     labelled: bool = False
     """Whether it needs images with labels; captions may then be missing."""
 

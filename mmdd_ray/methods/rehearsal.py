@@ -1,6 +1,6 @@
 """A rehearsal: every stage of a run for two steps, with the architectures of its models and random weights.
 
-What a process of each stage would hold on a GPU is counted beside that, for the batches of the run.
+The memory that each stage would take on a GPU is counted beside that, for the batches of the run.
 
 Nothing is downloaded and none of the user's data is read: pairs are procedural scenes, decoded to the side that the run
 has. What goes wrong in a stage because of shapes, memory or versions goes wrong here in minutes, and not after days of
@@ -183,7 +183,7 @@ def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
 
 
 def _table(method: Method[Any], settings: Any, short: Any, stages: Iterable[StageDir], limits: Limits) -> str:
-    """What each stage did, how long, and with how much memory, beside what it would hold on a GPU in the run."""
+    """Table of the stages: time and memory here, and memory of a GPU in the run."""
     source = method.look(short)
     costs = {cost.stage: cost for cost in method.costs(short, source)}
     whole = {cost.stage: cost for cost in method.costs(settings, source)}

@@ -24,7 +24,7 @@ GPU_GIB = {
     "H100": 79,
     "H200": 140,
 }
-"""What a process may have of GPUs, by Ray's names, in GiB; rounded down."""
+"""Usable memory of GPUs by Ray's names, in GiB, rounded down."""
 
 
 def smallest_gpu_gib(kinds: Sequence[str]) -> float | None:

@@ -174,7 +174,7 @@ class Store:
         return table if columns is None else table.select(columns)
 
     def parquet_metadata(self, name: str) -> dict[bytes, bytes]:
-        """What the file's schema says beside its columns; empty where that is nothing."""
+        """The metadata of the file's schema; empty if there are none."""
         with self.open(name) as file:
             return pq.ParquetFile(file).schema_arrow.metadata or {}
 

@@ -11,7 +11,7 @@ from mmdd_ray.engine.devices import own_device
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.methods.edge.settings import Captions
-from mmdd_ray.models.captioners.ledger import tokens_of, with_tokens
+from mmdd_ray.models.captioners.token_usage import tokens_of, with_tokens
 from mmdd_ray.storage.store import Store
 
 CAPTIONS_SCHEMA = pa.schema({"index": pa.int64(), "captions": pa.list_(pa.string())})

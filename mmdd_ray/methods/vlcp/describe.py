@@ -23,7 +23,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.features.shard_pool import ChunkActor, map_shards
 from mmdd_ray.features.store import FeatureStore, shard_files
 from mmdd_ray.methods.vlcp.settings import Describe
-from mmdd_ray.models.captioners.ledger import tokens_of, with_tokens
+from mmdd_ray.models.captioners.token_usage import tokens_of, with_tokens
 from mmdd_ray.storage.store import Store
 
 CLASSES = "classes.json"

@@ -151,7 +151,7 @@ def encode_prompts(pipeline: Pipeline, prompts: Sequence[str], negative_prompt: 
 
 
 def token_states(pipeline: Pipeline, encoder: Any, ids_PS: Tensor) -> Tensor:
-    """What the U-Net reads of a text encoder: its last states, or with Stable Diffusion XL those before the last."""
+    """Hidden states that the U-Net attends to: the last ones, or with Stable Diffusion XL those before the last."""
     if is_xl(pipeline):
         return encoder(ids_PS, output_hidden_states=True).hidden_states[-2]
     return encoder(ids_PS).last_hidden_state

@@ -1,4 +1,4 @@
-"""What captions cost: the tokens of each file of captions, in its metadata. Imports no torch."""
+"""Token counts of captions, in the metadata of their files. Imports no torch."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ TOKENS = b"tokens"
 
 
 def with_tokens(table: pa.Table, before: tuple[int, int], after: tuple[int, int]) -> pa.Table:
-    """The table with what was read and written since ``before``, by the counts of a ``Captioner``."""
+    """The table with the token counts of a ``Captioner`` since ``before`` in its metadata."""
     spent = [now - then for now, then in zip(after, before, strict=True)]
     return table.replace_schema_metadata({TOKENS: json.dumps(spent)})
 
@@ -22,4 +22,4 @@ def tokens_of(store: Store, files: Iterable[str]) -> dict[str, int]:
     for file in files:
         spent = json.loads(store.parquet_metadata(file).get(TOKENS, b"[0, 0]"))
         read, written = read + spent[0], written + spent[1]
-    return {"tokens_read": read, "tokens_written": written}
+    return {"prompt_tokens": read, "completion_tokens": written}
