@@ -26,6 +26,7 @@ HUB_TEXT = "hf_model_name"  # of CLIPs whose text encoder is on the hub
 REPEATS = 2  # of a step: the states of an optimiser come with the first
 
 
+@cache
 def features_bytes(features: Features) -> int | None:
     """Bytes that encoding a chunk with CLIP takes; None if the model is not known."""
     import torch
@@ -45,12 +46,14 @@ def features_bytes(features: Features) -> int | None:
         return _bytes_of([clip, pixels], encode)
 
 
+@cache
 def student_bytes(students: Students) -> int | None:
     """Bytes that training a student takes; None if a model is not known."""
     both = students.protocol == "both-encoders"
     return _encoders_bytes(students, students.batch_pairs, trained=("image", "text") if both else ("image",))
 
 
+@cache
 def matching_bytes(matching: PairLearning, pairs: int) -> int | None:
     """Bytes that a worker takes to learn its share of the pairs; None if a model is not known."""
     trained: tuple[str, ...] = ("image", "text") if matching.encoder_updates else ()
@@ -124,6 +127,7 @@ def _encoders_bytes(
         return _bytes_of([image, text, heads, pixels, words, *held], step)
 
 
+@cache
 def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str | None) -> int | None:
     """Bytes that drawing a batch in half precision takes; None if a model is not known."""
     import torch
@@ -147,6 +151,7 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
         return _bytes_of([unet, vae, text, *([look] if look else []), latent, states], draw)
 
 
+@cache
 def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
     """Bytes that fine-tuning on a worker's share of a batch takes; None if a model is not known.
 
