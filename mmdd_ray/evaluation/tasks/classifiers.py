@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmdd_ray.config import Classifiers
+from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import draw_shifts, shifted
@@ -62,7 +63,7 @@ def _batch_losses(
     label_N = torch.tensor(images.labels, device=device)
     for row_B in _batches(images.n_images, settings.batch_images, settings.steps, rng):
         shift_2B = draw_shifts(len(row_B), images.image_px, rng)
-        image_BHWC = shifted(torch.from_numpy(images.images[row_B]).to(device), shift_2B)
+        image_BHWC = shifted(moved(torch.from_numpy(images.images[row_B]), device), shift_2B)
         image_BCHW = normalised(image_BHWC)
         if settings.flip:
             mirrored = torch.from_numpy(rng.random(len(row_B)) < 0.5).to(device)

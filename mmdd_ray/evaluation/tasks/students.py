@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdd_ray.config import Students
 from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import Pairs, batches, draw_shifts, shifted
@@ -90,7 +91,7 @@ def train_student(
     def batch_losses() -> Iterator[Tensor]:
         for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
             shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
-            image_BHWC = shifted(torch.from_numpy(images_NHWC[image_B]).to(device), shift_2B)
+            image_BHWC = shifted(moved(torch.from_numpy(images_NHWC[image_B]), device), shift_2B)
             with autocast(device, fastest(settings.precision)):
                 image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))

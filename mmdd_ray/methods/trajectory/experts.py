@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdd_ray.engine.devices import moved
 from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.trajectory.objective import Embedding, Parameters
@@ -43,7 +44,7 @@ def train_expert(
     for _ in range(experts.epochs):
         for image_B, caption_B in batches(pairs, experts.batch_pairs, steps, rng):
             shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
-            image_BHWC = shifted(torch.from_numpy(pairs.images[image_B]).to(device), shift_2B)
+            image_BHWC = shifted(moved(torch.from_numpy(pairs.images[image_B]), device), shift_2B)
             rows_B = torch.from_numpy(caption_B).to(device)
             image_BD, text_BD = embedding(student.image.normalise(image_BHWC), vectors[rows_B])
             optimizer.zero_grad()
