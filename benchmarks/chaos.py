@@ -32,7 +32,7 @@ import psutil
 import tyro
 from ray.cluster_utils import Cluster
 
-from mmdd_ray.engine.cluster import set_environment
+from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.engine.run_dir import MANIFEST, STARTED
 
 ROOT = Path(__file__).parents[1]

@@ -4,8 +4,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from mmdd_ray.methods.preset_parts import STABLE_DIFFUSION
-from mmdd_ray.models.published import build
+from mmdd_ray.models.published import BERT, STABLE_DIFFUSION, build
 
 
 @cache
@@ -20,7 +19,7 @@ def nfnet_l0() -> str:
 
 def bert_base() -> str:
     """BERT-base, 109.5M weights: their text encoder."""
-    return build("text encoder", "google-bert/bert-base-uncased", _folder())
+    return build("text encoder", BERT, _folder())
 
 
 def stable_diffusion() -> str:

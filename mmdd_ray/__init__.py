@@ -29,7 +29,7 @@ def distill(settings: "RunSettings", preset: str = "custom") -> "Run":
         ValueError: Something in the settings or the data is wrong; one sentence that names the setting. Most of it is
             found before Ray starts.
     """
-    from mmdd_ray.engine.cluster import set_environment
+    from mmdd_ray.engine.environment import set_environment
     from mmdd_ray.methods.execute import check, execute
 
     set_environment()

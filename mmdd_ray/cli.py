@@ -15,7 +15,7 @@ from typing import TypeVar
 import tyro
 
 from mmdd_ray.data.listing import SOURCES
-from mmdd_ray.engine.cluster import set_environment
+from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.errors import ClusterError, StorageError, UserError
 from mmdd_ray.storage.redact import redact
 

@@ -234,6 +234,13 @@ def test_the_hub_may_have_pickled_weights_of_clip_which_open_clip_reads_as_tenso
     assert zoo.check({"features.clip": "hf-hub:a/clip"}).keys() == {"features.clip"}
 
 
+def offline(cached: Callable[[str, bool], str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, but a cache that gives snapshots as told, and has the files of a folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(folder / file))
+
+
 def test_without_a_hub_the_cache_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -242,11 +249,7 @@ def test_without_a_hub_the_cache_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
             return str(zoo.FOLDER / "tiny-bert")
         raise LocalEntryNotFoundError("not there")
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda name, file: str(zoo.FOLDER / "tiny-bert" / file)
-    )
+    offline(cached, zoo.FOLDER / "tiny-bert", monkeypatch)
     assert zoo.check({"students.text_model": "a/bert", "captions.model": "a/other"}).keys() == {
         "students.text_model"
     }
@@ -305,9 +308,7 @@ def test_a_cache_with_configs_alone_refuses_nothing_but_another_kind(
     def cached(name: str, local_files_only: bool) -> str:
         raise IncompleteSnapshotError("parts are missing", str(tmp_path))
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(tmp_path / file))
+    offline(cached, tmp_path, monkeypatch)
     zoo.check({"students.text_model": "a/bert"})
     with pytest.raises(UserError, match="is BertModel of transformers"):
         zoo.check({"captions.model": "a/bert"})

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmdd_ray import config
+from mmdd_ray.engine.environment import set_environment, unset
 from mmdd_ray.errors import ClusterError, UserError
 from mmdd_ray.storage.remote import TRANSPORT_ERROR
 from mmdd_ray.storage.store import Store
@@ -27,13 +28,6 @@ from mmdd_ray.storage.store import Store
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
 
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user asks for it
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run`, Ray would sync the project again for every worker
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # of its actors: they announce every epoch, and progress bars we do not use
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a training worker prints is shown twice
-    "RAY_task_oom_retries": "4",  # Ray's default is to start a task for ever that is too large for its machine
-}
 LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any ordinary process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not a spot instance
@@ -86,12 +80,6 @@ class ActorPool(ActorResources):
     """The same for a pool of actors in ``map_batches``."""
 
     compute: "ActorPoolStrategy"
-
-
-def set_environment() -> None:
-    """Sets Ray's switches that the user has not set. Call it before the first ``import ray``."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def connect(run: config.Run) -> None:
@@ -152,7 +140,9 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
 
     for last in (False, True):
         try:
-            with _threads_by_cpus():
+            # Ray then gives each process a thread for each of its CPUs. Sums over more threads round otherwise, and
+            # the bytes of a set would depend on the shell that it was made from.
+            with unset("OMP_NUM_THREADS"):
                 ray.init(
                     address="local",  # a stale address file of another Ray would make a plain init join that
                     num_cpus=run.num_cpus,
@@ -169,20 +159,6 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
                 raise ClusterError(
                     "Ray did not start on this machine within a minute, twice; it may be too busy"
                 ) from error
-
-
-@contextmanager
-def _threads_by_cpus() -> Iterator[None]:
-    """Lets Ray give each process as many threads as CPUs, which is one here, whatever this process may have.
-
-    Sums over more threads round otherwise, and the bytes of a set would depend on the shell that it was made from.
-    """
-    own = os.environ.pop("OMP_NUM_THREADS", None)
-    try:
-        yield
-    finally:
-        if own is not None:
-            os.environ["OMP_NUM_THREADS"] = own
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from typing import Any
 
 from mmdd_ray.config import Data, Evaluation, Features, Run, Students
+from mmdd_ray.models import published
 
 # what cluster.yaml may grow to; docs/kuberay.yaml has as many GPUs
 AUTOSCALING = Run(max_cpus=256, max_gpus=16)
 SPOT_FAILURES = 50  # machines that vanish during a training
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-LLAVA = "llava-hf/llava-1.5-7b-hf"
+STABLE_DIFFUSION, LLAVA = published.STABLE_DIFFUSION, published.LLAVA
 
 # The procedural world of docs/world.md: noisy pairs to distil, and such pictures with right captions, five
 # each, to choose learning rates on and to test.
@@ -36,7 +36,7 @@ VIT_B32 = Features(
 )
 NFNET_AND_BERT = Students(
     image_model="nfnet_l0",
-    text_model="google-bert/bert-base-uncased",
+    text_model=published.BERT,
     image_px=224,
     max_tokens=64,
     embed_dim=2304,
@@ -64,7 +64,7 @@ LOCAL_MATCHING: dict[str, Any] = {
 
 PUBLISHED_MATCHING: dict[str, Any] = {
     "image_model": "nfnet_l0",
-    "text_model": "google-bert/bert-base-uncased",
+    "text_model": published.BERT,
     "image_px": 224,
     "max_tokens": 64,
     "embed_dim": 2304,

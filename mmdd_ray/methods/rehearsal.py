@@ -7,10 +7,8 @@ has. What goes wrong in a stage because of shapes, memory or versions goes wrong
 the stages before it. What the set of a rehearsal looks like says nothing.
 """
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from mmdd_ray.config import (
     Synthesis,
     Training,
 )
+from mmdd_ray.engine.environment import unset
 from mmdd_ray.engine.progress import duration
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.methods.execute import check, execute, method_of
@@ -72,24 +71,13 @@ def rehearse(settings: RunSettings, preset: str) -> str:
         print("models       are built with random weights", flush=True)
         short = rehearsed(settings, method, Path(folder), limits)
         check(short)
-        with _alone():
+        with unset("RAY_ADDRESS"):  # of a cluster, whose other machines do not have these models
             stages = execute(short, preset).stages.values()
         table = _table(method, settings, short, stages, limits)
         ours, theirs = method.models(short), method.models(settings)
         for setting, name in theirs.items():
             table = table.replace(ours[setting], name)
         return table
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hides the cluster of the environment: a rehearsal is of this machine, where its models lie."""
-    address = os.environ.pop("RAY_ADDRESS", None)
-    try:
-        yield
-    finally:
-        if address is not None:
-            os.environ["RAY_ADDRESS"] = address
 
 
 def limits_of(settings: Any) -> Limits:
