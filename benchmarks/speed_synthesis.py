@@ -7,6 +7,7 @@ Arms:
 
 - ours: what an actor of the synthesis stage does with its batches: drawing, CLIP features of each image and its
   prompt (not on a GPU), PNG, a Parquet file.
+- ours with ``--compile``, on a GPU: the same, once it is compiled.
 - release: one prompt at a time with the pipeline's own scheduler and 50 steps, as EDGE's release draws; images alone.
 - one by one: ``draw_images`` of one prompt at a time, with our scheduler and steps; images alone.
 - bare: ``draw_images`` of the same batches in a loop, beside which ours shows what features, PNG and files cost.
@@ -34,8 +35,8 @@ from mmdd_ray.models import zoo
 from mmdd_ray.models.generators.stable_diffusion.drawing import draw_images
 from mmdd_ray.storage.store import Store
 
-IMAGES = {"tiny": 4, "cpu": 256, "gpu": 64}
-ALONE = {"tiny": 1, "cpu": 16, "gpu": 4}  # images of an arm that draws one at a time
+IMAGES = {"tiny": 4, "cpu": 256, "gpu": 32}
+ALONE = {"tiny": 1, "cpu": 16, "gpu": 2}  # images of an arm that draws one at a time
 RELEASE_STEPS = 50
 GUIDANCE = 7.5
 PEAK_SIZE = 8192  # side of the matrices whose product is the limit
@@ -47,6 +48,8 @@ class SynthesisSpeed(Speed):
 
     batch_images: int | None = None
     """Images drawn together; default: those of the presets."""
+    compile: bool = False
+    """Compiles ours, on a GPU."""
 
 
 class Bench:
@@ -57,7 +60,7 @@ class Bench:
         folder = stable_diffusion() if self.on_gpu else str(zoo.FOLDER / "tiny-sd")
         self.image_px = 512 if self.on_gpu else 32
         self.batch = asked.batch_images or (16 if self.on_gpu else Synthesis().batch_images)
-        self.synthesis = Synthesis(batch_images=self.batch, guidance=GUIDANCE)
+        self.synthesis = Synthesis(batch_images=self.batch, guidance=GUIDANCE, compile=asked.compile)
         self.prompts = [shapes.scene(index, seed=5).captions()[0] for index in range(IMAGES[asked.size])]
         self.seeds = sample_seeds(0, len(self.prompts))
         self.alone = ALONE[asked.size]
@@ -67,10 +70,9 @@ class Bench:
         self.plain.to("cuda" if self.on_gpu else "cpu")
         self._scheduler = self.plain.scheduler
         clip = None if self.on_gpu else "tiny-clip"
-        self._scratch, self._sampler = (
-            scratch,
-            ImageSampler(scratch, folder, self.synthesis, self.image_px, clip),
-        )
+        self._scratch = scratch
+
+        self._sampler = ImageSampler(scratch, folder, self.synthesis, self.image_px, clip)
 
     def arms(self) -> dict[str, Callable[[], None]]:
         return {
@@ -120,18 +122,19 @@ def main() -> None:
         bench = Bench(asked, Store(folder))
         seconds = in_turns(bench.arms(), asked.repetitions)
     scale, equal = len(bench.prompts) / bench.alone, 3 if bench.on_gpu else 4
+    title = "synthesis, compiled" if asked.compile else "synthesis"
     ratios = [
-        faster("synthesis: over one prompt at a time, 50 steps", seconds, "ours", "release", 10, scale),
+        faster(f"{title}: over one prompt at a time, 50 steps", seconds, "ours", "release", 10, scale),
         faster(
-            "synthesis: over one prompt at a time, equal steps", seconds, "ours", "one by one", equal, scale
+            f"{title}: over one prompt at a time, equal steps", seconds, "ours", "one by one", equal, scale
         ),
-        faster("synthesis: over a bare loop over batches", seconds, "ours", "bare"),
+        faster(f"{title}: over a bare loop over batches", seconds, "ours", "bare"),
     ]
     if bench.on_gpu:
         shares = tuple(bench.floor() / one for one in seconds["ours"])
-        ratios.append(Ratio("synthesis: share of the matmul limit", shares, 0.45))
+        ratios.append(Ratio(f"{title}: share of the matmul limit", shares, 0.45))
     facts = {"images": len(bench.prompts), "alone": bench.alone, "settings": str(bench.synthesis)}
-    record("synthesis", asked, ratios, **facts, seconds=seconds)
+    record("synthesis-compiled" if asked.compile else "synthesis", asked, ratios, **facts, seconds=seconds)
 
 
 def _unet_flops(pipeline: StableDiffusionPipeline) -> float:

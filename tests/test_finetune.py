@@ -377,21 +377,6 @@ def test_training_pairs_leaves_out_what_is_damaged_or_excluded(ray_cluster, tmp_
     assert [list(row["captions"]) for row in left] == [["a", "b"], ["e"]]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("space", ["clip", "latent"])
-def test_a_step_on_a_gpu_has_all_its_parts_there(space: str) -> None:
-    from mmdd_ray.models.generators.generator import load_generator
-
-    generator = load_generator("tiny-sd", "cuda")
-    assert generator.device.type == "cuda"
-    generator.prepare_training("full", rank=8)
-    settings = replace(SETTINGS, space=space, steps=1)
-    training = Training(EdgeObjective(settings, "tiny-clip").build(generator), settings, seed=3)
-    (record,) = training.run(lambda epoch: cut(*pairs(8), 8))
-    assert np.isfinite(record["total"])
-
-
 def saved_unet(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 

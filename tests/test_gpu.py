@@ -25,7 +25,7 @@ from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.classifiers import train_classifier
 from mmdd_ray.evaluation.tasks.students import evaluate_student, train_student
 from mmdd_ray.matching.initial_pairs import start_from
-from mmdd_ray.matching.learn import cached_batches
+from mmdd_ray.matching.real_batches import cached_batches
 from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.methods.covmatch.settings import Match
 from mmdd_ray.methods.edge.objective import EdgeObjective
@@ -249,7 +249,9 @@ def test_memory_of_a_published_generator_is_as_counted(tmp_path: Path) -> None:
     clip = "ViT-B-32/laion2b_s34b_b79k"
     counted = finetune_bytes(settings, clip)
     assert counted is not None
-    generator = load_generator(build("generator", STABLE_DIFFUSION, tmp_path), GPU)
+    with torch.device(GPU):  # draws a gigabyte of weights at once
+        folder = build("generator", STABLE_DIFFUSION, tmp_path)
+    generator = load_generator(folder, GPU)
 
     def step() -> None:
         generator.prepare_training(settings.parameters, rank=8)

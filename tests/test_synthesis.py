@@ -1,10 +1,12 @@
 """Synthesis and captioning pools: the same bytes whatever the number of actors, and nothing done twice."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 from mmdd_ray.config import Synthesis
@@ -15,6 +17,7 @@ from mmdd_ray.methods.edge.recaption import Recaptioner, read_captions, recaptio
 from mmdd_ray.methods.edge.settings import Captions
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import load_clip
+from mmdd_ray.models.generators.generator import load_generator
 from mmdd_ray.storage.store import Store
 
 PROMPTS = (
@@ -51,6 +54,61 @@ def in_this_process(stage: StageDir, synthesis: Synthesis) -> None:
     sampler = ImageSampler(stage.store, generator(), synthesis, image_px=32, clip="tiny-clip")
     for number, batch in reversed(list(enumerate(batches))):
         sampler(pa.table({"number": [number], "rows": [[vars(drawing) for drawing in batch]]}))
+
+
+@pytest.mark.parametrize("last", [2, 1])
+def test_a_compiled_generator_draws_the_same(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, with a compiler that changes nothing; batches of another size are drawn uncompiled."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(1)
+        return graph
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_module(part, backend=backend))
+    plain, sampler = (
+        ImageSampler(Store(str(tmp_path)), generator(), SYNTHESIS, image_px=32) for _ in range(2)
+    )
+    sampler.generator.compile_drawing()
+    sampler._compiled = True
+    rows = [vars(drawing) for drawing in drawings()]
+    counts = []
+    for number, batch in enumerate([rows[:2], rows[2:4], rows[-last:]]):
+        drawn, known = (
+            [
+                decode_image(image, max_pixels=32**2).astype(int)
+                for image in one.work(number, batch)["image"].to_pylist()
+            ]
+            for one in (sampler, plain)
+        )
+        assert_allclose(drawn, known, atol=1)
+        counts.append(len(compiled))
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3
+
+
+def test_noise_is_drawn_in_float32_whatever_the_weights_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 draws other numbers in half precision."""
+    drawn: list[torch.dtype | None] = []
+
+    def randn(*size: int, dtype: torch.dtype | None = None, **settings: Any) -> torch.Tensor:
+        drawn.append(dtype)
+        return plain(*size, dtype=dtype, **settings)
+
+    plain = torch.randn
+    loaded = load_generator("tiny-sd", half_precision=True)
+    monkeypatch.setattr(torch, "randn", randn)
+    settings: dict[str, Any] = {"image_px": 32, "inference_steps": 2, "guidance": 3.0}
+    loaded.sample(PROMPTS[:2], [0, 1], **settings)
+    assert drawn == [None] * 2
+    latent = torch.zeros(2, loaded.latent_channels, loaded.latent_side(32), loaded.latent_side(32))
+    for begin in (latent, None):
+        loaded.sample_from(begin, PROMPTS[:2], [0, 1], strength=0.5, negative_prompt="", **settings)
+    assert {kind for kind in drawn if kind is not None} == {torch.float32}
+    assert len(drawn) == 6
 
 
 def test_seeds_depend_on_run_and_index_only() -> None:

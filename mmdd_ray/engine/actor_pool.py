@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from mmdd_ray.engine.cluster import ActorPool, missing, retry_faults
 from mmdd_ray.engine.memory import peak_bytes
@@ -57,6 +56,8 @@ def run_batches(
         actor: Constructed with `store` and `arguments`.
         batch_rows: Rows of a batch, part of the result.
     """
+    import ray.data  # here, since what an actor does is measured and tested where there is no Ray
+
     batches = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
     todo = [number for number in range(len(batches)) if not store.exists(_file(number))]
     with progress(name, total=len(rows), unit=unit, missing=missing) as bar:

@@ -24,12 +24,13 @@ from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.ray_train import CHECKPOINTS, Placement, Worker, pair_batches, train
 from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
-from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
+from mmdd_ray.evaluation.batches import draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.initial_pairs import start_from, start_from_learnt
 from mmdd_ray.matching.moments import whole_moments
+from mmdd_ray.matching.real_batches import cached_batches
 from mmdd_ray.matching.start import START
 from mmdd_ray.matching.training import PairOptimizer, RealBatch
 from mmdd_ray.models.students import load_student
@@ -197,24 +198,6 @@ def _real_batches(worker: Worker, job: _Job, device: torch.device, epoch: int) -
     for images, captions in pair_batches(settings.real_pairs_per_worker, seed=job.seed, epoch=epoch):
         shift_2B = draw_shifts(len(images), settings.image_px, rng)
         yield shifted(moved(torch.tensor(images), device), shift_2B), captions
-
-
-def cached_batches(
-    real: PairSet, batch_pairs: int, seed: int, rank: int, workers: int, device: torch.device | str = "cpu"
-) -> Iterator[RealBatch]:
-    """A rank's share of an epoch of augmented batches, which together are the same for any number of workers.
-
-    Args:
-        batch_pairs: of all ranks together.
-        seed: of the epoch.
-    """
-    rng = np.random.default_rng(seed)
-    captions = real.flat_captions
-    own = slice(rank, None, workers)
-    for image_B, caption_B in batches(real, batch_pairs, real.n_images // batch_pairs, rng):
-        shift_2B = draw_shifts(batch_pairs, real.image_px, rng)
-        images = moved(torch.from_numpy(real.images[image_B[own]]), device)
-        yield shifted(images, shift_2B[:, own]), [captions[row] for row in caption_B[own]]
 
 
 def _share(rank: int) -> str:

@@ -160,18 +160,21 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
     """
     import torch
 
+    from mmdd_ray.models.generators.parts import in_parts
     from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
 
     with _counting():
         parts, look = _pipeline(tuning.generator), _clip(clip) if clip else None
         if parts is None or (clip and look is None):
             return None
-        unet, vae, text = parts
-        for frozen in (vae, text, *([look] if look else [])):
+        (unet, vae, text), half = parts, _pipeline(tuning.generator, torch.bfloat16)
+        assert half is not None
+        half_vae = half[1]
+        for frozen in (vae, half_vae, text, *([look] if look else [])):
             frozen.requires_grad_(False)
+        _norms_in_float32(unet, *([look] if look else []))
         trainable_parameters(unet, tuning.parameters, rank=tuning.lora_rank)
         unet.enable_gradient_checkpointing()
-        vae.enable_gradient_checkpointing()
         learnt = [p for p in unet.parameters() if p.requires_grad]
         # averaged weights, and what data-parallel workers exchange
         copies = (tuning.ema_decay > 0) + (tuning.workers > 1)
@@ -186,19 +189,33 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
         states = torch.zeros(tuning.pairs_per_worker, 77, unet.config.cross_attention_dim)
         level = torch.zeros(tuning.pairs_per_worker, dtype=torch.int64)
 
+        def embed(part: "Tensor") -> "Tensor":
+            assert look is not None
+            px = _image_px(look)
+            with torch.autocast("cpu", enabled=False):
+                drawn = half_vae.decode(part.bfloat16()).sample
+            return look.encode_image(torch.nn.functional.interpolate(drawn.float(), (px, px)))
+
         def step() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 implied = latent - unet(latent, level, states).sample
-                found = implied
-                if look:
-                    px = _image_px(look)
-                    drawn = vae.decode(implied).sample
-                    found = look.encode_image(torch.nn.functional.interpolate(drawn.float(), (px, px)))
+                found = in_parts(embed, implied, tuning.image_px) if look else implied
             found.float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states, *beside], step)
+        models = [unet, vae, half_vae, text, *([look] if look else [])]
+        return _bytes_of([*models, latent, states, *beside], step)
+
+
+def _norms_in_float32(*models: Any) -> None:
+    """As autocast computes them on a GPU, and not on the CPU, whose autocast stands for it here."""
+    from torch import nn
+
+    for model in models:
+        for part in model.modules():
+            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
+                part.register_forward_pre_hook(lambda norm, inputs: (inputs[0].float(), *inputs[1:]))
 
 
 def _clip(name: str) -> Any:

@@ -14,6 +14,7 @@ from mmdd_ray.methods.edge.settings import EdgeFinetune
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Generator
+from mmdd_ray.models.generators.parts import in_parts
 
 LATENT_DIM = 256  # width of the space "latent"
 
@@ -68,7 +69,7 @@ class EdgeLoss(nn.Module):
         denoising = self.generator.denoise(images_BHW3, captions, level_B, generator, self.kept)
         latent_BCHW = denoising.clean_BCHW
         if settings.space == "clip":
-            image_BV = self.clip.embed_pixels(self.generator.decode(latent_BCHW))
+            image_BV = self._look(latent_BCHW)
             (text_BL,) = self.kept.of_keys(
                 "clip", captions, lambda: (self.clip.encode_texts(captions, whole=True),)
             )
@@ -85,3 +86,12 @@ class EdgeLoss(nn.Module):
             noise_weight=settings.noise_weight,
             temperature=settings.temperature,
         )
+
+    def _look(self, latent_BCHW: Tensor) -> Tensor:
+        """CLIP's features (B, V) of the decoded latents."""
+
+        def look(part_BCHW: Tensor) -> Tensor:
+            return self.clip.embed_pixels(self.generator.decode(part_BCHW))
+
+        on_gpu = latent_BCHW.device.type == "cuda"
+        return in_parts(look, latent_BCHW, self.settings.image_px) if on_gpu else look(latent_BCHW)

@@ -118,6 +118,10 @@ class Generator(Protocol):
         """Freezes all but what is to be trained, and makes it ready."""
         ...
 
+    def compile_drawing(self) -> None:
+        """Compiles what draws, which takes minutes and makes each image faster."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Saves it as it is loaded, with what was trained."""
         ...

@@ -37,7 +37,8 @@ def draw_images(
 ) -> Drawing:
     """One image for each prompt, of side ``image_px``, by DPM-Solver++ (arXiv 2211.01095).
 
-    The initial noise of each image comes from its own seed and the CPU's generator, the same on every device.
+    The initial noise of each image comes from its own seed and the CPU's generator in float32, the same on every device
+    and in every precision.
 
     Raises:
         UserError: An image is not finite in float32.
@@ -45,12 +46,11 @@ def draw_images(
     _use_solver(pipeline)
 
     def latents(rows: Sequence[int]) -> Tensor:
-        return _denoised(
+        return _from_noise(
             pipeline,
             [seeds[row] for row in rows],
+            image_px,
             prompt=[prompts[row] for row in rows],
-            height=image_px,
-            width=image_px,
             num_inference_steps=inference_steps,
             guidance_scale=guidance,
         )
@@ -91,11 +91,12 @@ def draw_from_latents(
         }
         own_seeds = [seeds[row] for row in rows]
         if latent_BCHW is None:
-            return _denoised(pipeline, own_seeds, height=image_px, width=image_px, **settings)
+            return _from_noise(pipeline, own_seeds, image_px, **settings)
         steps = max(1, int(inference_steps * strength))
         # of which diffusers makes the same number of steps again
         share = min((steps + 0.5) / inference_steps, 1.0)
-        return _denoised(to_image, own_seeds, image=latent_BCHW[rows], strength=share, **settings)
+        begun = {"image": latent_BCHW[rows], "strength": share, "generator": _generators(own_seeds)}
+        return _denoised(to_image, **begun, **settings)
 
     images = np.empty((len(prompts), image_px, image_px, 3), np.uint8)
     redrawn = np.zeros(len(prompts), bool)
@@ -182,16 +183,52 @@ def _use_solver(pipeline: Pipeline) -> None:
 
 def _image_to_image(pipeline: Pipeline) -> Pipeline:
     if is_xl(pipeline):
-        found = StableDiffusionXLImg2ImgPipeline(**pipeline.components, add_watermarker=False)
+        found = _FromLatentsXL(**pipeline.components, add_watermarker=False)
     else:
-        found = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+        found = _FromLatents(**pipeline.components, requires_safety_checker=False)
     found.set_progress_bar_config(disable=True)
     return found
 
 
-def _denoised(pipeline: Pipeline, seeds: Sequence[int], **settings: Any) -> Tensor:
-    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipeline(generator=noise, output_type="latent", **settings).images
+class _FromLatents(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    def prepare_latents(
+        self, image: Tensor, timestep: Tensor, images: int, copies: int, dtype: torch.dtype, *others: Any
+    ) -> Tensor:
+        """In float32 whatever the weights are in: torch may draw other numbers in half precision."""
+        return super().prepare_latents(image, timestep, images, copies, torch.float32, *others).to(dtype)
+
+
+class _FromLatentsXL(StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
+    def prepare_latents(
+        self,
+        image: Tensor,
+        timestep: Tensor,
+        images: int,
+        copies: int,
+        dtype: torch.dtype,
+        *others: Any,
+        **named: Any,
+    ) -> Tensor:
+        """As above."""
+        noisy = super().prepare_latents(image, timestep, images, copies, torch.float32, *others, **named)
+        return noisy.to(dtype)
+
+
+def _from_noise(pipeline: Pipeline, seeds: Sequence[int], image_px: int, **settings: Any) -> Tensor:
+    """Denoised latents (B, C, H, W) that begin as noise, which is drawn in float32 as above."""
+    side = image_px // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+    noise = torch.stack([torch.randn(shape, generator=own) for own in _generators(seeds)])
+    size = {"height": image_px, "width": image_px}
+    return _denoised(pipeline, latents=noise.to(pipeline.device, pipeline.dtype), **size, **settings)
+
+
+def _denoised(pipeline: Pipeline, **settings: Any) -> Tensor:
+    return pipeline(output_type="latent", **settings).images
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def _decoded(pipeline: Pipeline, latent_BCHW: Tensor) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 # B pairs, CHW latent, HW image size, T diffusion steps, L width of the text encoder
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Denoising, Drawing, Trained
+from mmdd_ray.models.generators.parts import in_parts
 from mmdd_ray.models.generators.stable_diffusion.drawing import draw_from_latents, draw_images
 from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
 from mmdd_ray.models.generators.stable_diffusion.trainable import (
@@ -32,6 +35,7 @@ class StableDiffusion(nn.Module):
         self.pipeline = pipeline
         self.unet: Any = pipeline.unet
         self.vae: Any = pipeline.vae.requires_grad_(False)
+        self._half_vae: list[Any] = []  # in a list, since what is saved must not have it among its parts
         self.text_encoder: Any = pipeline.text_encoder.requires_grad_(False)
         self.tokenizer: Any = pipeline.tokenizer
         self.prediction_type: PredictionType = pipeline.scheduler.config.prediction_type
@@ -104,15 +108,37 @@ class StableDiffusion(nn.Module):
 
     def encode(self, images_BHW3: NDArray[np.uint8] | Tensor, *, one_by_one: bool = False) -> Tensor:
         """Scaled latents (B, C, H, W) float32 of uint8 RGB images, which the VAE takes in [-1, 1]."""
-        self.vae.use_slicing = one_by_one
         images = torch.as_tensor(images_BHW3).to(self.alpha_bar_T.device).permute(0, 3, 1, 2)
-        latent = self.vae.encode(images.float() / 127.5 - 1).latent_dist.mode()
+
+        def latents(part_B3HW: Tensor) -> Tensor:
+            with self._vae_as_trained() as vae:
+                return vae.encode((part_B3HW.float() / 127.5 - 1).to(vae.dtype)).latent_dist.mode()
+
+        if self._half_vae:
+            latent = in_parts(latents, images, images.shape[-1])
+        else:
+            self.vae.use_slicing = one_by_one
+            latent = latents(images)
         return latent.float() * self.vae.config.scaling_factor
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of scaled latents, with the gradient to these."""
-        signed_B3HW = self.vae.decode(latent_BCHW / self.vae.config.scaling_factor).sample
+        with self._vae_as_trained() as vae:
+            signed_B3HW = vae.decode((latent_BCHW / vae.config.scaling_factor).to(vae.dtype)).sample
         return (signed_B3HW.float() / 2 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def _vae_as_trained(self) -> Iterator[Any]:
+        """The VAE; in bfloat16 where a training is prepared on a GPU, with no autocast.
+
+        Autocast would cast the frozen weights anew for every part, and norms to float32, whose outputs take twice the
+        memory and the time: a step of 128 pairs took 24 GB.
+        """
+        if not self._half_vae:
+            yield self.vae
+            return
+        with torch.autocast(self.device.type, enabled=False):
+            yield self._half_vae[0]
 
     def _encode_texts(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States of all tokens (B, S, L) and the pooled output (B, L); long captions are cut."""
@@ -175,11 +201,24 @@ class StableDiffusion(nn.Module):
 
     def prepare_training(self, kind: Trained, *, rank: int) -> None:
         """Freezes all but what is to be trained of the U-Net; see ``trainable_parameters``."""
-        self.unet.to(memory_format=torch.channels_last)
         trainable_parameters(self.unet, kind, rank=rank)
         if self.device.type == "cuda":
             self.unet.enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+            # not by its own `to`, which warns of casts
+            self._half_vae = [nn.Module.to(deepcopy(self.vae), torch.bfloat16)]
+        else:  # norms of a GPU copy this layout
+            self.unet.to(memory_format=torch.channels_last)
+
+    def compile_drawing(self) -> None:
+        """Compiles what draws (``torch.compile``), which then has its weights in channels-last order.
+
+        Uncompiled, that order is slower on a GPU, whose norms copy it: 112 ms of an H100 in place of 100 for 32 latents
+        of 64 x 64 in Stable Diffusion 1.5; compiled, 70.
+        """
+        for part in (self.unet, self.vae):
+            part.to(memory_format=torch.channels_last)
+        self.unet.compile()
+        self.vae.decoder.compile()
 
     def save(self, folder: Path) -> None:
         """See ``save_pipeline``."""
