@@ -63,4 +63,4 @@ class Synthesis(Pool):
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
     compile: bool = False
     """On a GPU, compiles the generator for whole batches (torch.compile): a minute or two of each actor, which pays
-    from about two thousand images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""
+    from two or three thousand images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""

@@ -74,9 +74,6 @@ class PairOptimizer:
         self.device = encoders.image_head.weight.device
         if settings.frozen_text:
             encoders.text.requires_grad_(False)
-        if settings.compile and self.device.type == "cuda":
-            encoders.image.backbone.compile()
-            encoders.text.backbone.compile()
         self._start = start
         self._pretrained = [
             {name: value.detach().cpu().clone() for name, value in part.state_dict().items()}
