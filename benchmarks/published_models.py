@@ -1,12 +1,14 @@
 """Names of the published models that speed is measured with, built with random weights in the folder of temporary
 files, where the next benchmark finds them."""
 
+import getpass
 import tempfile
 from pathlib import Path
 
+from mmdd_ray import __version__
 from mmdd_ray.models.published import BERT, STABLE_DIFFUSION, build
 
-FOLDER = Path(tempfile.gettempdir(), "mmdd-published")
+FOLDER = Path(tempfile.gettempdir(), f"mmdd-published-{__version__}-{getpass.getuser()}")
 
 
 def nfnet_l0() -> str:

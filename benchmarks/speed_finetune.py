@@ -10,7 +10,8 @@ nothing):
 - anew: the same, with finetune.cache_mib=0.
 - straightforward: the step as the paper writes it, on diffusers and open_clip alone: float32, images encoded, noise
   added by the pipeline's scheduler, the estimate of the clean latents decoded and embedded, all in plain modules. On a
-  GPU the batch is taken in parts of 16 pairs, each contrasted with itself alone, which is less work.
+  GPU the batch is taken in parts of 16 pairs, each contrasted with itself alone, which is less work;
+  and it is compared with anew, since a run on a GPU passes over its pairs about once.
 
 Losses of kept and anew are compared, step for step.
 """
@@ -36,9 +37,7 @@ from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generators.generator import load_generator
 
 STEPS = 10**6  # of a training that never ends
-STRAIGHT_PAIRS = (
-    16  # of a plain step on a GPU, whose float32 graphs of 128 pairs would not fit: so it takes eight
-)
+STRAIGHT_PAIRS = 16  # at once in a plain step on a GPU: float32 graphs of 128 would not fit
 BATCHES = 2  # that come again and again
 
 

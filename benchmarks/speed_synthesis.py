@@ -71,7 +71,6 @@ class Bench:
         self._scheduler = self.plain.scheduler
         clip = None if self.on_gpu else "tiny-clip"
         self._scratch = scratch
-
         self._sampler = ImageSampler(scratch, folder, self.synthesis, self.image_px, clip)
 
     def arms(self) -> dict[str, Callable[[], None]]:

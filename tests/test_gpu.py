@@ -96,7 +96,7 @@ def test_latents_of_images() -> None:
 
 
 def losses_of(device: str, settings: Finetune, *, ddp: bool = False) -> list[float]:
-    """Losses of some steps: bfloat16, checkpointed and channels last on a GPU, float32 on the CPU."""
+    """Losses of some steps: bfloat16 and checkpointed on a GPU, float32 on the CPU."""
     torch.manual_seed(0)
     generator = load_generator(settings.generator, device)
     generator.prepare_training(settings.parameters, rank=settings.lora_rank)

@@ -14,9 +14,11 @@ ARITHMETIC = [
     "mmdd_ray.features.coresets",
     "mmdd_ray.features.row_passes",
     "mmdd_ray.matching.objective",
+    "mmdd_ray.matching.real_batches",
     "mmdd_ray.matching.training",
     "mmdd_ray.distilled.learnt",
     "mmdd_ray.diffusion.objective",
+    "mmdd_ray.diffusion.synthesize",  # for what an actor does
     "mmdd_ray.diffusion.training",
     "mmdd_ray.methods.edge.choose",
     "mmdd_ray.methods.edge.losses",

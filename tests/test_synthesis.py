@@ -1,5 +1,6 @@
 """Synthesis and captioning pools: the same bytes whatever the number of actors, and nothing done twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,17 @@ import pyarrow as pa
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from tiny_sdxl import write_sdxl
 
 from mmdd_ray.config import Synthesis
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.diffusion.synthesize import ImageSampler, SampleRequest, draw, read_drawn, sample_seeds
+from mmdd_ray.diffusion.synthesize import Guided, ImageSampler, SampleRequest, draw, read_drawn, sample_seeds
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.methods.edge.recaption import Recaptioner, read_captions, recaption
 from mmdd_ray.methods.edge.settings import Captions
 from mmdd_ray.models import zoo
 from mmdd_ray.models.clip import load_clip
+from mmdd_ray.models.generators import parts
 from mmdd_ray.models.generators.generator import load_generator
 from mmdd_ray.storage.store import Store
 
@@ -56,11 +59,10 @@ def in_this_process(stage: StageDir, synthesis: Synthesis) -> None:
         sampler(pa.table({"number": [number], "rows": [[vars(drawing) for drawing in batch]]}))
 
 
-@pytest.mark.parametrize("last", [2, 1])
-def test_a_compiled_generator_draws_the_same(
-    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_compiled_generator_draws_the_same_whatever_it_drew_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU, with a compiler that changes nothing; batches of another size are drawn uncompiled."""
+    """With a compiler that changes nothing: whole batches of short prompts are compiled for, once, and nothing else."""
     compiled: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
@@ -69,28 +71,35 @@ def test_a_compiled_generator_draws_the_same(
 
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_module(part, backend=backend))
+    guided = Guided(negative_prompt="", strength=1.0)
     plain, sampler = (
-        ImageSampler(Store(str(tmp_path)), generator(), SYNTHESIS, image_px=32) for _ in range(2)
+        ImageSampler(
+            Store(str(tmp_path)), generator(), replace(SYNTHESIS, compile=wanted), image_px=32, guided=guided
+        )
+        for wanted in (False, True)
     )
-    sampler.generator.compile_drawing()
-    sampler._compiled = True
     rows = [vars(drawing) for drawing in drawings()]
+    longer = {**rows[1], "prompt": " and ".join(PROMPTS * 4)}
     counts = []
-    for number, batch in enumerate([rows[:2], rows[2:4], rows[-last:]]):
+    for number, batch in enumerate([rows[:1], [rows[0], longer], rows[:2], rows[2:4], [longer, rows[0]]]):
         drawn, known = (
             [
-                decode_image(image, max_pixels=32**2).astype(int)
-                for image in one.work(number, batch)["image"].to_pylist()
+                decode_image(png, max_pixels=32**2).astype(int)
+                for png in one.work(number, batch)["image"].to_pylist()
             ]
             for one in (sampler, plain)
         )
         assert_allclose(drawn, known, atol=1)
         counts.append(len(compiled))
-    assert counts[0] > 0
-    assert counts == counts[:1] * 3
+    assert counts[:2] == [0, 0]
+    assert counts[2] > 0
+    assert counts[3:] == [counts[2]] * 2
 
 
-def test_noise_is_drawn_in_float32_whatever_the_weights_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["tiny-sd", "xl"])
+def test_noise_is_drawn_in_float32_whatever_the_weights_are_in(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch 2.11 draws other numbers in half precision."""
     drawn: list[torch.dtype | None] = []
 
@@ -99,16 +108,50 @@ def test_noise_is_drawn_in_float32_whatever_the_weights_are_in(monkeypatch: pyte
         return plain(*size, dtype=dtype, **settings)
 
     plain = torch.randn
-    loaded = load_generator("tiny-sd", half_precision=True)
+    if kind == "xl":
+        write_sdxl(tmp_path)
+        kind = str(tmp_path)
+    loaded = load_generator(kind, half_precision=True)
     monkeypatch.setattr(torch, "randn", randn)
     settings: dict[str, Any] = {"image_px": 32, "inference_steps": 2, "guidance": 3.0}
     loaded.sample(PROMPTS[:2], [0, 1], **settings)
-    assert drawn == [None] * 2
     latent = torch.zeros(2, loaded.latent_channels, loaded.latent_side(32), loaded.latent_side(32))
     for begin in (latent, None):
         loaded.sample_from(begin, PROMPTS[:2], [0, 1], strength=0.5, negative_prompt="", **settings)
-    assert {kind for kind in drawn if kind is not None} == {torch.float32}
-    assert len(drawn) == 6
+    assert drawn == [torch.float32] * 6
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_what_is_looked_at_in_parts_has_the_same_values_and_gradients(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the autocast of a training, and with a part of it off, as in decoding."""
+    monkeypatch.setattr(parts, "PIXELS_AT_ONCE", 3 * 32**2)
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3).bfloat16()
+    looked: list[int] = []
+
+    def look(values: torch.Tensor) -> torch.Tensor:
+        looked.append(len(values))
+        hidden = first(values).relu()
+        with torch.autocast("cpu", enabled=False):
+            return second(hidden.bfloat16()).float()
+
+    def gradients(whole: bool) -> list[torch.Tensor]:
+        values = torch.randn(rows, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = look(values) if whole else parts.in_parts(look, values, 32)
+        (found.square().sum() + found[0].prod()).backward()
+        weights = [weight.grad for weight in (*first.parameters(), *second.parameters())]
+        first.zero_grad()
+        second.zero_grad()
+        return [found.detach(), values.grad, *weights]  # type: ignore[list-item]
+
+    known = gradients(whole=True)
+    looked.clear()
+    for ours, theirs in zip(gradients(whole=False), known, strict=True):
+        assert_allclose(ours.float(), theirs.float(), rtol=0.02, atol=0.02)
+    assert looked[: len(looked) // 2 + 1] == ([2] if rows == 2 else [3, 3, 1, 1])
 
 
 def test_seeds_depend_on_run_and_index_only() -> None:

@@ -62,5 +62,5 @@ class Synthesis(Pool):
     batch_images: Count = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
     compile: bool = False
-    """On a GPU, compiles the generator for whole batches (torch.compile): a minute or two of each actor, which pays
-    from two or three thousand images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""
+    """Compiles the generator for whole batches (torch.compile): minutes of each actor, which pay on a GPU from two or
+    three thousand images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""

@@ -4,8 +4,7 @@ Every sample has its own seed, and batches are cut by sample index: the same set
 the number of actors and the order in which they finish.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -148,36 +147,21 @@ class ImageSampler(BatchActor):
         self.clip = load_clip(clip, device) if clip else None
         folder = generator if isinstance(generator, str) else str(generator.fetch(""))
         self.generator = load_generator(folder, device, half_precision=on_gpu)
-        self._compiled, self._has_drawn = synthesis.compile and on_gpu, False
-        if self._compiled:
-            self.generator.compile_drawing()
+        if synthesis.compile:
+            self.generator.compile_drawing(synthesis.batch_images)
         self.side = self.generator.latent_side(image_px)
         self.synthesis, self.image_px, self.guided = synthesis, image_px, guided
 
     def work(self, number: int, rows: Rows) -> pa.Table:
         """The `SampleRequest`s of `rows`, drawn: a table with the columns of `DRAWN_SCHEMA`."""
-        with out_of_memory("synthesis.batch_images"), self._compiling(len(rows)):
-            images, redrawn = self._draw(rows)
         with out_of_memory("synthesis.batch_images"):
+            images, redrawn = self._draw(rows)
             features = self._features(images, [row["prompt"] for row in rows])
         drawn = [
             {**row, "image": encode_png(image), "redrawn": bool(again), **own}
             for row, image, again, own in zip(rows, images, redrawn, features, strict=True)
         ]
         return pa.Table.from_pylist(drawn, DRAWN_SCHEMA)
-
-    @contextmanager
-    def _compiling(self, images: int) -> Iterator[None]:
-        """The first whole batch is compiled for; what has other shapes, as the last batch, is drawn uncompiled."""
-        if not self._compiled:
-            yield
-            return
-        import torch
-
-        is_first = not self._has_drawn and images == self.synthesis.batch_images
-        with torch.compiler.set_stance("default" if is_first else "eager_on_recompile"):
-            yield
-        self._has_drawn |= is_first
 
     def _draw(self, rows: Rows) -> "Drawing":
         import torch

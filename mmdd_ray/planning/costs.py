@@ -149,7 +149,8 @@ def drawing_cost(
         actors=synthesis.max_actors,
         gpus_each=synthesis.gpus_per_actor,
         section="synthesis",
-        batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}",
+        batches=f"{synthesis.batch_images} images, guided: {synthesis.guidance > 1}"
+        + (", compiled" if synthesis.compile else ""),
         writes_bytes=images * 3 * tuning.image_px**2,
         memory=partial(drawing_bytes, synthesis, tuning.generator, tuning.image_px, clip),
     )

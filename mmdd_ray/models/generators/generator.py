@@ -66,7 +66,10 @@ class Generator(Protocol):
         ...
 
     def encode(self, images_BHW3: NDArray[np.uint8] | Tensor, *, one_by_one: bool = False) -> Tensor:
-        """Latents (B, C, H, W) float32 of uint8 RGB images; one after the other, where memory is short."""
+        """Latents (B, C, H, W) float32 of uint8 RGB images; one after the other, where memory is short.
+
+        Once a training is prepared on a GPU, in bfloat16, and as many at a time as it takes.
+        """
         ...
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -118,8 +121,8 @@ class Generator(Protocol):
         """Freezes all but what is to be trained, and makes it ready."""
         ...
 
-    def compile_drawing(self) -> None:
-        """Compiles what draws, which takes minutes and makes each image faster."""
+    def compile_drawing(self, images: int) -> None:
+        """Compiles what draws that many images at once, which takes minutes and makes each of them faster."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -175,6 +175,11 @@ def _chunks(pipeline: Pipeline, text: str) -> list[list[int]]:
     return [ids[start : start + size] for start in range(0, max(len(ids), 1), size)]
 
 
+def is_short(pipeline: Pipeline, text: str) -> bool:
+    """Whether the text encoder reads a text at once."""
+    return len(_chunks(pipeline, text)) == 1
+
+
 def _use_solver(pipeline: Pipeline) -> None:
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
@@ -192,10 +197,22 @@ def _image_to_image(pipeline: Pipeline) -> Pipeline:
 
 class _FromLatents(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
     def prepare_latents(
-        self, image: Tensor, timestep: Tensor, images: int, copies: int, dtype: torch.dtype, *others: Any
+        self,
+        image: Tensor,
+        timestep: Tensor,
+        batch_size: int,
+        num_images_per_prompt: int,
+        dtype: torch.dtype,
+        *others: Any,
+        **named: Any,
     ) -> Tensor:
         """In float32 whatever the weights are in: torch may draw other numbers in half precision."""
-        return super().prepare_latents(image, timestep, images, copies, torch.float32, *others).to(dtype)
+        copies = num_images_per_prompt
+        return (
+            super()
+            .prepare_latents(image, timestep, batch_size, copies, torch.float32, *others, **named)
+            .to(dtype)
+        )
 
 
 class _FromLatentsXL(StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
@@ -203,22 +220,28 @@ class _FromLatentsXL(StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
         self,
         image: Tensor,
         timestep: Tensor,
-        images: int,
-        copies: int,
+        batch_size: int,
+        num_images_per_prompt: int,
         dtype: torch.dtype,
         *others: Any,
         **named: Any,
     ) -> Tensor:
-        """As above."""
-        noisy = super().prepare_latents(image, timestep, images, copies, torch.float32, *others, **named)
-        return noisy.to(dtype)
+        """In float32, like those of ``_FromLatents``."""
+        copies = num_images_per_prompt
+        return (
+            super()
+            .prepare_latents(image, timestep, batch_size, copies, torch.float32, *others, **named)
+            .to(dtype)
+        )
 
 
 def _from_noise(pipeline: Pipeline, seeds: Sequence[int], image_px: int, **settings: Any) -> Tensor:
-    """Denoised latents (B, C, H, W) that begin as noise, which is drawn in float32 as above."""
+    """Denoised latents (B, C, H, W) that begin as noise, which is drawn in float32 whatever the weights are in."""
     side = image_px // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
-    noise = torch.stack([torch.randn(shape, generator=own) for own in _generators(seeds)])
+    noise = torch.stack(
+        [torch.randn(shape, generator=own, dtype=torch.float32) for own in _generators(seeds)]
+    )
     size = {"height": image_px, "width": image_px}
     return _denoised(pipeline, latents=noise.to(pipeline.device, pipeline.dtype), **size, **settings)
 
@@ -245,7 +268,8 @@ def _finite(pipeline: Pipeline, rows: Sequence[int], latents: Callable[[Sequence
     drawn = _decoded(pipeline, latent_BCHW)
     redrawn = _is_broken(drawn)
     if redrawn.any() and pipeline.dtype != torch.float32:
-        with _in_float32(pipeline):
+        # uncompiled, since a few images in float32 are rare, and compiling takes minutes
+        with torch.compiler.set_stance("force_eager"), _in_float32(pipeline):
             drawn[redrawn] = _decoded(pipeline, latent_BCHW[torch.from_numpy(redrawn)].float())
             if (still := _is_broken(drawn)).any():
                 drawn[still] = _decoded(

@@ -3,7 +3,7 @@
 # B pairs, CHW latent, HW image size, T diffusion steps, L width of the text encoder
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.models.encoding_cache import EncodingCache
 from mmdd_ray.models.generators.generator import Denoising, Drawing, Trained
 from mmdd_ray.models.generators.parts import in_parts
-from mmdd_ray.models.generators.stable_diffusion.drawing import draw_from_latents, draw_images
+from mmdd_ray.models.generators.stable_diffusion.drawing import draw_from_latents, draw_images, is_short
 from mmdd_ray.models.generators.stable_diffusion.pipeline import Pipeline
 from mmdd_ray.models.generators.stable_diffusion.trainable import (
     save_pipeline,
@@ -36,6 +36,7 @@ class StableDiffusion(nn.Module):
         self.unet: Any = pipeline.unet
         self.vae: Any = pipeline.vae.requires_grad_(False)
         self._half_vae: list[Any] = []  # in a list, since what is saved must not have it among its parts
+        self._compiled_images: int | None = None
         self.text_encoder: Any = pipeline.text_encoder.requires_grad_(False)
         self.tokenizer: Any = pipeline.tokenizer
         self.prediction_type: PredictionType = pipeline.scheduler.config.prediction_type
@@ -132,7 +133,7 @@ class StableDiffusion(nn.Module):
         """The VAE; in bfloat16 where a training is prepared on a GPU, with no autocast.
 
         Autocast would cast the frozen weights anew for every part, and norms to float32, whose outputs take twice the
-        memory and the time: a step of 128 pairs took 24 GB.
+        memory and the time.
         """
         if not self._half_vae:
             yield self.vae
@@ -165,14 +166,15 @@ class StableDiffusion(nn.Module):
         guidance: float,
     ) -> Drawing:
         """See ``draw_images``."""
-        return draw_images(
-            self.pipeline,
-            prompts,
-            seeds,
-            image_px=image_px,
-            inference_steps=inference_steps,
-            guidance=guidance,
-        )
+        with self._compiled_for(len(prompts)):
+            return draw_images(
+                self.pipeline,
+                prompts,
+                seeds,
+                image_px=image_px,
+                inference_steps=inference_steps,
+                guidance=guidance,
+            )
 
     def sample_from(
         self,
@@ -187,17 +189,25 @@ class StableDiffusion(nn.Module):
         negative_prompt: str,
     ) -> Drawing:
         """See ``draw_from_latents``."""
-        return draw_from_latents(
-            self.pipeline,
-            prompts,
-            seeds,
-            latent_BCHW,
-            image_px=image_px,
-            inference_steps=inference_steps,
-            guidance=guidance,
-            strength=strength,
-            negative_prompt=negative_prompt,
-        )
+        are_short = all(is_short(self.pipeline, text) for text in (*prompts, negative_prompt))
+        with self._compiled_for(len(prompts) if are_short else 0):
+            return draw_from_latents(
+                self.pipeline,
+                prompts,
+                seeds,
+                latent_BCHW,
+                image_px=image_px,
+                inference_steps=inference_steps,
+                guidance=guidance,
+                strength=strength,
+                negative_prompt=negative_prompt,
+            )
+
+    def _compiled_for(self, images: int) -> AbstractContextManager[Any]:
+        """What is inside runs compiled, if it was compiled for that many images."""
+        if self._compiled_images is None:
+            return nullcontext()
+        return torch.compiler.set_stance("default" if images == self._compiled_images else "force_eager")
 
     def prepare_training(self, kind: Trained, *, rank: int) -> None:
         """Freezes all but what is to be trained of the U-Net; see ``trainable_parameters``."""
@@ -206,15 +216,17 @@ class StableDiffusion(nn.Module):
             self.unet.enable_gradient_checkpointing()
             # not by its own `to`, which warns of casts
             self._half_vae = [nn.Module.to(deepcopy(self.vae), torch.bfloat16)]
-        else:  # norms of a GPU copy this layout
+        else:  # not on a GPU, whose group norms would copy this layout
             self.unet.to(memory_format=torch.channels_last)
 
-    def compile_drawing(self) -> None:
-        """Compiles what draws (``torch.compile``), which then has its weights in channels-last order.
+    def compile_drawing(self, images: int) -> None:
+        """Compiles what draws that many images (``torch.compile``), which then has its weights in channels-last order.
 
         Uncompiled, that order is slower on a GPU, whose norms copy it: 112 ms of an H100 in place of 100 for 32 latents
-        of 64 x 64 in Stable Diffusion 1.5; compiled, 70.
+        of 64 x 64 in Stable Diffusion 1.5; compiled, 70. Other numbers of images, and prompts of more than one chunk,
+        are drawn uncompiled, so that an image does not depend on what was drawn before it.
         """
+        self._compiled_images = images
         for part in (self.unet, self.vae):
             part.to(memory_format=torch.channels_last)
         self.unet.compile()
