@@ -33,6 +33,8 @@ class StartSpeed(Speed):
     """How often every preset is run; minutes each."""
     before: Path | None = None
     """A checkout of another commit, which uses the same packages."""
+    jobs: tuple[str, ...] = tuple(JOBS)
+    """Whose local presets are run."""
 
 
 def help_seconds() -> float:
@@ -68,7 +70,8 @@ def main() -> None:
     trees = {"now": ROOT} | ({"before": asked.before.absolute()} if asked.before else {})
     found: dict[str, dict[str, list[dict[str, dict[str, float]]]]] = {}
     if asked.size != "tiny":
-        for job, title in JOBS.items():
+        for job in asked.jobs:
+            title = JOBS[job]
             runs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in trees}
             for _ in range(asked.repetitions):
                 for name, tree in trees.items():
@@ -80,7 +83,8 @@ def main() -> None:
             )
             if asked.before:
                 ratios += [*_starts(title, runs), *_students(title, runs)]
-    record("start", asked, ratios, help_seconds=helps, stages=found)
+    stage = "-".join(["start", *(asked.jobs if asked.jobs != tuple(JOBS) else ())])
+    record(stage, asked, ratios, help_seconds=helps, stages=found)
 
 
 def _starts(title: str, runs: dict[str, list[dict[str, dict[str, float]]]]) -> list[Ratio]:
