@@ -18,7 +18,7 @@ def moved(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor
     """On a device; the copy to a GPU goes on while this process prepares what comes next."""
     import torch
 
-    if values.is_cuda or torch.device(device).type != "cuda":
+    if torch.device(device).type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from mmdd_ray.engine.devices import moved
 from mmdd_ray.errors import UserError
 from mmdd_ray.models import zoo
 
@@ -41,7 +40,7 @@ class Clip:
     @torch.no_grad()
     def encode_images(self, images_BHW3: NDArray[np.uint8] | Tensor) -> Tensor:
         """Unit-norm features, (B, D) float32 on the model's device, of square uint8 RGB images."""
-        pixels_B3HW = moved(torch.as_tensor(images_BHW3), self.device).permute(0, 3, 1, 2).float() / 255
+        pixels_B3HW = torch.as_tensor(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 255
         with self._half_precision():
             return self.embed_pixels(pixels_B3HW)
 
