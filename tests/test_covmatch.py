@@ -95,6 +95,7 @@ def test_a_run_leaves_everything_it_promises(finished):
 
 
 @pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_more_draws_add_to_a_finished_run(finished, tmp_path):
     """One further draw, and then nothing: what was made once stays as it is."""
@@ -168,6 +169,7 @@ def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
 
 
 @pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_set_of_another_method_is_learnt_on_and_another_in_its_place_from_the_start(tmp_path):
     """Of six images with two captions, while batches and moments are those of the pairs that agree best by CLIP."""

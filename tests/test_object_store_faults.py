@@ -211,6 +211,7 @@ def test_a_listing_has_more_than_one_page(gate: Gate) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_through_a_bad_day_of_its_store_is_the_same_run(
     gate: Gate, ray_cluster: None, tmp_path: Path
