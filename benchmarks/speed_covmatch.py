@@ -15,7 +15,6 @@ Peak memory is what a step adds to what the process holds before it: of the CUDA
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor
 from mmdd_ray.data import shapes
 from mmdd_ray.engine.precision import autocast
 from mmdd_ray.matching.initial_pairs import start_from
-from mmdd_ray.matching.training import PairOptimizer
+from mmdd_ray.matching.training import PairOptimizer, no_gradients_of
 from mmdd_ray.methods.covmatch.settings import Match
 from mmdd_ray.models.students import info_nce, load_student
 
@@ -79,6 +78,11 @@ def optimizer_of(settings: Match, device: str) -> PairOptimizer:
     return PairOptimizer(encoders, start_from(encoders, images, captions, settings), settings, seed=0)
 
 
+def our_steps(settings: Match, device: str, real: tuple[np.ndarray, list[str]]) -> Iterator[dict[str, float]]:
+    """Steps of ours, all on these real pairs."""
+    return optimizer_of(settings, device).run(lambda epoch: iter([real] * LONGEST))
+
+
 def by_autograd(
     state: PairOptimizer, images: np.ndarray, captions: Sequence[str], batch: int
 ) -> dict[str, float]:
@@ -100,7 +104,7 @@ def by_autograd(
     real_V, real_L = image.detach(), text.detach()
 
     state.optimizer.zero_grad()
-    with frozen(encoders):
+    with no_gradients_of(encoders):
         total = matching_loss(state, features, real_V, real_L)
         total.backward()
     state.optimizer.step()
@@ -133,16 +137,6 @@ def matching_loss(
     return covariance + settings.mean_weight * mean
 
 
-@contextmanager
-def frozen(encoders: torch.nn.Module) -> Iterator[None]:
-    """Weights need no gradient inside, also where a step ends for want of memory."""
-    encoders.requires_grad_(False)
-    try:
-        yield
-    finally:
-        encoders.requires_grad_(True)
-
-
 class Arms:
     """Both arms on pairs and encoders of their own."""
 
@@ -151,7 +145,7 @@ class Arms:
         self.device = "cuda" if asked.size == "gpu" else "cpu"
         images, captions = some_pairs(settings.real_batch, settings.image_px)
         self._plain = optimizer_of(settings, self.device)
-        steps = optimizer_of(settings, self.device).run(lambda epoch: iter([(images, captions)] * LONGEST))
+        steps = our_steps(settings, self.device, (images, captions))
         self.arms: dict[str, Callable[[], dict[str, float]]] = {
             "ours": lambda: self._waited(next(steps)),
             "autograd": lambda: self._waited(by_autograd(self._plain, images, captions, len(images))),
@@ -195,8 +189,7 @@ def _peak_of_gpu(step: Callable[[], dict[str, float]]) -> int:
 def held_by_ours(asked: CovmatchSpeed) -> int:
     """Bytes of a GPU that a process has reserved at the most in two steps of ours, with its weights."""
     settings = settings_of(asked)
-    pairs = some_pairs(settings.real_batch, settings.image_px)
-    steps = optimizer_of(settings, "cuda").run(lambda epoch: iter([pairs] * LONGEST))
+    steps = our_steps(settings, "cuda", some_pairs(settings.real_batch, settings.image_px))
     next(steps), next(steps)
     held = torch.cuda.max_memory_reserved()
     del steps
@@ -218,9 +211,8 @@ def those_that_fit(
             torch.cuda.empty_cache()
     if len(found) > 1:
         ours, first = list(found.values())[:2]  # the others go on with the same pairs
-        assert abs(first / ours - 1) < (2e-2 if torch.cuda.is_available() else 1e-3), (
-            found
-        )  # bfloat16 on a GPU
+        tolerance = 2e-2 if torch.cuda.is_available() else 1e-3  # bfloat16 on a GPU
+        assert abs(first / ours - 1) < tolerance, found
     return {name: arms[name] for name in found}
 
 

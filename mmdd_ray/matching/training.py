@@ -134,7 +134,7 @@ class PairOptimizer:
             real = self.whole
         rows = self._rows(iteration)
         self.optimizer.zero_grad()
-        with _no_gradients_of(self.encoders):
+        with no_gradients_of(self.encoders):
             terms = backward_covmatch(
                 lambda part: self._synthetic_features(rows[part]),
                 len(rows),
@@ -376,7 +376,7 @@ def _seed(seed: int, purpose: str, number: int) -> int:
 
 
 @contextmanager
-def _no_gradients_of(encoders: nn.Module) -> Iterator[None]:
+def no_gradients_of(encoders: nn.Module) -> Iterator[None]:
     """The weights as constants inside the block: gradients flow through them, none are computed for them."""
     trained = [weight for weight in encoders.parameters() if weight.requires_grad]
     for weight in trained:

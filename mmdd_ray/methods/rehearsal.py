@@ -97,9 +97,8 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     short = method.shortened(_each_section(settings, folder, limits), limits.of, folder)
     options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
     data, held_out = Data(uri=f"shapes:{_rows(short)}?seed=1&{options}"), SCENES_HELD_OUT
-    if (
-        method.labelled
-    ):  # a few scenes have a quarter of the classes, and those held out of the others are refused
+    if method.labelled:
+        # a few scenes have a quarter of the classes, and those held out of the others are refused
         data, held_out = replace(data, max_reject_ratio=1.0), LABELLED_HELD_OUT
     changed: dict[str, Any] = {"plan": Plan(), "data": data}
     if hasattr(short, "evaluation"):

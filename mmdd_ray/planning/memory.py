@@ -133,10 +133,10 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
     import torch
 
     with _counting():
-        parts, look = _pipeline(generator, torch.float16), _clip(clip) if clip else None
-        if parts is None or (clip and look is None):
+        builds, look = _pipeline(generator), _clip(clip) if clip else None
+        if builds is None or (clip and look is None):
             return None
-        unet, vae, text = parts
+        unet, vae, text = (_module(build, torch.float16) for build in builds)
         side = image_px // 2 ** (len(vae.config.block_out_channels) - 1)
         passes = synthesis.batch_images * (2 if synthesis.guidance > 1 else 1)
         latent = torch.zeros(passes, vae.config.latent_channels, side, side, dtype=torch.float16)
@@ -164,12 +164,11 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
     from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
 
     with _counting():
-        parts, look = _pipeline(tuning.generator), _clip(clip) if clip else None
-        if parts is None or (clip and look is None):
+        builds, look = _pipeline(tuning.generator), _clip(clip) if clip else None
+        if builds is None or (clip and look is None):
             return None
-        (unet, vae, text), half = parts, _pipeline(tuning.generator, torch.bfloat16)
-        assert half is not None
-        half_vae = half[1]
+        unet, vae, text = map(_module, builds)
+        half_vae = _module(builds[1], torch.bfloat16)
         for frozen in (vae, half_vae, text, *([look] if look else [])):
             frozen.requires_grad_(False)
         _norms_in_float32(unet, *([look] if look else []))
@@ -271,8 +270,8 @@ def _text(name: str) -> Any:
     return _module(lambda: AutoModel.from_config(config))
 
 
-def _pipeline(name: str, dtype: "torch.dtype | None" = None) -> tuple[Any, Any, Any] | None:
-    """U-Net, VAE and text encoder of a generator; None of what is not counted."""
+def _pipeline(name: str) -> "tuple[Callable[[], nn.Module], ...] | None":
+    """What builds U-Net, VAE and text encoder of a generator; None of what is not counted."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -289,9 +288,9 @@ def _pipeline(name: str, dtype: "torch.dtype | None" = None) -> tuple[Any, Any, 
     else:
         return None
     return (
-        _module(lambda: UNet2DConditionModel.from_config(unet), dtype),
-        _module(lambda: AutoencoderKL.from_config(vae), dtype),
-        _module(lambda: CLIPTextModel(text), dtype),
+        lambda: UNet2DConditionModel.from_config(unet),
+        lambda: AutoencoderKL.from_config(vae),
+        lambda: CLIPTextModel(text),
     )
 
 

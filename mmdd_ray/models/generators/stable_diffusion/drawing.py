@@ -195,7 +195,9 @@ def _image_to_image(pipeline: Pipeline) -> Pipeline:
     return found
 
 
-class _FromLatents(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+class _NoiseInFloat32:
+    """A pipeline that begins with noisy latents, and draws their noise in float32 whatever its weights are in."""
+
     def prepare_latents(
         self,
         image: Tensor,
@@ -206,33 +208,18 @@ class _FromLatents(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
         *others: Any,
         **named: Any,
     ) -> Tensor:
-        """In float32 whatever the weights are in: torch may draw other numbers in half precision."""
-        copies = num_images_per_prompt
-        return (
-            super()
-            .prepare_latents(image, timestep, batch_size, copies, torch.float32, *others, **named)
-            .to(dtype)
-        )
+        """In half precision torch may draw other numbers."""
+        whole: Any = super()
+        arguments = (image, timestep, batch_size, num_images_per_prompt, torch.float32, *others)
+        return whole.prepare_latents(*arguments, **named).to(dtype)
 
 
-class _FromLatentsXL(StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
-    def prepare_latents(
-        self,
-        image: Tensor,
-        timestep: Tensor,
-        batch_size: int,
-        num_images_per_prompt: int,
-        dtype: torch.dtype,
-        *others: Any,
-        **named: Any,
-    ) -> Tensor:
-        """In float32, like those of ``_FromLatents``."""
-        copies = num_images_per_prompt
-        return (
-            super()
-            .prepare_latents(image, timestep, batch_size, copies, torch.float32, *others, **named)
-            .to(dtype)
-        )
+class _FromLatents(_NoiseInFloat32, StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    pass
+
+
+class _FromLatentsXL(_NoiseInFloat32, StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
+    pass
 
 
 def _from_noise(pipeline: Pipeline, seeds: Sequence[int], image_px: int, **settings: Any) -> Tensor:

@@ -189,8 +189,7 @@ class StableDiffusion(nn.Module):
         negative_prompt: str,
     ) -> Drawing:
         """See ``draw_from_latents``."""
-        are_short = all(is_short(self.pipeline, text) for text in (*prompts, negative_prompt))
-        with self._compiled_for(len(prompts) if are_short else 0):
+        with self._compiled_for(len(prompts), (*prompts, negative_prompt)):
             return draw_from_latents(
                 self.pipeline,
                 prompts,
@@ -203,19 +202,19 @@ class StableDiffusion(nn.Module):
                 negative_prompt=negative_prompt,
             )
 
-    def _compiled_for(self, images: int) -> AbstractContextManager[Any]:
-        """What is inside runs compiled, if it was compiled for that many images."""
+    def _compiled_for(self, images: int, texts: Sequence[str] = ()) -> AbstractContextManager[Any]:
+        """The block runs compiled if that is for as many images, and the texts are short."""
         if self._compiled_images is None:
             return nullcontext()
-        return torch.compiler.set_stance("default" if images == self._compiled_images else "force_eager")
+        fits = images == self._compiled_images and all(is_short(self.pipeline, text) for text in texts)
+        return torch.compiler.set_stance("default" if fits else "force_eager")
 
     def prepare_training(self, kind: Trained, *, rank: int) -> None:
         """Freezes all but what is to be trained of the U-Net; see ``trainable_parameters``."""
         trainable_parameters(self.unet, kind, rank=rank)
         if self.device.type == "cuda":
             self.unet.enable_gradient_checkpointing()
-            # not by its own `to`, which warns of casts
-            self._half_vae = [nn.Module.to(deepcopy(self.vae), torch.bfloat16)]
+            self._half_vae = [deepcopy(self.vae).bfloat16()]
         else:  # not on a GPU, whose group norms would copy this layout
             self.unet.to(memory_format=torch.channels_last)
 
