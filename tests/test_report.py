@@ -48,6 +48,7 @@ def _set(pairs: int, *runs: float) -> dict[str, Any]:
         "metrics": _metrics(*runs),
         "best_look": None,
         "looks": [],
+        "steps": 80,
         "loss_curve": [4.0, 2.0, None],
         "pairs": pairs,
         "images": pairs // 2,

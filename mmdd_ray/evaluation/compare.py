@@ -101,9 +101,9 @@ def compare(
         learning rate; ``metrics`` in percent, by name, as ``spread`` gives them; ``best_look``, the same at the best
         look of each student, which a published protocol chose on the test data, otherwise None; ``looks``, the mean of
         the deciding metric over all students after so many steps; ``loss_curve`` (of its first student on test: at most
-        100 means over equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes`` (of
-        its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have their
-        mean number of captions.
+        100 means over equal slices of the steps, null where training diverged); ``steps`` of a student; ``pairs``,
+        ``images`` and ``bytes`` (of its first draw); and ``seconds``, the sum over all its students. ``chance`` takes
+        all test images to have their mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
@@ -345,6 +345,7 @@ def _train_and_test(
     return {
         "metrics": metrics,
         "looks": [*looks, {"steps": len(losses), "metrics": metrics}] if looks else [],
+        "steps": len(losses),
         "loss_curve": _curve(losses),
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
@@ -406,6 +407,7 @@ def _summary(
             for at in zip(*looks, strict=True)
         ],
         "loss_curve": first["loss_curve"],
+        "steps": first["steps"],
         "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
     }
 
