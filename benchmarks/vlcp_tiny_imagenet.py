@@ -25,7 +25,7 @@ from mmdd_ray import cli
 from mmdd_ray.config import Classifiers, Data, Features, Finetune, LabelledEvaluation, Run
 from mmdd_ray.engine.cluster import connected
 from mmdd_ray.engine.run_dir import RunDir
-from mmdd_ray.evaluation.sets import EVALUATION
+from mmdd_ray.evaluation.compare import EVALUATION
 from mmdd_ray.methods.vlcp.settings import Describe, Prototypes, Vlcp, VlcpSynthesis
 from mmdd_ray.storage.store import Store
 
