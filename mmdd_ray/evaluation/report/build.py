@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
-from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS, extra_metrics
 from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
 from mmdd_ray.planning.costs import planned_as
@@ -47,6 +47,8 @@ def build_report(
     the distilled sets of the run, of which ``distilled``, losses and quality are the first.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides.
+    ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
+    were asked for them.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
     that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
     """
@@ -80,11 +82,12 @@ def build_report(
 def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The part of a report about students, if there were any."""
     if not evaluation:
-        return {"task": None, "scores": {}, "standings": {}, "sets": {}, "held_out": {}}
-    scores = _scores(evaluation)
+        return {"task": None, "scores": {}, "extra_scores": {}, "standings": {}, "sets": {}, "held_out": {}}
+    scores = _scores(evaluation, METRICS[evaluation["task"]])
     return {
         "task": evaluation["task"],
         "scores": scores,
+        "extra_scores": _extra_scores(evaluation),
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
         "sets": _without_metrics(evaluation["sets"]),
         "held_out": evaluation.get("held_out", {}),
@@ -150,8 +153,14 @@ def _stage_manifests(run: Store, folders: Sequence[str]) -> dict[str, dict[str, 
     return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
 
 
-def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    metrics, chance = METRICS[evaluation["task"]], evaluation["chance"]
+def _extra_scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores of tests that only some comparisons have; none where there was no such test."""
+    names = extra_metrics(evaluation["chance"], evaluation["task"])
+    return _scores(evaluation, names) if names else {}
+
+
+def _scores(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    chance = evaluation["chance"]
     scores = {
         name: {metric: dict(one["metrics"][metric]) for metric in metrics}
         for name, one in _ordered(evaluation["sets"])

@@ -73,6 +73,8 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         tiles=tiles(report),
         metrics=METRICS.get(report["task"], ()),
         metric_label=metric_label,
+        extra_metrics=[*next(iter(report["extra_scores"].values()), ())],
+        extra_best=best_scores(report["extra_scores"]),
         task=TASK_TEXTS.get(report["task"]),
         texts=TEXTS | report["words"],
         best=best_scores(report["scores"]),

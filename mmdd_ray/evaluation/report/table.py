@@ -1,7 +1,7 @@
 """The table of a report for a terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.data.inventory import about_source
@@ -17,7 +17,7 @@ from mmdd_ray.evaluation.report.text import (
     set_label,
     verdict,
 )
-from mmdd_ray.evaluation.report.words import FULL, TASK_TEXTS
+from mmdd_ray.evaluation.report.words import EXTRA_TITLE, FULL, TASK_TEXTS
 
 TERMINAL_COLUMNS = 80
 
@@ -31,25 +31,19 @@ def summary_table(report: Mapping[str, Any]) -> str:
         blocks += [wrapped.replace("\u00a0", " "), ""]
     if scores:
         unit = TASK_TEXTS[report["task"]]["unit"]
-        rows = [["", *scores]]
-        rows += [
-            [metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]]
-            for metric in METRICS[report["task"]]
-        ]
+        rows = _score_rows(scores, METRICS[report["task"]])
         if (draws := most_draws(report)) > 1:
             between = [one.get("std_between_draws") for one in main_scores(report).values()]
             of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
             rows.insert(2 + METRICS[report["task"]].index(MAIN_METRIC[report["task"]]), of_draws)
         rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         what = "recall" if report["task"] == "retrieval" else "accuracy"
         note = f"of draws: standard deviation between the means of {draws} draws\n" if draws > 1 else ""
         blocks.append(f"{what} in percent, mean ± standard deviation over students\n{note}")
-        for places in _fitting(widths):
-            for row in rows:
-                cells = [f"{row[place]:>{widths[place]}}" for place in places]
-                blocks.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-            blocks.append("")
+        blocks += _lines(rows)
+    if extra := report["extra_scores"]:
+        blocks.append(f"{EXTRA_TITLE}: accuracy in percent\n")
+        blocks += _lines(_score_rows(extra, next(iter(extra.values()))))
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -65,6 +59,24 @@ def summary_table(report: Mapping[str, Any]) -> str:
     blocks.append(f"{'time':<13}{duration_text(report['seconds'])}{footnote}")
     blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
     return "\n".join(blocks)
+
+
+def _score_rows(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[list[str]]:
+    """Cells of a table with a row for each metric and a column for each set."""
+    rows = [[metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]] for metric in metrics]
+    return [["", *scores], *rows]
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The table as lines, in parts that fit a terminal, each with an empty line after it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for places in _fitting(widths):
+        for row in rows:
+            cells = [f"{row[place]:>{widths[place]}}" for place in places]
+            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+        lines.append("")
+    return lines
 
 
 def _fitting(widths: Sequence[int]) -> list[list[int]]:
