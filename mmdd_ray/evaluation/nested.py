@@ -45,4 +45,4 @@ def _taken(pairs: Pairs, rows: np.ndarray) -> Pairs:
     if pairs.similarity is not None:
         arrays["similarity"] = pairs.similarity[np.ix_(rows, rows)]
     nearest = [pairs.nearest[row] for row in rows]
-    return replace(pairs, **arrays, captions=captions, nearest=nearest)  # type: ignore[arg-type]
+    return replace(pairs, **arrays, captions=captions, nearest=nearest)

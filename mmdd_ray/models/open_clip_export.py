@@ -176,9 +176,9 @@ def _compare(student: DualEncoder, folder: Path) -> None:
         ),
     }
     for what, (own_BD, other_BD) in pairs.items():
-        error = (own_BD.cpu() - other_BD).abs().max().item()
-        if not error <= TOLERANCE:
+        apart = (own_BD.cpu() - other_BD).abs().max().item()
+        if not apart <= TOLERANCE:
             raise UserError(
-                f"open_clip's {what} tower gives other embeddings than this student (by up to {error:.2g}); choose "
+                f"open_clip's {what} tower gives other embeddings than this student (by up to {apart:.2g}); choose "
                 f"another students.{what}_model"
             )
