@@ -31,6 +31,7 @@ from mmdd_ray.evaluation.probes.sets import ClassSet, ContrastSet, ProbedPairs, 
 from mmdd_ray.evaluation.probes.zero_shot import class_embeddings, zero_shot_accuracy
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.models.students import DualEncoder, load_student
+from mmdd_ray.protocols import pair_protocol
 
 PX = 32
 SETTINGS = Students(image_px=PX, embed_dim=16, steps=2, batch_pairs=4, learning_rates=(0.03,))
@@ -256,7 +257,7 @@ def test_the_fingerprint_of_test_pairs_holds_what_is_asked(probes: Probes) -> No
 
 
 def test_the_task_asks_and_says_chance(student: DualEncoder, probes: Probes) -> None:
-    pairs, task = pair_set(0, 4), Retrieval(SETTINGS)
+    pairs, task = pair_set(0, 4), Retrieval(SETTINGS, pair_protocol("equal-budget", SETTINGS))
     plain = task.test(student, pairs, None)
     found = task.test(student, ProbedPairs(pairs.images, pairs.captions, probes), None)
     assert found == plain | probe_student(student, probes)

@@ -45,6 +45,9 @@ def build_report(
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
     for a set that was drawn several times also ``{draw_means, std_between_draws}``, as ``spread`` says. ``draws`` are
     the distilled sets of the run, of which ``distilled``, losses and quality are the first.
+    ``protocol`` is how students were trained and tested, ``models`` are those that were; ``best_looks`` has the scores
+    at the best look of each student at the test data, where a publication reports that. ``panels`` are the same figures
+    under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides.
     ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
@@ -82,15 +85,39 @@ def build_report(
 def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The part of a report about students, if there were any."""
     if not evaluation:
-        return {"task": None, "scores": {}, "extra_scores": {}, "standings": {}, "sets": {}, "held_out": {}}
-    scores = _scores(evaluation, METRICS[evaluation["task"]])
+        return {
+            "task": None,
+            "protocol": None,
+            "models": "",
+            "scores": {},
+            "extra_scores": {},
+            "best_looks": {},
+            "standings": {},
+            "sets": {},
+            "held_out": {},
+            "panels": [],
+        }
     return {
         "task": evaluation["task"],
+        **_panel(evaluation),
+        "held_out": evaluation.get("held_out", {}),
+        "panels": [_panel(one) for one in evaluation["others"]],
+    }
+
+
+def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures under one protocol, with one kind of student."""
+    scores = _scores(evaluation, METRICS[evaluation["task"]])
+    return {
+        "protocol": evaluation["protocol"],
+        "models": evaluation["models"],
         "scores": scores,
         "extra_scores": _extra_scores(evaluation),
+        "best_looks": {
+            name: one["best_look"] for name, one in _ordered(evaluation["sets"]) if one["best_look"]
+        },
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
         "sets": _without_metrics(evaluation["sets"]),
-        "held_out": evaluation.get("held_out", {}),
     }
 
 
@@ -111,8 +138,10 @@ def _of_distilled(run: Store, job: str, folders: Sequence[str], labels: Mapping[
 
 
 def _without_metrics(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    left_out = ("metrics", "best_look")
     return {
-        name: {key: value for key, value in one.items() if key != "metrics"} for name, one in _ordered(sets)
+        name: {key: value for key, value in one.items() if key not in left_out}
+        for name, one in _ordered(sets)
     }
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     duration_text,
     full_is_part,
-    main_scores,
     mean_std,
     metric_label,
     most_draws,
@@ -24,26 +24,17 @@ TERMINAL_COLUMNS = 80
 
 def summary_table(report: Mapping[str, Any]) -> str:
     """The outcome as text for a terminal, and where the files are."""
-    scores, sets, distilled = report["scores"], report["sets"], report["distilled"]
+    distilled = report["distilled"]
     blocks = []
     if message := verdict(report):
         wrapped = textwrap.fill(message, TERMINAL_COLUMNS, break_on_hyphens=False)
         blocks += [wrapped.replace("\u00a0", " "), ""]
-    if scores:
-        unit = TASK_TEXTS[report["task"]]["unit"]
-        rows = _score_rows(scores, METRICS[report["task"]])
-        if (draws := most_draws(report)) > 1:
-            between = [one.get("std_between_draws") for one in main_scores(report).values()]
-            of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
-            rows.insert(2 + METRICS[report["task"]].index(MAIN_METRIC[report["task"]]), of_draws)
-        rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
-        what = "recall" if report["task"] == "retrieval" else "accuracy"
-        note = f"of draws: standard deviation between the means of {draws} draws\n" if draws > 1 else ""
-        blocks.append(f"{what} in percent, mean ± standard deviation over students\n{note}")
-        blocks += _lines(rows)
-    if extra := report["extra_scores"]:
-        blocks.append(f"{EXTRA_TITLE}: accuracy in percent\n")
-        blocks += _lines(_score_rows(extra, next(iter(extra.values()))))
+    if report["scores"]:
+        blocks += _of_panel(report, report)
+        for panel in of_other_protocols(report):
+            blocks += _of_panel(panel, report)
+        for across in across_students(report):
+            blocks += _of_students(across, report)
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -67,8 +58,52 @@ def _score_rows(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[list[
     return [["", *scores], *rows]
 
 
+def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The table of one protocol, with the run's own students."""
+    scores, sets, task = panel["scores"], panel["sets"], report["task"]
+    unit, main = TASK_TEXTS[task]["unit"], MAIN_METRIC[task]
+    rows = _score_rows(scores, METRICS[task])
+    if (draws := most_draws(report)) > 1:
+        between = [one[main].get("std_between_draws") for one in scores.values()]
+        of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
+        rows.insert(2 + METRICS[task].index(main), of_draws)
+    if best := panel["best_looks"]:
+        cells = [mean_std(best[name][main]) if name in best else "" for name in scores]
+        rows += [["best look", *cells]]
+    rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
+    what = "recall" if task == "retrieval" else "accuracy"
+    notes = [f"{what} in percent, mean ± standard deviation over students"]
+    if protocol := panel["protocol"]:
+        notes.insert(0, f"{protocol_title(protocol)}: {panel['models']}")
+    if draws > 1:
+        notes.append(f"of draws: standard deviation between the means of {draws} draws")
+    if best:
+        notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
+    lines = ["\n".join(notes) + "\n", *_lines(rows)]
+    if extra := panel["extra_scores"]:
+        lines += [
+            f"{EXTRA_TITLE}: accuracy in percent\n",
+            *_lines(_score_rows(extra, next(iter(extra.values())))),
+        ]
+    return lines
+
+
+def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The table of the deciding metric with several kinds of students."""
+    columns = [f"({number})" for number in range(1, len(across["models"]) + 1)]
+    rows = [["", *columns, "drop"]]
+    for name, row in across["rows"].items():
+        drop = "" if row["drop"] is None else f"{row['drop']:.1f}"
+        rows.append([set_label(name, report), *map(mean_std, row["scores"]), drop])
+    main = TASK_TEXTS[report["task"]]["main"]
+    title = f"{protocol_title(across['protocol'])}: {main} with other students"
+    named = [f"{column} {models}" for column, models in zip(columns, across["models"], strict=True)]
+    note = "drop: how far the mean of the others is below (1), in points"
+    return ["\n".join([title, *named, note]) + "\n", *_lines(rows)]
+
+
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The table as lines, in parts that fit a terminal, each with an empty line after it."""
+    """A table with its first column to the left, in as many parts as a terminal needs."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for places in _fitting(widths):

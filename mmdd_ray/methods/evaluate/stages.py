@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.report.words import set_name
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
@@ -81,7 +82,8 @@ STEPS: Steps[Evaluate] = Steps(
     ),
     compare=Comparison(
         run=_compare,
-        cost=lambda settings: evaluation_cost(settings.students, settings.evaluation),
+        cost=lambda settings, pairs, source: evaluation_cost(settings.students, settings.evaluation, pairs),
+        is_current=lambda folder, settings: has_all(folder, settings.students, settings.evaluation),
         needs=("features", "set", "coresets"),
     ),
     figures=_figures,
