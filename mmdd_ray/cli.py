@@ -21,7 +21,8 @@ from mmdd_ray.storage.redact import redact
 
 Settings = TypeVar("Settings")
 
-SOURCE_SETTINGS = ("data.uri", "evaluation.val", "evaluation.test")  # which take several sources
+# which take several sources
+SOURCE_SETTINGS = ("data.uri", "evaluation.val", "evaluation.test", "evaluation.zero_shot")
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|StorageError): (.*)$", re.MULTILINE)
 # of pyarrow, through which Ray Train writes

@@ -117,6 +117,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield open_run.store
 
 
+def test_scores_beyond_retrieval_are_a_table_of_their_own_where_there_are_any(run: Store) -> None:
+    extra = {"zero-shot/top-1": 2.5, "compositional/swap_att": 50.0, "compositional": 50.0}
+    sets = {
+        name: one
+        | {"metrics": one["metrics"] | {metric: spread([[20.0 + place, 24.0 + place]]) for metric in extra}}
+        for place, (name, one) in enumerate(EVALUATION["sets"].items())
+    }
+    found = EVALUATION | {"sets": sets, "chance": EVALUATION["chance"] | extra}
+    plain, report = build_report(run, EVALUATION), build_report(run, found)
+    assert (report["scores"], report["standings"]) == (plain["scores"], plain["standings"])
+    assert list(report["extra_scores"]) == list(report["scores"])
+    assert report["extra_scores"]["edge"]["zero-shot/top-1"]["mean"] == 24.0
+    assert report["extra_scores"]["chance"]["compositional"]["mean"] == 50.0
+    lines = summary_table(report).splitlines()
+    at = lines.index("Beyond retrieval: accuracy in percent")
+    assert lines[at + 2].split() == list(report["scores"])
+    assert lines[at + 3].split("  ")[0] == "zero-shot Top-1"
+    assert lines[at + 4].startswith("compositional swap att ")
+    page = report_html(report, run)
+    table = page[page.index("<h2>Beyond retrieval</h2>") :].partition("</table>")[0]
+    assert re.findall("<th>(.*?)</th>", table)[1:] == [
+        "Zero-shot top-1",
+        "Compositional swap att",
+        "Compositional",
+    ]
+    assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"] * 3  # the best of the small sets
+    assert plain["extra_scores"] == {}
+    assert "Beyond retrieval" not in summary_table(plain) + report_html(plain, run)
+
+
 def test_report_json_has_the_promised_schema(run: Store) -> None:
     losses = {"step": [0.0, 1.0], "contrastive": [3.0, float("nan")]}
     quality = {"alignment": {"before": 0.2, "after": 0.3}}

@@ -7,6 +7,9 @@ from annotated_types import Gt, Le, MinLen
 
 from mmdd_ray.config.data import Data
 from mmdd_ray.config.fields import Count, Weight, extending, operational
+from mmdd_ray.errors import UserError
+
+SLOT = "{}"  # the place of a class's name in a template
 
 PairProtocols = Annotated[
     tuple[Literal["equal-budget", "lors-frozen-text", "covmatch-both-encoders"], ...], MinLen(1)
@@ -61,20 +64,78 @@ class Evaluation:
     them and fewer than half are wrong; DataComp keeps 0.3 of unfiltered web pairs."""
     full_pairs: Count = 50_000
     """"full" is trained on at most this many real images."""
+    zero_shot: str | None = None
+    """Labelled images that students also classify without having been trained for it: a URI of the same kind as
+    data.uri. Classes need names: those of folders, of shapes, of zero_shot_names, or a caption that all images of a
+    class share."""
+    zero_shot_split: str | None = None
+    """Split of `zero_shot`, where its source holds several."""
+    zero_shot_image_root: str | None = None
+    """Folder of the image files of `zero_shot`, by the rule of `val_image_root`."""
+    zero_shot_names: str | None = None
+    """Text file with the name of a class on each line, from label 0 on."""
+    templates: Annotated[tuple[str, ...], MinLen(1)] = ("a photo of a {}.",)
+    """What is said of a class, with "{}" for its name. Of several the mean embedding counts, as CLIP does."""
+    linear_probe: bool = False
+    """Also fits a linear classifier to the image features of students, on about half of `zero_shot`, and tests it on
+    the rest."""
+    compositional: str | None = None
+    """Captions with hard negatives for students to tell apart: a folder of JSON files as SugarCrepe publishes them, one
+    such file, or shapes:ROWS?seed=S."""
+    compositional_image_root: str | None = None
+    """Folder of the image files that `compositional` names. Default: the folder of its JSON files."""
     gpus_per_student: Weight = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 
     def sources(self, data: Data) -> dict[str, Data]:
         """``val`` and ``test``: like the training data, with URIs, splits and image folders of their own."""
-        found = {}
-        for part in ("val", "test"):
-            uri, image_root = getattr(self, part), getattr(self, f"{part}_image_root")
-            if image_root is None and uri == data.uri:
-                image_root = data.image_root
-            split = getattr(self, f"{part}_split")
-            if uri is not None:
-                found[part] = replace(data, uri=uri, split=split, image_root=image_root, limit=None)
-        return found
+        found = {part: self._source(part, data) for part in ("val", "test")}
+        return {part: source for part, source in found.items() if source is not None}
+
+    def zero_shot_source(self, data: Data) -> Data | None:
+        """``zero_shot``, by the same rule; its images need no captions."""
+        found = self._source("zero_shot", data)
+        return found and replace(found, needs_captions=False)
+
+    def _source(self, part: str, data: Data) -> Data | None:
+        uri, image_root = getattr(self, part), getattr(self, f"{part}_image_root")
+        if uri is None:
+            return None
+        if image_root is None and uri == data.uri:
+            image_root = data.image_root
+        split = getattr(self, f"{part}_split")
+        return replace(data, uri=uri, split=split, image_root=image_root, limit=None)
+
+    def check_probes(self, *, labelled: bool) -> None:
+        """Looks whether the settings of zero-shot, linear and compositional tests fit each other.
+
+        Args:
+            labelled: Whether the run compares classifiers, which have no texts.
+
+        Raises:
+            UserError: They do not.
+        """
+        for name in ("zero_shot", "compositional"):
+            if labelled and (uri := getattr(self, name)) is not None:
+                raise UserError(
+                    f"evaluation.{name}={uri} is a test of dual encoders, but this job trains classifiers; leave it out"
+                )
+        for template in self.templates:
+            if template.count(SLOT) != 1:
+                raise UserError(
+                    f"evaluation.templates has {template!r}, which must hold {SLOT!r} once, for the name of the class; "
+                    'write e.g. "a photo of a {}."'
+                )
+        for name in ("zero_shot_split", "zero_shot_image_root", "zero_shot_names", "linear_probe"):
+            if self.zero_shot is None and (value := getattr(self, name)):
+                raise UserError(
+                    f"evaluation.{name}={value} needs labelled images; name them as evaluation.zero_shot"
+                )
+        if self.compositional is None and self.compositional_image_root is not None:
+            raise UserError(
+                f"evaluation.compositional_image_root={self.compositional_image_root} needs captions with negatives; "
+                "name them as evaluation.compositional"
+            )
 
 
 LabelledBaseline = Literal["random", "herding", "k-center", "clip-score", "prompts", "full"]

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from urllib.parse import parse_qs
 
 from mmdd_ray.config import Data, Evaluation
-from mmdd_ray.data.class_names import check_same_names, shared_captions
+from mmdd_ray.data.class_names import check_same_names, names_to_recognise, shared_captions
+from mmdd_ray.data.contrasts import ImageContrasts, list_contrasts
 from mmdd_ray.data.formats.format import PROBE_ROWS
 from mmdd_ray.data.listing import reachable
 from mmdd_ray.data.pair import UNSAID, Row
@@ -31,6 +33,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also
             may not have files in common with the training data.
     """
+    evaluation.check_probes(labelled=labelled)
     training, rows = _probed(data, labelled)
     listings = {"data": training}
     names = _names(rows) if data.needs_captions else {}
@@ -51,6 +54,8 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
             check_same_names(f"{setting}={source.uri}", _names(rows), data.uri, names)
     says = {setting: listing.says for setting, listing in listings.items()}
+    for check in (_check_zero_shot, _check_compositional):
+        says |= check(data, evaluation, training.shards)
     both = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
     if all(both):
         val, test = (_addresses(listing.shards) for listing in both if listing)
@@ -60,6 +65,57 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
                 "what is tested"
             )
     return says
+
+
+def _check_zero_shot(data: Data, evaluation: Evaluation, training: Sequence[Shard]) -> dict[str, list[str]]:
+    """Looks at the images of zero-shot classification, if there are any, and at the names of their classes."""
+    setting = "evaluation.zero_shot"
+    if (source := evaluation.zero_shot_source(data)) is None:
+        return {}
+    try:
+        listing, rows = _probed(source, labelled=True)
+        shared = shared_captions((row.label, row.captions) for row in rows if row.reject is None)
+        names = names_to_recognise(
+            source.uri, evaluation.zero_shot_names, listing.classes, shared, is_whole=False
+        )
+    except UserError as error:
+        sentence = str(error).replace("data.uri", setting)
+        for own in ("split", "image_root"):  # the other settings of the source are those of data
+            sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
+        raise UserError(sentence) from error
+    _refuse_common(setting, training, listing.shards)
+    examples = ", ".join(list(names.values())[:3])
+    return {setting: [*listing.says, f"classes are called {examples}, …"]}
+
+
+def _check_compositional(
+    data: Data, evaluation: Evaluation, training: Sequence[Shard]
+) -> dict[str, list[str]]:
+    """Looks at the captions with negatives, if there are any, and whether their images are there."""
+    setting, image_root = "evaluation.compositional", evaluation.compositional_image_root
+    if (uri := evaluation.compositional) is None:
+        return {}
+    found = list_contrasts(uri, image_root, evaluation.max_pairs)
+    if uri.startswith("shapes:"):
+        _refuse_common(setting, training, find_shards(replace(data, uri=uri, split=None)).shards)
+    elif not any(_is_there(image, image_root or uri) for image in found.images[:PROBE_ROWS]):
+        raise UserError(
+            f"{setting}={uri}: the image {found.images[0].name} is not there, nor are others, in {image_root or uri}; "
+            f"name the folder of the images as {setting}_image_root"
+        )
+    kinds = sorted({one.kind for image in found.images for one in image.contrasts})
+    return {setting: [f"{found.entries:,} captions with negatives: {', '.join(kinds)}"]}
+
+
+def _is_there(image: ImageContrasts, folder: str) -> bool:
+    try:
+        with reachable("evaluation.compositional_image_root", folder):
+            image.read()
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
 
 
 def check_source(data: Data, labelled: bool) -> Listing:

@@ -1,5 +1,6 @@
 """The metrics of students, by name, and what chance scores. Imports no torch."""
 
+from collections.abc import Iterable, Mapping
 from math import comb
 
 RANKS = (1, 5, 10)
@@ -11,6 +12,22 @@ METRICS = {
 """Names of the metrics of each task."""
 MAIN_METRIC = {"retrieval": "mean_recall", "classification": "top-1"}
 """The one that decides, and that charts show."""
+ZERO_SHOT = "zero-shot/{}"
+"""Name of a metric of zero-shot classification, by that of classification."""
+LINEAR_PROBE = "linear-probe"
+COMPOSITIONAL = "compositional"
+"""Mean over the kinds of negatives, and the first part of the name of each kind's metric."""
+
+
+def extra_metrics(names: Iterable[str], task: str) -> tuple[str, ...]:
+    """Those metrics of students, in their order, that not every comparison of the task has."""
+    return tuple(name for name in names if name not in METRICS[task])
+
+
+def compositional_scores(by_kind: Mapping[str, float]) -> dict[str, float]:
+    """The score of each kind of negatives under its name as a metric, and their unweighted mean."""
+    mean = sum(by_kind.values()) / len(by_kind)
+    return {f"{COMPOSITIONAL}/{kind}": score for kind, score in by_kind.items()} | {COMPOSITIONAL: mean}
 
 
 def chance(n_images: int, captions_per_image: int) -> dict[str, float]:

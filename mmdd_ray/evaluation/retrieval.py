@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdd_ray.evaluation.metrics import RANKS, with_mean_recall
 
-_TIE = 1e-6  # cosines closer than this are equal: float32 embeddings are not known better
+TIE = 1e-6  # cosines closer than this are equal: float32 embeddings are not known better
 
 
 def retrieval_metrics(
@@ -57,8 +57,8 @@ def retrieval_metrics(
     ):
         score_CN = chunk_CD @ image.T
         score_CN.scatter_(1, owner_C[:, None], -torch.inf)  # the right answer does not stand before itself
-        images_before.append((score_CN > own_C[:, None] - _TIE).sum(dim=1))
-        captions_before_N += (score_CN > best_own_N - _TIE).sum(dim=0)
+        images_before.append((score_CN > own_C[:, None] - TIE).sum(dim=1))
+        captions_before_N += (score_CN > best_own_N - TIE).sum(dim=0)
 
     return with_mean_recall(
         {f"ir@{k}": _percent_within(torch.cat(images_before), k) for k in RANKS},

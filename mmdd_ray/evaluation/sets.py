@@ -20,6 +20,8 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import EVALUATION, compare
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.probes.read import read_probes
+from mmdd_ray.evaluation.probes.sets import ProbedPairs, Probes
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
 from mmdd_ray.features.store import FeatureStore
@@ -79,7 +81,8 @@ def held_out_sets(
 ) -> tuple[dict[str, PairSet], dict[str, HeldOut]]:
     """Validation and test pairs, and what was read for them, both by "val" and "test".
 
-    `listed` takes the refused rows, with val/ or test/ before their shards.
+    The test pairs are `ProbedPairs` where the settings ask students for more than retrieval; "zero_shot" then says what
+    was read for that. `listed` takes the refused rows, with val/ or test/ before their shards.
 
     Raises:
         UserError: More than `data.max_reject_ratio` of the rows of one of them were refused, or no pair is left.
@@ -95,7 +98,10 @@ def held_out_sets(
         except UserError as error:
             raise UserError(f"{setting}={source.uri}: {error}") from error
         judge_held_out(part, source, read[part], lost, listed)
-    return pairs, read
+    probes, read_for_probes = read_probes(settings, listed)
+    if probes != Probes():
+        pairs["test"] = ProbedPairs(pairs["test"].images, pairs["test"].captions, probes)
+    return pairs, read | read_for_probes
 
 
 def judge_held_out(

@@ -41,6 +41,10 @@ from mmdd_ray.planning.preflight import check_values
 STEPS = 2
 SMALL_BATCH = 4  # without a GPU
 SMALL_LAYERS = 2  # of a language model there, which has 32 alike
+_PROBES = (  # tests beyond retrieval, which cost little
+    "zero_shot", "zero_shot_split", "zero_shot_image_root", "zero_shot_names", "compositional",
+    "compositional_image_root",
+)  # fmt: skip
 SCENES_HELD_OUT, LABELLED_HELD_OUT, LEAST_SCENES = 8, 48, 16
 
 
@@ -150,6 +154,7 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
     if isinstance(section, Evaluation):
         changes |= {"val_split": None, "test_split": None, "val_image_root": None, "test_image_root": None}
+        changes |= dict.fromkeys(_PROBES) | {"linear_probe": False}
         changes |= {"baselines": ("random",), "seeds": 1, "draws": 1, "max_pairs": SCENES_HELD_OUT}
     return replace(section, **changes)
 

@@ -60,6 +60,7 @@ class ImageEncoder(nn.Module):
     ) -> None:
         """``section`` is that of the settings that name the model, for messages."""
         super().__init__()
+        self.image_px = image_px
         source = resolve(name)
         if Path(source).is_dir():
             source = f"local-dir:{source}"

@@ -93,7 +93,8 @@ def _driver_bytes(settings: RunSettings, source: Source, method: Planned) -> dic
     if evaluation is None:
         return {}
     px = judged_by(settings).image_px
-    parts = len(evaluation.sources(settings.data))
+    tests = (evaluation.zero_shot, evaluation.compositional)
+    parts = len(evaluation.sources(settings.data)) + sum(uri is not None for uri in tests)
     images: dict[str, float] = {"evaluation.max_pairs": parts * evaluation.max_pairs}
     if "full" in evaluation.baselines:
         images["evaluation.full_pairs"] = min(evaluation.full_pairs, source.rows)

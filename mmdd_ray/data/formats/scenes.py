@@ -2,17 +2,27 @@
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.formats.format import Head, Seen
 from mmdd_ray.data.pair import Row, RowMaker
-from mmdd_ray.data.shapes import pairs
+from mmdd_ray.data.shapes import Scene, pairs, scene
 from mmdd_ray.data.shard import Shard
-from mmdd_ray.data.web_scenes import World
+from mmdd_ray.data.web_scenes import WebScene, World
 from mmdd_ray.data.web_scenes import pairs as web_pairs
+from mmdd_ray.data.web_scenes import scene as web_scene
 from mmdd_ray.errors import UserError
+
+
+class Scenes(NamedTuple):
+    """The scenes of a ``shapes:`` URI."""
+
+    rows: int
+    image_px: int
+    draw: Callable[[int], Scene | WebScene]
+    """The scene of a row."""
 
 
 def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, Any]]]]:
@@ -21,6 +31,25 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
     Raises:
         UserError: An option is unknown, out of its range, or one of ``World`` beside ``world=clean``.
     """
+    rows, world, drawing = _options(uri)
+    return rows, partial(pairs, **drawing) if world is None else partial(web_pairs, world=world, **drawing)
+
+
+def scenes_of(uri: str) -> Scenes:
+    """The scenes that ``shapes_spec`` makes pairs of.
+
+    Raises:
+        UserError: as ``shapes_spec``.
+    """
+    rows, world, drawing = _options(uri)
+    image_px = drawing.pop("image_px")
+    if world is None:
+        return Scenes(rows, image_px, partial(scene, **drawing))
+    return Scenes(rows, image_px, partial(web_scene, world=world, **drawing))
+
+
+def _options(uri: str) -> tuple[int, World | None, dict[str, Any]]:
+    """Rows, the world (None: the clean one), and seed, image_px and labelled."""
     rows, _, query = uri.removeprefix("shapes:").partition("?")
     flaw_names = World.setting_names()
     try:
@@ -46,8 +75,8 @@ def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, 
             raise ValueError
         drawing: dict[str, Any] = {"seed": seed, "image_px": px, "labelled": bool(labelled)}
         if world == "clean":
-            return int(rows), partial(pairs, **drawing)
-        return int(rows), partial(web_pairs, world=World(**flaws), **drawing)
+            return int(rows), None, drawing
+        return int(rows), World(**flaws), drawing
     except UserError as error:
         raise UserError(f"data.uri={uri}: {error}") from error
     except ValueError:

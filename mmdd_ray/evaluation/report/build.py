@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
-from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS, extra_metrics
 from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
 from mmdd_ray.planning.costs import planned_as
@@ -50,6 +50,8 @@ def build_report(
     under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides.
+    ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
+    were asked for them.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
     that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
     """
@@ -88,6 +90,7 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
             "protocol": None,
             "models": "",
             "scores": {},
+            "extra_scores": {},
             "best_looks": {},
             "standings": {},
             "sets": {},
@@ -104,11 +107,12 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The figures under one protocol, with one kind of student."""
-    scores = _scores(evaluation)
+    scores = _scores(evaluation, METRICS[evaluation["task"]])
     return {
         "protocol": evaluation["protocol"],
         "models": evaluation["models"],
         "scores": scores,
+        "extra_scores": _extra_scores(evaluation),
         "best_looks": {
             name: one["best_look"] for name, one in _ordered(evaluation["sets"]) if one["best_look"]
         },
@@ -178,8 +182,14 @@ def _stage_manifests(run: Store, folders: Sequence[str]) -> dict[str, dict[str, 
     return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
 
 
-def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    metrics, chance = METRICS[evaluation["task"]], evaluation["chance"]
+def _extra_scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores of tests that only some comparisons have; none where there was no such test."""
+    names = extra_metrics(evaluation["chance"], evaluation["task"])
+    return _scores(evaluation, names) if names else {}
+
+
+def _scores(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    chance = evaluation["chance"]
     scores = {
         name: {metric: dict(one["metrics"][metric]) for metric in metrics}
         for name, one in _ordered(evaluation["sets"])

@@ -81,6 +81,11 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         tiles=tiles(report),
         metrics=METRICS.get(report["task"], ()),
         metric_label=metric_label,
+        extra_panels=[
+            (panel, [*panel["extra_scores"][CHANCE]], best_scores(panel["extra_scores"]))
+            for panel in (report, *of_other_protocols(report))
+            if panel["extra_scores"]
+        ],
         task=TASK_TEXTS.get(report["task"]),
         texts=TEXTS | report["words"],
         best=best_scores(report["scores"]),

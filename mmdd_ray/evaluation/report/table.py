@@ -1,7 +1,7 @@
 """The table of a report for a terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.data.inventory import about_source
@@ -17,7 +17,7 @@ from mmdd_ray.evaluation.report.text import (
     set_label,
     verdict,
 )
-from mmdd_ray.evaluation.report.words import FULL, TASK_TEXTS
+from mmdd_ray.evaluation.report.words import EXTRA_TITLE, FULL, TASK_TEXTS
 
 TERMINAL_COLUMNS = 80
 
@@ -52,15 +52,17 @@ def summary_table(report: Mapping[str, Any]) -> str:
     return "\n".join(blocks)
 
 
+def _score_rows(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[list[str]]:
+    """Cells of a table with a row for each metric and a column for each set."""
+    rows = [[metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]] for metric in metrics]
+    return [["", *scores], *rows]
+
+
 def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     """The table of one protocol, with the run's own students."""
     scores, sets, task = panel["scores"], panel["sets"], report["task"]
     unit, main = TASK_TEXTS[task]["unit"], MAIN_METRIC[task]
-    rows = [["", *scores]]
-    rows += [
-        [metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]]
-        for metric in METRICS[task]
-    ]
+    rows = _score_rows(scores, METRICS[task])
     if (draws := most_draws(report)) > 1:
         between = [one[main].get("std_between_draws") for one in scores.values()]
         of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
@@ -77,7 +79,13 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         notes.append(f"of draws: standard deviation between the means of {draws} draws")
     if best:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
-    return ["\n".join(notes) + "\n", *_lines(rows)]
+    lines = ["\n".join(notes) + "\n", *_lines(rows)]
+    if extra := panel["extra_scores"]:
+        lines += [
+            f"{EXTRA_TITLE}: accuracy in percent\n",
+            *_lines(_score_rows(extra, next(iter(extra.values())))),
+        ]
+    return lines
 
 
 def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:

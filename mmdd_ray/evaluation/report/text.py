@@ -103,7 +103,13 @@ def mean_stds(score: Mapping[str, Any]) -> str:
 
 
 def metric_label(name: str) -> str:
-    return name.replace("_", " ").replace("ir@", "IR@").replace("tr@", "TR@").replace("top-", "Top-")
+    return (
+        name.replace("_", " ")
+        .replace("/", " ")
+        .replace("ir@", "IR@")
+        .replace("tr@", "TR@")
+        .replace("top-", "Top-")
+    )
 
 
 def label_of(name: str, report: Mapping[str, Any]) -> str:

@@ -15,12 +15,22 @@ LABELS = {
     CHANCE: "Chance",
 }
 
+EXTRA_TITLE = "Beyond retrieval"
+EXTRA_NOTE = (
+    "Zero-shot: images whose class has the nearest prompts; top-k: is among the k nearest. Linear probe: images that a "
+    "linear classifier of the students' image features recognises, fitted to the other images of the same source. "
+    "Compositional: images whose caption is nearer than a hard negative, by kind of negative, and their mean."
+)
+"""The table of what students are asked beyond the main test."""
+
 TEXTS = {
     "losses": "Losses",
     "refinement": "Refinement",
     "quality": "Quality of the synthetic pairs",
     "quality_note": "",
     "examples_note": "",
+    "extra": EXTRA_TITLE,
+    "extra_note": EXTRA_NOTE,
 }
 """Titles and notes where a method has no others."""
 

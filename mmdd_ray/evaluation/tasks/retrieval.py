@@ -9,6 +9,7 @@ from mmdd_ray.config import Students
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.probes.sets import ProbedPairs
 from mmdd_ray.evaluation.tasks.task import Look
 from mmdd_ray.protocols import PairProtocol
 
@@ -70,8 +71,14 @@ class Retrieval:
         from mmdd_ray.models.students import DualEncoder
 
         assert isinstance(student, DualEncoder)
-        return evaluate_student(student, held_out, text_PT=prepared)
+        found = evaluate_student(student, held_out, text_PT=prepared)
+        if isinstance(held_out, ProbedPairs):
+            from mmdd_ray.evaluation.probes.score import probe_student
+
+            found |= probe_student(student, held_out.probes)
+        return found
 
     def chance(self, held_out: PairSet) -> dict[str, float]:
         """Takes all images to have their mean number of captions."""
-        return chance(held_out.n_images, round(held_out.n_pairs / held_out.n_images))
+        found = chance(held_out.n_images, round(held_out.n_pairs / held_out.n_images))
+        return found | held_out.probes.chance() if isinstance(held_out, ProbedPairs) else found
