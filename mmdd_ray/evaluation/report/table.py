@@ -1,12 +1,13 @@
 """The table of a report for a terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, fitting
 from mmdd_ray.evaluation.report.text import (
     duration_text,
     full_is_part,
@@ -18,8 +19,6 @@ from mmdd_ray.evaluation.report.text import (
     verdict,
 )
 from mmdd_ray.evaluation.report.words import FULL, TASK_TEXTS
-
-TERMINAL_COLUMNS = 80
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
@@ -45,7 +44,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
         what = "recall" if report["task"] == "retrieval" else "accuracy"
         note = f"of draws: standard deviation between the means of {draws} draws\n" if draws > 1 else ""
         blocks.append(f"{what} in percent, mean ± standard deviation over students\n{note}")
-        for places in _fitting(widths):
+        for places in fitting(widths):
             for row in rows:
                 cells = [f"{row[place]:>{widths[place]}}" for place in places]
                 blocks.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
@@ -65,16 +64,3 @@ def summary_table(report: Mapping[str, Any]) -> str:
     blocks.append(f"{'time':<13}{duration_text(report['seconds'])}{footnote}")
     blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
     return "\n".join(blocks)
-
-
-def _fitting(widths: Sequence[int]) -> list[list[int]]:
-    """The columns of a table in groups that a terminal has room for, each beside the first column."""
-    groups: list[list[int]] = []
-    room = 0
-    for place, width in enumerate(widths[1:], 1):
-        if not groups or width + 2 > room:
-            groups.append([])
-            room = TERMINAL_COLUMNS - widths[0]
-        groups[-1].append(place)
-        room -= width + 2
-    return groups
