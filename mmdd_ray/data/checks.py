@@ -31,13 +31,13 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
         UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also
             may not have files in common with the training data.
     """
-    training, rows = _probed(data, labelled)
+    training, rows = probed(data, labelled)
     listings = {"data": training}
     names = _names(rows) if data.needs_captions else {}
     for name, source in evaluation.sources(data).items():
         setting = f"evaluation.{name}"
         try:
-            listings[setting], rows = _probed(source, labelled)
+            listings[setting], rows = probed(source, labelled)
             if missing := listings[setting].missing:
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
@@ -68,10 +68,10 @@ def check_source(data: Data, labelled: bool) -> Listing:
     Raises:
         UserError: as ``find_shards``; or rows must be labelled, and none is.
     """
-    return _probed(data, labelled)[0]
+    return probed(data, labelled)[0]
 
 
-def _probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
+def probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
     """The listing of a source, and the first rows of its first shards if they must be labelled."""
     listing = find_shards(data)
     if not labelled:

@@ -1,5 +1,6 @@
 """Names of classes, from a text file or as captions that all images of a class have. Imports neither torch nor Ray."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,8 +9,11 @@ from fsspec.core import url_to_fs
 from mmdd_ray.errors import UserError
 
 
-def read_class_names(uri: str) -> list[str]:
+def read_class_names(uri: str, setting: str = "describe.class_names") -> list[str]:
     """The lines of a UTF-8 text file, a local path or a URI: the name of each class, from 0 on.
+
+    Args:
+        setting: The one that names the file, for messages.
 
     Raises:
         UserError: it cannot be read, or a line is blank.
@@ -18,11 +22,23 @@ def read_class_names(uri: str) -> list[str]:
         fs, path = url_to_fs(uri)
         text = fs.cat_file(path).decode("utf-8-sig")
     except Exception as error:  # each storage library raises its own, and they share no base class
-        raise UserError(f"describe.class_names={uri} cannot be read as text: {error}") from error
+        raise UserError(f"{setting}={uri} cannot be read as text: {error}") from error
     names = [" ".join(line.split()) for line in text.rstrip().splitlines()]
     if not names or not all(names):
-        raise UserError(f"describe.class_names={uri} has a blank line; every class needs a name")
+        raise UserError(f"{setting}={uri} has a blank line; every class needs a name")
     return names
+
+
+def class_folder(label: int, names: Mapping[int, str]) -> str:
+    """The folder of a class where a distilled set is an image folder, too, e.g. ``0003_red_circle``.
+
+    Folders are sorted as the labels are, and told apart by them.
+
+    Args:
+        names: Of all classes, by label.
+    """
+    digits = max(4, len(str(max(names))))
+    return f"{label:0{digits}d}_{re.sub('[^A-Za-z0-9]+', '_', names[label])[:90]}"
 
 
 def shared_captions(

@@ -96,7 +96,7 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     """
     short = method.shortened(_each_section(settings, folder, limits), limits.of, folder)
     options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
-    data, held_out = Data(uri=f"shapes:{_rows(short)}?seed=1&{options}"), SCENES_HELD_OUT
+    data, held_out = Data(uri=f"shapes:{count_scenes(short)}?seed=1&{options}"), SCENES_HELD_OUT
     if method.labelled:
         # a few scenes have a quarter of the classes, and those held out of the others are refused
         data, held_out = replace(data, max_reject_ratio=1.0), LABELLED_HELD_OUT
@@ -111,7 +111,7 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     return replace(short, **changed)
 
 
-def _rows(short: Any) -> int:
+def count_scenes(short: Any) -> int:
     """Scenes for the largest batch, or as many as are drawn or chosen from them."""
     sections = [getattr(short, part.name) for part in fields(short)]
     counts = [
