@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mmdd_ray.config import Data
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate_labelled.presets import PRESETS
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
@@ -50,26 +51,28 @@ def _steps() -> Steps[EvaluateLabelled]:
 
 def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: Path) -> EvaluateLabelled:
     """A set of one scene for each class that the scenes of the rehearsal have, in place of the one that is given."""
-    from mmdd_ray.data import shapes
+    from mmdd_ray.data.readers import iter_shard
+    from mmdd_ray.data.shapes import CLASS_NAMES
+    from mmdd_ray.data.shards import list_shards
     from mmdd_ray.distilled.sample import Sample
     from mmdd_ray.distilled.write import write_distilled
-    from mmdd_ray.methods.rehearsal import count_scenes
+    from mmdd_ray.methods.rehearsal import training_scenes
 
-    pairs = shapes.pairs(0, count_scenes(settings), seed=1, labelled=True)
-    by_label = {pair["label"]: pair for pair in pairs}
+    data = Data(uri=training_scenes(settings, labelled=True))
+    rows = [row for shard in list_shards(data) for row in iter_shard(shard, data)]
+    by_label = {row.label: row.image for row in rows if row.label is not None and row.image is not None}
     samples = [
         Sample(
             key=f"{label:06d}",
-            image=pair["image"],
-            captions=(shapes.CLASS_NAMES[label],),
+            image=image,
+            captions=(CLASS_NAMES[label],),
             seed=0,
             source_key="",
             label=label,
         )
-        for label, pair in sorted(by_label.items())
+        for label, image in sorted(by_label.items())
     ]
-    store = Store(str(folder / "set"))
-    names = {label: shapes.CLASS_NAMES[label] for label in by_label}
+    store, names = Store(str(folder / "set")), dict(enumerate(CLASS_NAMES))
     write_distilled(samples, store, method="scenes", settings={}, seed=0, inputs={}, class_names=names)
     return replace(settings, set=store.uri, set_split=None, class_names=None)
 
