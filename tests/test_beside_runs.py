@@ -15,12 +15,13 @@ from mmdd_ray.config import Data, Students
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.beside_runs import compare_runs
-from mmdd_ray.evaluation.metrics import METRICS, chance
+from mmdd_ray.evaluation.metrics import METRICS, accuracy_chance, chance
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.comparison import comparison_html, comparison_table
 from mmdd_ray.evaluation.report.page import write_report
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.evaluate.presets import local
+from mmdd_ray.methods.evaluate_labelled.presets import local as labelled_local
 from mmdd_ray.methods.precompute.presets import local as precompute_local
 from mmdd_ray.storage.store import Store
 
@@ -38,10 +39,11 @@ def finish(
     protocol: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
     draws: int = 1,
+    task: str = "retrieval",
     **changes: Any,
 ) -> str:
     """Writes a finished run of students with these figures, those of a set draw by draw."""
-    settings = local()
+    settings: Any = local() if task == "retrieval" else labelled_local()
     evaluation = {"evaluation": settings.evaluation} | changes
     whole = {name: getattr(settings, name) for name in vars(settings)} | evaluation
     given = type(settings)(**whole)
@@ -56,14 +58,15 @@ def finish(
                     held_out, fingerprint = ("test", test_print) if seed else ("val", "val")
                     student = {"set": name, "learning_rate": RATE, "seed": seed, "held_out": held_out}
                     student |= {"draw": draw, "inputs": [f"{own}{draw}", fingerprint], "seconds": 1.0}
-                    student["metrics"] = dict.fromkeys(METRICS["retrieval"], figure)
+                    student["metrics"] = dict.fromkeys(METRICS[task], figure)
                     store.write_json(f"students/{name}-draw{draw}-seed{seed}.json", student)
             # of an earlier choice of the rate: no part of the report
             store.write_json(f"students/{name}-old.json", student | {"learning_rate": 0.03, "metrics": {}})
             found[name] = {"draws": draws, "learning_rate": RATE, "on_val": {}, "loss_curve": [1.0]}
             found[name] |= {"pairs": 100, "images": 50, "bytes": 3000, "seconds": 2.0}
-            found[name]["metrics"] = dict.fromkeys(METRICS["retrieval"], spread(rows.tolist()))
-        result = {"task": "retrieval", "sets": found, "chance": chance(50, 1)}
+            found[name]["metrics"] = dict.fromkeys(METRICS[task], spread(rows.tolist()))
+        by_chance = chance(50, 1) if task == "retrieval" else accuracy_chance(48)
+        result = {"task": task, "sets": found, "chance": by_chance}
         run.stage("evaluate", lambda stage: StageResult(rows_in=1, rows_out=1, outputs=[]))
         report = build_report(run.store, result, labels=labels)
         write_report(report | ({"protocol": dict(protocol)} if protocol else {}), run.store)
@@ -96,6 +99,17 @@ def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Pat
     assert "--paper:" in page
     assert "<script" not in page
     json.dumps(found, allow_nan=False)
+
+
+def test_classifiers_stand_in_a_table_of_their_accuracy(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"vlcp": [30.0, 34.0], "prompts": [20.0, 21.0]}, task="classification")
+    other = finish(tmp_path / "b", {"chosen": [31.0, 33.0]}, task="classification")
+    found = compare_runs([one, other])
+    rows = found["tables"][0]["sets"]
+    assert [row["label"] for row in rows] == ["vlcp", "chosen", "Class names as prompts"]
+    assert {row["images_seen"] for row in rows} == {100 * 50}
+    assert "vlcp − chosen  +0.0  (−12.7 to +12.7), 2 students" in comparison_table(found)
+    assert "<h2>Accuracy on the test images, protocol equal-budget</h2>" in comparison_html(found)
 
 
 def test_the_same_name_and_figures_of_another_set_are_two_sets(tmp_path: Path) -> None:
@@ -194,19 +208,9 @@ def test_other_test_data_and_tasks_are_named_by_their_setting(tmp_path: Path) ->
     other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, evaluation=smaller, test_print="fewer")
     with pytest.raises(UserError, match=r"evaluation\.max_pairs is 1000 in \S+/a, but 9 in \S+/b"):
         compare_runs([one, other])
-    report = json.loads((tmp_path / "b" / "report.json").read_text())
-    settings = json.loads((tmp_path / "b" / SETTINGS).read_text())
-    settings["settings"]["classifiers"] = {"learning_rates": [0.1]}
-    (tmp_path / "b" / SETTINGS).write_text(json.dumps(settings))
-    scores = {name: score | {"top-1": score["mean_recall"]} for name, score in report["scores"].items()}
-    report |= {"task": "classification", "settings": settings["settings"], "scores": scores}
-    (tmp_path / "b" / "report.json").write_text(json.dumps(report))
-    for file in (tmp_path / "b" / "evaluate" / "students").iterdir():
-        student = json.loads(file.read_text())
-        student["metrics"] = {"top-1": student["metrics"].get("mean_recall")}
-        file.write_text(json.dumps(student))
+    labelled = finish(tmp_path / "c", {"vlcp": [9.0, 12.0]}, task="classification")
     with pytest.raises(UserError, match=r"the task is retrieval in .*, but classification in"):
-        compare_runs([one, other])
+        compare_runs([one, labelled])
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
