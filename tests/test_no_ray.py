@@ -25,6 +25,8 @@ ARITHMETIC = [
     "mmdd_ray.methods.edge.objective",
     "mmdd_ray.methods.edge.selection",
     "mmdd_ray.evaluation.agreement",
+    "mmdd_ray.evaluation.beside_runs",
+    "mmdd_ray.evaluation.report.comparison",
     "mmdd_ray.evaluation.tasks.classifiers",
     "mmdd_ray.evaluation.labelled",
     "mmdd_ray.evaluation.metrics",

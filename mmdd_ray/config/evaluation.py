@@ -163,4 +163,4 @@ class LabelledEvaluation(Evaluation):
     )
     """Sets to compare with: coresets of as many real images of each class; drawings of the generator as it is, prompted
     with describe.template; and all the data. "clip-score" draws from the images of a class that agree best with their
-    first caption where describe.source is "captions", and otherwise with describe.template."""
+    first caption where describe.source is "captions", and otherwise with the template of their class."""

@@ -34,13 +34,13 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             may not have files in common with the training data.
     """
     evaluation.check_probes(labelled=labelled)
-    training, rows = _probed(data, labelled)
+    training, rows = probed(data, labelled)
     listings = {"data": training}
     names = _names(rows) if data.needs_captions else {}
     for name, source in evaluation.sources(data).items():
         setting = f"evaluation.{name}"
         try:
-            listings[setting], rows = _probed(source, labelled)
+            listings[setting], rows = probed(source, labelled)
             if missing := listings[setting].missing:
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
@@ -73,7 +73,7 @@ def _check_zero_shot(data: Data, evaluation: Evaluation, training: Sequence[Shar
     if (source := evaluation.zero_shot_source(data)) is None:
         return {}
     try:
-        listing, rows = _probed(source, labelled=True)
+        listing, rows = probed(source, labelled=True)
         shared = shared_captions((row.label, row.captions) for row in rows if row.reject is None)
         names = names_to_recognise(
             source.uri, evaluation.zero_shot_names, listing.classes, shared, is_whole=False
@@ -124,10 +124,10 @@ def check_source(data: Data, labelled: bool) -> Listing:
     Raises:
         UserError: as ``find_shards``; or rows must be labelled, and none is.
     """
-    return _probed(data, labelled)[0]
+    return probed(data, labelled)[0]
 
 
-def _probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
+def probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
     """The listing of a source, and the first rows of its first shards if they must be labelled."""
     listing = find_shards(data)
     if not labelled:

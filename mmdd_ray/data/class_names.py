@@ -1,5 +1,6 @@
 """Names of classes, from a text file or as captions that all images of a class have. Imports neither torch nor Ray."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -95,6 +96,18 @@ def _check_names(where: str, names: Mapping[int, str]) -> None:
                 f"{where} calls the classes {label} and {last[name]} both {name!r}; give each a name of its own in a "
                 "text file, as evaluation.zero_shot_names"
             )
+
+
+def class_folder(label: int, names: Mapping[int, str]) -> str:
+    """The folder of a class where a distilled set is an image folder, too, e.g. ``0003_red_circle``.
+
+    Folders are sorted as the labels are, and told apart by them.
+
+    Args:
+        names: Of all classes, by label.
+    """
+    digits = max(4, len(str(max(names))))
+    return f"{label:0{digits}d}_{re.sub('[^A-Za-z0-9]+', '_', names[label])[:90]}"
 
 
 def shared_captions(

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -12,6 +11,7 @@ from typing import IO, Any
 from PIL import Image
 
 from mmdd_ray import __version__
+from mmdd_ray.data.class_names import class_folder
 from mmdd_ray.data.formats.tar import write_tar_samples
 from mmdd_ray.distilled.card import dataset_card
 from mmdd_ray.distilled.contact_sheet import COLUMNS, MAX_SAMPLES, contact_sheet, spread
@@ -130,16 +130,10 @@ def _write_images(
     for sample in samples if class_names is not None else ():
         assert sample.label is not None
         assert class_names is not None
-        picture = f"{_class_folder(sample.label, class_names)}/{sample.key}.png"
+        picture = f"{IMAGES}/{class_folder(sample.label, class_names)}/{sample.key}.png"
         store.write_bytes(picture, sample.image)
         pictures.append({"name": picture, "sha256": hashlib.sha256(sample.image).hexdigest()})
     return pictures
-
-
-def _class_folder(label: int, class_names: Mapping[int, str]) -> str:
-    """Sorted as the labels are, and told apart by them."""
-    digits = max(4, len(str(max(class_names))))
-    return f"{IMAGES}/{label:0{digits}d}_{re.sub('[^A-Za-z0-9]+', '_', class_names[label])[:90]}"
 
 
 def _by_class(samples: Sequence[Sample]) -> tuple[list[Sample], int]:

@@ -31,6 +31,8 @@ from mmdd_ray.storage.store import Store
 TEACHER = "teacher.safetensors"
 TEACHER_SEED = 10**6  # far from those of students
 
+PerClass = int | Mapping[int, int]
+"""Images of each class, or of that with each label."""
 Choose = Callable[[list[np.ndarray], int, int], np.ndarray]
 CORESETS: dict[str, Choose] = {
     "random": lambda blocks, count, seed: random_subset(len(blocks[0]), count, seed),
@@ -53,7 +55,7 @@ def labelled_images(
 def class_coresets(
     features: FeatureStore,
     classes: tuple[int, ...],
-    per_class: int,
+    per_class: PerClass,
     names: Sequence[str],
     seed: int,
     score_N: np.ndarray | None = None,
@@ -77,7 +79,8 @@ def class_coresets(
         rows = np.flatnonzero(label_N == label)
         own_ND = feature_ND[rows].astype(np.float32)
         own_ND /= np.linalg.norm(own_ND, axis=1, keepdims=True) + 1e-12
-        count = min(per_class, len(rows))
+        wanted = per_class if isinstance(per_class, int) else per_class[label]
+        count = min(wanted, len(rows))
         own_seed = derive_seed(seed, number)
         for name in names:
             if name == CLIP_SCORE:
@@ -126,7 +129,7 @@ def real_rows(
     features: FeatureStore,
     settings: LabelledSettings,
     templates: Mapping[int, str],
-    per_class: int,
+    per_class: PerClass,
     captioned: bool,
 ) -> dict[str, np.ndarray]:
     """Sorted rows of each baseline of `settings.evaluation` that is made of real images."""
@@ -251,7 +254,7 @@ def compare_classifiers(
     draws: Sequence[LabelledSettings],
     run_store: Store,
     *,
-    per_class: int,
+    per_class: PerClass,
     captioned: bool,
     teacher: Store | None = None,
 ) -> StageResult:

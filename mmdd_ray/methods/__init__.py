@@ -7,7 +7,7 @@ other; `shared_stages.py` and `preset_parts.py` have what they share.
 
 from typing import Any
 
-from mmdd_ray.methods import covmatch, edge, evaluate, precompute, trajectory, vlcp
+from mmdd_ray.methods import covmatch, edge, evaluate, evaluate_labelled, precompute, trajectory, vlcp
 from mmdd_ray.methods.method import Method
 
 METHODS: dict[str, Method[Any]] = {
@@ -19,6 +19,7 @@ METHODS: dict[str, Method[Any]] = {
         trajectory.METHOD,
         precompute.METHOD,
         evaluate.METHOD,
+        evaluate_labelled.METHOD,
     )
 }
 """Methods by the name of their job."""

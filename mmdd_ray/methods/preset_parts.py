@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmdd_ray.config import Data, Evaluation, Features, Run, Students
+from mmdd_ray.config import Classifiers, Data, Evaluation, Features, LabelledEvaluation, Run, Students
 from mmdd_ray.models import published
 
 # what cluster.yaml may grow to; docs/kuberay.yaml has as many GPUs
@@ -19,6 +19,19 @@ SCENES_EVALUATION = Evaluation(
 # Labels are right, and so are the captions that stand for a model's descriptions of the images.
 LABELLED_SCENES = "shapes:2000?seed=1&labelled=1&wrong=0&vague=0&captions=1"
 LABELLED_TEST_SCENES = "shapes:1000?seed=3&labelled=1&wrong=0&vague=0&captions=1"
+# CutMix weighs labels by area, which says nothing of an object that covers a few percent of its scene.
+SMALL_CLASSIFIERS = Classifiers(width=32, steps=100, learning_rates=(0.05,), cutmix=0.0)
+
+IMAGENETTE = Data(uri="s3://YOUR-BUCKET/imagenette2/train/")
+IMAGENETTE_NAMES = "s3://YOUR-BUCKET/imagenette2/classes.txt"
+IMAGENETTE_EVALUATION = LabelledEvaluation(test="s3://YOUR-BUCKET/imagenette2/val/", max_pairs=4000)
+RESNET_AP_10 = Classifiers(
+    model="resnet-ap-10",
+    image_px=224,
+    steps=4000,  # 2,000 epochs of 100 images
+    cutmix=1.0,
+)
+
 # The moments to match are those of the pairs that are right, as far as CLIP knows.
 BETTER_HALF = Features(clip_score_fraction=0.5)
 

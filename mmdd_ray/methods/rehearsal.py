@@ -99,20 +99,32 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
         folder: The folder for its run directory and the models that are built.
     """
     short = method.shortened(_each_section(settings, folder, limits), limits.of, folder)
-    options = f"wrong=0&vague=0&captions=1{'&labelled=1' if method.labelled else ''}"
-    data, held_out = Data(uri=f"shapes:{_rows(short)}?seed=1&{options}"), SCENES_HELD_OUT
+    data, held_out = Data(uri=training_scenes(short, method.labelled)), SCENES_HELD_OUT
     if method.labelled:
         # a few scenes have a quarter of the classes, and those held out of the others are refused
         data, held_out = replace(data, max_reject_ratio=1.0), LABELLED_HELD_OUT
     changed: dict[str, Any] = {"plan": Plan(), "data": data}
     if hasattr(short, "evaluation"):
-        val, test = (f"shapes:{held_out}?seed={seed}&{options}" for seed in (2, 3))
+        val, test = (_scenes(held_out, seed, method.labelled) for seed in (2, 3))
         changed["evaluation"] = replace(short.evaluation, val=val, test=test)
     for setting, name in method.models(settings).items():
         section, _, part = setting.partition(".")
         built = build(zoo.ROLES[part], name, folder / "models", layers=limits.layers)
         changed[section] = replace(changed.get(section, getattr(short, section)), **{part: built})
     return replace(short, **changed)
+
+
+def training_scenes(short: Any, labelled: bool) -> str:
+    """URI of the scenes that stand for the data in a rehearsal.
+
+    Args:
+        short: The settings, with sections that are shortened already.
+    """
+    return _scenes(_rows(short), 1, labelled)
+
+
+def _scenes(rows: int, seed: int, labelled: bool) -> str:
+    return f"shapes:{rows}?seed={seed}&wrong=0&vague=0&captions=1{'&labelled=1' if labelled else ''}"
 
 
 def _rows(short: Any) -> int:

@@ -8,6 +8,7 @@ from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
 from mmdd_ray.evaluation.compare import has_all
+from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
     compared_coresets,
@@ -21,7 +22,7 @@ from mmdd_ray.matching.costs import moments_cost
 from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.methods.method import Comparison, Context, Stage
 from mmdd_ray.models import zoo
-from mmdd_ray.planning.costs import coresets_cost, evaluation_cost, features_cost
+from mmdd_ray.planning.costs import coresets_cost, evaluation_cost, features_cost, teacher_cost
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -159,6 +160,42 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
         cost=lambda settings, pairs, source: evaluation_cost(settings.students, settings.evaluation, pairs),
         is_current=lambda folder, settings: has_all(folder, settings.students, settings.evaluation),
         needs=("features", "export", "coresets"),
+    )
+
+
+def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tuple[int, ...]]) -> Stage[Any]:
+    """The stage `teacher`, which trains one on the real images, where a protocol needs one and none is given.
+
+    Args:
+        classes: Labels of the data, ascending.
+    """
+    return Stage(
+        name="teacher",
+        needs=needs,
+        run=lambda stage, context: train_teacher_stage(
+            stage, features_of(context), context.settings, classes(context)
+        ),
+        wanted=needs_teacher,
+        cost=lambda settings, source: teacher_cost(settings.classifiers, settings.evaluation),
+        shared=True,
+    )
+
+
+def classifiers_comparison(
+    run: Callable[[StageDir, Sequence[Context[Any]]], StageResult], needs: tuple[str, ...]
+) -> Comparison[Any]:
+    """The stage `evaluate` of labelled sets, which needs their teacher, too.
+
+    Args:
+        run: Trains classifiers on the sets of all draws and on real images.
+    """
+    return Comparison(
+        run=run,
+        cost=lambda settings, images, source: evaluation_cost(
+            settings.classifiers, settings.evaluation, images, source.classes
+        ),
+        is_current=lambda folder, settings: has_all(folder, settings.classifiers, settings.evaluation),
+        needs=(*needs, "teacher"),
     )
 
 

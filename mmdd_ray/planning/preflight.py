@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from mmdd_ray.config import Evaluation, PairLearning, PairSettings, Pool, RunSettings
+from mmdd_ray.config import Evaluation, LabelledSettings, PairLearning, PairSettings, Pool, RunSettings
 from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.errors import UserError
 from mmdd_ray.protocols.trainings import trainings
@@ -89,6 +89,32 @@ def check_all_match(settings: RunSettings) -> None:
     if fraction < 1:
         raise UserError(
             f"features.clip_score_fraction={fraction:g}, but this job matches no moments; leave it at 1"
+        )
+
+
+def check_classifiers(settings: LabelledSettings) -> None:
+    """Looks at what classifiers and their evaluation have to agree about.
+
+    Raises:
+        UserError: Images are too small for the network, or there is nothing to choose a learning rate with.
+    """
+    _ = settings.classifiers.poolings  # raises where the images are too small
+    if len(settings.classifiers.learning_rates) > 1 and settings.evaluation.val is None:
+        raise UserError(
+            f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
+            "to choose with as evaluation.val, or give one rate"
+        )
+
+
+def check_template(setting: str, template: str) -> None:
+    """Refuses a template that says the same of all classes.
+
+    Raises:
+        UserError: It does not have {class_name}.
+    """
+    if "{class_name}" not in template:
+        raise UserError(
+            f"{setting}={template!r} does not have {{class_name}}: it would say the same of all classes"
         )
 
 

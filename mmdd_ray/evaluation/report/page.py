@@ -2,10 +2,8 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from mmdd_ray.data.inventory import about_source
@@ -16,6 +14,7 @@ from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
+from mmdd_ray.evaluation.report.layout import page_environment
 from mmdd_ray.evaluation.report.panels import (
     about_protocols,
     across_students,
@@ -27,11 +26,9 @@ from mmdd_ray.evaluation.report.panels import (
 from mmdd_ray.evaluation.report.text import (
     about_full,
     best_scores,
-    duration_text,
     headline,
     label_of,
     main_scores,
-    mean_stds,
     metric_label,
     most_draws,
     set_label,
@@ -62,15 +59,7 @@ def write_report(report: Mapping[str, Any], run: Store, beside: Sequence[Beside]
 
 def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> str:
     """The page, with everything it shows inside."""
-    # captions and settings come from outside: everything but our own charts is escaped
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"spread_of": mean_stds, "duration": duration_text, "bytes": _bytes}
+    environment = page_environment()
     environment.filters["label"] = lambda name: label_of(name, report)
     environment.filters["set_label"] = lambda name: set_label(name, report)
     distilled = run.child(FOLDER)
@@ -138,7 +127,3 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"

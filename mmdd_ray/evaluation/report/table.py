@@ -7,6 +7,7 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, fitting
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     duration_text,
@@ -18,8 +19,6 @@ from mmdd_ray.evaluation.report.text import (
     verdict,
 )
 from mmdd_ray.evaluation.report.words import EXTRA_TITLE, FULL, TASK_TEXTS
-
-TERMINAL_COLUMNS = 80
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
@@ -106,22 +105,9 @@ def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table with its first column to the left, in as many parts as a terminal needs."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for places in _fitting(widths):
+    for places in fitting(widths):
         for row in rows:
             cells = [f"{row[place]:>{widths[place]}}" for place in places]
             lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
         lines.append("")
     return lines
-
-
-def _fitting(widths: Sequence[int]) -> list[list[int]]:
-    """The columns of a table in groups that a terminal has room for, each beside the first column."""
-    groups: list[list[int]] = []
-    room = 0
-    for place, width in enumerate(widths[1:], 1):
-        if not groups or width + 2 > room:
-            groups.append([])
-            room = TERMINAL_COLUMNS - widths[0]
-        groups[-1].append(place)
-        room -= width + 2
-    return groups

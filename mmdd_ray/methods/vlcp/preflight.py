@@ -3,7 +3,7 @@
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.vlcp.settings import Vlcp
-from mmdd_ray.planning.preflight import check_all_match
+from mmdd_ray.planning.preflight import check_all_match, check_classifiers, check_template
 
 
 def check(settings: Vlcp) -> None:
@@ -14,14 +14,9 @@ def check(settings: Vlcp) -> None:
     """
     check_all_match(settings)
     _ = settings.finetune.pairs_per_worker  # raises where the batch cannot be shared
-    _ = settings.classifiers.poolings  # raises where the images are too small
+    check_classifiers(settings)
     if settings.describe.class_names is not None:
         read_class_names(settings.describe.class_names)
-    if len(settings.classifiers.learning_rates) > 1 and settings.evaluation.val is None:
-        raise UserError(
-            f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
-            "to choose with as evaluation.val, or give one rate"
-        )
     if not settings.data.needs_captions and settings.describe.class_names is None:
         raise UserError(
             "data.needs_captions=False, so nothing says what classes are called; name a text file with the name of a "
@@ -31,11 +26,7 @@ def check(settings: Vlcp) -> None:
         raise UserError(
             "describe.source=captions, but data.needs_captions=False; have images described by vlm or template"
         )
-    if "{class_name}" not in settings.describe.template:
-        raise UserError(
-            f"describe.template={settings.describe.template!r} does not have {{class_name}}: it would say the same of "
-            "all classes"
-        )
+    check_template("describe.template", settings.describe.template)
 
 
 def models(settings: Vlcp) -> dict[str, str]:

@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
-from mmdd_ray.config import Classifiers, Data, Finetune, LabelledEvaluation
+from mmdd_ray.config import Data, Finetune, LabelledEvaluation
 from mmdd_ray.methods.preset_parts import (
     AUTOSCALING,
+    IMAGENETTE,
+    IMAGENETTE_EVALUATION,
+    IMAGENETTE_NAMES,
     LABELLED_SCENES,
     LABELLED_TEST_SCENES,
     LLAVA,
+    RESNET_AP_10,
+    SMALL_CLASSIFIERS,
     SPOT_FAILURES,
     STABLE_DIFFUSION,
     VIT_B32,
@@ -28,8 +33,7 @@ def local() -> Vlcp:
         ),
         prototypes=Prototypes(images_per_class=2),
         synthesis=VlcpSynthesis(negative_prompt=""),
-        # CutMix weighs labels by area, which says nothing of an object that covers a few percent of its scene
-        classifiers=Classifiers(width=32, steps=100, learning_rates=(0.05,), cutmix=0.0),
+        classifiers=SMALL_CLASSIFIERS,
         evaluation=LabelledEvaluation(test=LABELLED_TEST_SCENES),
     )
 
@@ -38,11 +42,11 @@ def imagenette() -> Vlcp:
     """A GPU cluster: ImageNette as an image folder, Stable Diffusion 1.5, LLaVA's descriptions, 10 images a class."""
     return Vlcp(
         run=AUTOSCALING,
-        data=Data(uri="s3://YOUR-BUCKET/imagenette2/train/"),
+        data=IMAGENETTE,
         features=VIT_B32,
         describe=Describe(
             source="vlm",
-            class_names="s3://YOUR-BUCKET/imagenette2/classes.txt",
+            class_names=IMAGENETTE_NAMES,
             model=LLAVA,
             image_px=336,
             chunk_images=32,
@@ -64,16 +68,8 @@ def imagenette() -> Vlcp:
         ),
         prototypes=Prototypes(chunk_images=64, max_actors=16),
         synthesis=VlcpSynthesis(inference_steps=50, guidance=8.0, batch_images=16, max_actors=16),
-        classifiers=Classifiers(
-            model="resnet-ap-10",
-            image_px=224,
-            steps=4000,  # 2,000 epochs of 100 images
-            cutmix=1.0,
-        ),
-        evaluation=LabelledEvaluation(
-            test="s3://YOUR-BUCKET/imagenette2/val/",
-            max_pairs=4000,
-        ),
+        classifiers=RESNET_AP_10,
+        evaluation=IMAGENETTE_EVALUATION,
     )
 
 

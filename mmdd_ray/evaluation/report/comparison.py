@@ -1,0 +1,117 @@
+"""Runs side by side, for a terminal and as a page; imports neither Ray nor torch."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, fitting, page_environment
+from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label
+from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
+
+COMPARISON_JSON, COMPARISON_HTML = "comparison.json", "comparison.html"
+HEADINGS = ("pairs", "images", "size", "images seen", "time")
+
+
+def write_comparison(found: Mapping[str, Any], out: Store) -> list[str]:
+    """Writes ``comparison.json`` and ``comparison.html``; gives where they are.
+
+    Args:
+        found: What ``beside_runs.compare_runs`` gives.
+    """
+    out.write_json(COMPARISON_JSON, found)
+    out.write_bytes(COMPARISON_HTML, comparison_html(found).encode())
+    return [redact(out.path(name)) for name in (COMPARISON_HTML, COMPARISON_JSON)]
+
+
+def comparison_html(found: Mapping[str, Any]) -> str:
+    """The page; it needs no network."""
+    small = [
+        best_scores({one["label"]: one["scores"] for one in table["sets"] if one["set"] != "full"})
+        for table in found["tables"]
+    ]
+    return (
+        page_environment()
+        .get_template("comparison.html.jinja")
+        .render(
+            found=found,
+            tables=list(zip(found["tables"], small, strict=True)),
+            metrics=METRICS[found["task"]],
+            metric_label=metric_label,
+            task=TASK_TEXTS[found["task"]],
+            main=MAIN_METRIC[found["task"]],
+            signed=signed,
+            interval=interval,
+            chance=LABELS[CHANCE],
+        )
+    )
+
+
+def comparison_table(found: Mapping[str, Any]) -> str:
+    """The tables and the differences as text for a terminal."""
+    main, task = MAIN_METRIC[found["task"]], TASK_TEXTS[found["task"]]
+    blocks = [f"{name:<13}  {run['dir']}" for name, run in found["runs"].items()]
+    for table in found["tables"]:
+        blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
+        blocks += ["percent, mean ± standard deviation over students (± that between draws)", ""]
+        rows = [["", *map(metric_label, METRICS[found["task"]]), *HEADINGS]]
+        rows += [_row(one, METRICS[found["task"]]) for one in table["sets"]]
+        means = [f"{table['chance'][metric]:.1f}" for metric in METRICS[found["task"]]]
+        rows += [[LABELS[CHANCE], *means, *[""] * len(HEADINGS)]]
+        blocks += _lines(rows)
+        if table["differences"]:
+            blocks.append(
+                f"{task['main']}, differences in points over the same student seeds, 95 % intervals"
+            )
+            blocks += [line for one in table["differences"] for line in _difference(one, main)] + [""]
+    blocks += [
+        textwrap.fill(note, TERMINAL_COLUMNS, break_on_hyphens=False, break_long_words=False)
+        for note in found["notes"]
+    ]
+    return "\n".join(blocks)
+
+
+def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    counts = [f"{one['pairs']:,}", f"{one['images']:,}", bytes_text(one["bytes"])]
+    return [
+        one["label"],
+        *[mean_stds(one["scores"][metric]) for metric in metrics],
+        *counts,
+        f"{one['images_seen']:,}",
+        duration_text(one["seconds"]),
+    ]
+
+
+def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
+    """A line, or two where it is longer than a terminal."""
+    score, several = one["metrics"][metric], "s" if one["students"] > 1 else ""
+    sets = f"{one['ours']} − {one['theirs']}"
+    figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
+    whole = f"{sets}  {figures}"
+    return [whole] if len(whole) <= TERMINAL_COLUMNS else [sets, f"    {figures}"]
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows in columns, those that a terminal has no room for below the others."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for places in fitting(widths):
+        for row in rows:
+            cells = [f"{row[place]:>{widths[place]}}" for place in places]
+            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+        lines.append("")
+    return lines
+
+
+def signed(value: float) -> str:
+    """``+1.2`` or ``−0.3``, with the sign that typographers use."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """``−0.3 to +2.7``; nothing is known of the spread of a single pair."""
+    if score["low"] is None or score["high"] is None:
+        return "–"
+    return f"{signed(score['low'])} to {signed(score['high'])}"

@@ -1,0 +1,41 @@
+"""How pages and tables are laid out, whatever they show: templates, columns and sizes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from mmdd_ray.evaluation.report.text import duration_text, mean_stds
+
+TERMINAL_COLUMNS = 80
+
+
+def page_environment() -> jinja2.Environment:
+    """The templates of this folder, and filters for figures."""
+    # captions and settings come from outside: everything but our own charts is escaped
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"spread_of": mean_stds, "duration": duration_text, "bytes": bytes_text}
+    return environment
+
+
+def bytes_text(count: int) -> str:
+    return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"
+
+
+def fitting(widths: Sequence[int]) -> list[list[int]]:
+    """The columns of a table in groups that a terminal has room for, each beside the first column."""
+    groups: list[list[int]] = []
+    room = 0
+    for place, width in enumerate(widths[1:], 1):
+        if not groups or width + 2 > room:
+            groups.append([])
+            room = TERMINAL_COLUMNS - widths[0]
+        groups[-1].append(place)
+        room -= width + 2
+    return groups

@@ -1,0 +1,90 @@
+"""Classifiers of a labelled set that is there already, and of real images beside it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mmdd_ray.config import Data
+from mmdd_ray.errors import UserError
+from mmdd_ray.methods.evaluate_labelled.presets import PRESETS
+from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
+from mmdd_ray.methods.method import Method, Steps
+from mmdd_ray.planning.preflight import check_all_match, check_classifiers, check_template
+from mmdd_ray.storage.store import Store
+
+
+def _check(settings: EvaluateLabelled) -> None:
+    # seconds that --help need not pay
+    from mmdd_ray.data.checks import probed
+    from mmdd_ray.methods.evaluate_labelled.classes import (
+        check_named,
+        check_set_classes,
+        read_set,
+        seen_classes,
+    )
+
+    check_all_match(settings)
+    check_classifiers(settings)
+    check_template("template", settings.template)
+    if settings.evaluation.draws > 1:
+        raise UserError(
+            f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
+            "leave it at 1, or give it to the job that distils"
+        )
+    if "prompts" in settings.evaluation.baselines:
+        raise UserError(
+            "evaluation.baselines has prompts, but this job has no generator to draw from them; leave it out"
+        )
+    given = read_set(settings)
+    given.decoded(tuple(given.counts), settings)  # small; finds what is damaged
+    listing, rows = probed(settings.data, labelled=True)
+    classes = seen_classes(settings, rows, listing.classes)
+    check_set_classes(given, classes, settings)
+    check_named(given, classes, settings)
+
+
+def _steps() -> Steps[EvaluateLabelled]:
+    from mmdd_ray.methods.evaluate_labelled.stages import STEPS
+
+    return STEPS
+
+
+def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: Path) -> EvaluateLabelled:
+    """A set of one scene for each class that the scenes of the rehearsal have, in place of the one that is given."""
+    from mmdd_ray.data.readers import iter_shard
+    from mmdd_ray.data.shapes import CLASS_NAMES
+    from mmdd_ray.data.shards import list_shards
+    from mmdd_ray.distilled.sample import Sample
+    from mmdd_ray.distilled.write import write_distilled
+    from mmdd_ray.methods.rehearsal import training_scenes
+
+    data = Data(uri=training_scenes(settings, labelled=True))
+    rows = [row for shard in list_shards(data) for row in iter_shard(shard, data)]
+    by_label = {row.label: row.image for row in rows if row.label is not None and row.image is not None}
+    samples = [
+        Sample(
+            key=f"{label:06d}",
+            image=image,
+            captions=(CLASS_NAMES[label],),
+            seed=0,
+            source_key="",
+            label=label,
+        )
+        for label, image in sorted(by_label.items())
+    ]
+    store, names = Store(str(folder / "set")), dict(enumerate(CLASS_NAMES))
+    write_distilled(samples, store, method="scenes", settings={}, seed=0, inputs={}, class_names=names)
+    return replace(settings, set=store.uri, set_split=None, class_names=None)
+
+
+METHOD = Method(
+    job="evaluate_labelled",
+    settings=EvaluateLabelled,
+    presets=PRESETS,
+    models=lambda settings: {"features.clip": settings.features.clip},
+    preflight=_check,
+    steps=_steps,
+    size=lambda settings, source: ("set", 0),  # is there already, and small
+    shortened=_shortened,
+    labelled=True,
+)

@@ -1,0 +1,295 @@
+"""Finished runs in one table: what is refused, what is merged, and differences against SciPy's."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmdd_ray.config import Data, Students
+from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageResult
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.beside_runs import compare_runs
+from mmdd_ray.evaluation.metrics import METRICS, accuracy_chance, chance
+from mmdd_ray.evaluation.report.build import build_report
+from mmdd_ray.evaluation.report.comparison import comparison_html, comparison_table
+from mmdd_ray.evaluation.report.page import write_report
+from mmdd_ray.evaluation.spread import spread
+from mmdd_ray.methods.evaluate.presets import local
+from mmdd_ray.methods.evaluate_labelled.presets import local as labelled_local
+from mmdd_ray.methods.precompute.presets import local as precompute_local
+from mmdd_ray.storage.store import Store
+
+ROOT = Path(__file__).parents[1]
+RATE = 0.1
+Finish = Callable[..., str]
+
+
+def finish(
+    folder: Path,
+    sets: Mapping[str, list[float]],
+    *,
+    test_print: str = "test",
+    prints: Mapping[str, str] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    draws: int = 1,
+    task: str = "retrieval",
+    **changes: Any,
+) -> str:
+    """Writes a finished run of students with these figures, those of a set draw by draw."""
+    settings: Any = local() if task == "retrieval" else labelled_local()
+    evaluation = {"evaluation": settings.evaluation} | changes
+    whole = {name: getattr(settings, name) for name in vars(settings)} | evaluation
+    given = type(settings)(**whole)
+    with RunDir.open(str(folder), "evaluate", "local", given) as run:
+        store = run.store.child("evaluate")
+        found: dict[str, Any] = {}
+        for name, figures in sets.items():
+            own = (prints or {}).get(name, name)
+            rows = np.reshape(figures, (draws, -1))
+            for draw, of_draw in enumerate(rows.tolist()):
+                for seed, figure in enumerate([0.0, *of_draw]):
+                    held_out, fingerprint = ("test", test_print) if seed else ("val", "val")
+                    student = {"set": name, "learning_rate": RATE, "seed": seed, "held_out": held_out}
+                    student |= {"draw": draw, "inputs": [f"{own}{draw}", fingerprint], "seconds": 1.0}
+                    student["metrics"] = dict.fromkeys(METRICS[task], figure)
+                    store.write_json(f"students/{name}-draw{draw}-seed{seed}.json", student)
+            # of an earlier choice of the rate: no part of the report
+            store.write_json(f"students/{name}-old.json", student | {"learning_rate": 0.03, "metrics": {}})
+            found[name] = {"draws": draws, "learning_rate": RATE, "on_val": {}, "loss_curve": [1.0]}
+            found[name] |= {"pairs": 100, "images": 50, "bytes": 3000, "seconds": 2.0}
+            found[name]["metrics"] = dict.fromkeys(METRICS[task], spread(rows.tolist()))
+        by_chance = chance(50, 1) if task == "retrieval" else accuracy_chance(48)
+        result = {"task": task, "sets": found, "chance": by_chance}
+        run.stage("evaluate", lambda stage: StageResult(rows_in=1, rows_out=1, outputs=[]))
+        report = build_report(run.store, result, labels=labels)
+        write_report(report | ({"protocol": dict(protocol)} if protocol else {}), run.store)
+    return str(folder)
+
+
+def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0], "random": [6.0, 7.0], "herding": [5.0, 6.0]})
+    other = finish(
+        tmp_path / "b",
+        {"covmatch": [12.0, 10.0], "random": [6.0, 7.0], "herding": [5.0, 6.5]},
+        labels={"covmatch": "CovMatch"},
+    )
+    found = compare_runs([one, other])
+    (table,) = found["tables"]
+    rows = {row["label"]: row for row in table["sets"]}
+    assert list(rows) == ["edge", "CovMatch", "Random real data", "Herding (a)", "Herding (b)"]
+    assert rows["Random real data"]["runs"] == ["a", "b"]
+    assert [rows[name]["distilled"] for name in rows] == [True, True, False, False, False]
+    # 80 steps of 50 images, because the set is smaller than a batch of 64
+    assert {row["images_seen"] for row in rows.values()} == {80 * 50}
+    assert rows["edge"]["scores"]["mean_recall"]["mean"] == 10.0
+    assert found["notes"] == []
+    text, page = comparison_table(found), comparison_html(found)
+    assert "edge − CovMatch  −1.0  (−26.4 to +24.4), 2 students" in text
+    assert max(map(len, text.splitlines())) <= 80 + len(str(tmp_path))
+    assert "10.0 ± 1.4" in text
+    assert "10.0 ± 1.4" in page
+    assert "<td>edge − CovMatch</td><td>−1.0</td>" in page
+    assert "--paper:" in page
+    assert "<script" not in page
+    json.dumps(found, allow_nan=False)
+
+
+def test_classifiers_stand_in_a_table_of_their_accuracy(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"vlcp": [30.0, 34.0], "prompts": [20.0, 21.0]}, task="classification")
+    other = finish(tmp_path / "b", {"chosen": [31.0, 33.0]}, task="classification")
+    found = compare_runs([one, other])
+    rows = found["tables"][0]["sets"]
+    assert [row["label"] for row in rows] == ["vlcp", "chosen", "Class names as prompts"]
+    assert {row["images_seen"] for row in rows} == {100 * 50}
+    assert "vlcp − chosen  +0.0  (−12.7 to +12.7), 2 students" in comparison_table(found)
+    assert "<h2>Accuracy on the test images, protocol equal-budget</h2>" in comparison_html(found)
+
+
+def test_the_same_name_and_figures_of_another_set_are_two_sets(tmp_path: Path) -> None:
+    sets = {"edge": [9.0, 11.0], "random": [6.0, 7.0]}
+    one = finish(tmp_path / "a" / "run", sets)
+    other = finish(tmp_path / "b" / "run", sets, prints={"random": "of other data"})
+    labels = [row["label"] for row in compare_runs([one, other])["tables"][0]["sets"]]
+    assert labels == ["edge (a)", "edge (b)", "Random real data (a)", "Random real data (b)"]
+
+
+def test_differences_are_those_of_scipy(tmp_path: Path) -> None:
+    ours, theirs = np.random.default_rng(0).normal(10, 2, (2, 5)).tolist()
+    uris = [finish(tmp_path / "a", {"edge": ours}), finish(tmp_path / "b", {"covmatch": theirs})]
+    ((difference,),) = (table["differences"] for table in compare_runs(uris)["tables"])
+    expected = stats.ttest_rel(ours, theirs)
+    low, high = expected.confidence_interval(0.95)
+    for score in difference["metrics"].values():
+        np.testing.assert_allclose([score["low"], score["high"]], [low, high])
+        np.testing.assert_allclose(score["mean"], np.mean(ours) - np.mean(theirs))
+    assert difference["students"] == 5
+
+
+def test_of_several_draws_the_figure_of_a_seed_is_their_mean(tmp_path: Path) -> None:
+    two_draws = [8.0, 10.0, 12.0, 10.0, 13.0, 17.0]
+    one = finish(tmp_path / "a", {"edge": two_draws}, draws=2)
+    other = finish(tmp_path / "b", {"covmatch": [7.0, 8.0, 9.0, 99.0]})
+    found = compare_runs([one, other])
+    ((difference,),) = (table["differences"] for table in found["tables"])
+    expected = stats.ttest_rel([9.0, 11.5, 14.5], [7.0, 8.0, 9.0]).confidence_interval(0.95)
+    score = difference["metrics"]["mean_recall"]
+    np.testing.assert_allclose([score["low"], score["high"]], expected)
+    assert difference["students"] == 3  # the seeds that both have
+    assert any("not that of draws" in note for note in found["notes"])
+
+
+def test_a_single_student_has_no_interval(tmp_path: Path) -> None:
+    uris = [finish(tmp_path / "a", {"edge": [9.0]}), finish(tmp_path / "b", {"covmatch": [7.0]})]
+    found = compare_runs(uris)
+    score = found["tables"][0]["differences"][0]["metrics"]["mean_recall"]
+    assert score == {"mean": 2.0, "low": None, "high": None}
+    assert "edge − covmatch  +2.0  (–), 1 student" in comparison_table(found)
+
+
+def test_students_of_other_seeds_are_not_paired_and_the_page_says_so(tmp_path: Path) -> None:
+    settings = local()
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    run = type(settings.run)(seed=7)
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0], "vlcp": [8.0, 12.0]}, run=run)
+    found = compare_runs([one, other])
+    (table,) = found["tables"]
+    assert [(one["ours"], one["theirs"]) for one in table["differences"]] == [("covmatch", "vlcp")]
+    assert "run.seed is 0 in a, 7 in b: students of runs with different seeds" in comparison_html(found)
+
+
+def test_each_protocol_has_a_table_of_its_own(tmp_path: Path) -> None:
+    uris = [
+        finish(tmp_path / "a", {"edge": [9.0, 11.0]}),
+        finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, protocol={"name": "equal-budget", "version": 1}),
+        finish(
+            tmp_path / "c",
+            {"vlcp": [9.0, 12.0]},
+            protocol={"name": "panel", "version": 1},
+            students=Students(steps=7),
+            test_print="of other size",
+        ),
+    ]
+    found = compare_runs(uris)
+    assert [table["runs"] for table in found["tables"]] == [["a", "b"], ["c"]]
+    assert [len(table["differences"]) for table in found["tables"]] == [1, 0]
+    assert "The protocols differ (equal-budget, panel), so figures" in comparison_table(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"students": Students(steps=60)}, r"students\.steps is 80 in \S+/a, but 60 in \S+/b, so their"),
+        (
+            {"students": Students(learning_rates=(0.1,))},
+            r"students\.learning_rates is 0\.03, 0\.1 in \S+, but 0\.1 in",
+        ),
+        ({"test_print": "other"}, r"fingerprint of evaluation\.test=shapes:\S+ is test in \S+, but other in"),
+    ],
+)
+def test_students_that_were_made_or_tested_otherwise_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    with pytest.raises(UserError, match=message):
+        compare_runs([one, finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, **changes)])
+
+
+def test_other_test_data_and_tasks_are_named_by_their_setting(tmp_path: Path) -> None:
+    evaluation = local().evaluation
+    smaller = type(evaluation)(val=evaluation.val, test=evaluation.test, max_pairs=9)
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, evaluation=smaller, test_print="fewer")
+    with pytest.raises(UserError, match=r"evaluation\.max_pairs is 1000 in \S+/a, but 9 in \S+/b"):
+        compare_runs([one, other])
+    labelled = finish(tmp_path / "c", {"vlcp": [9.0, 12.0]}, task="classification")
+    with pytest.raises(UserError, match=r"the task is retrieval in .*, but classification in"):
+        compare_runs([one, labelled])
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+    good = finish(tmp_path / "good", {"edge": [9.0, 11.0]})
+
+    def refused(name: str) -> str:
+        with pytest.raises(UserError) as error:
+            compare_runs([good, str(tmp_path / name)])
+        return str(error.value)
+
+    with pytest.raises(UserError, match="name at least two run directories"):
+        compare_runs([good])
+    with pytest.raises(UserError, match="is named twice"):
+        compare_runs([good, f"{tmp_path}/good"])
+    assert f"{tmp_path}/nothing is no run directory, as it has no settings.json" in refused("nothing")
+    Store(str(tmp_path / "foreign")).write_json(SETTINGS, {"theme": "dark"})
+    assert "settings.json is no run's" in refused("foreign")
+    with RunDir.open(str(tmp_path / "begun"), "evaluate", "local", local()):
+        pass
+    assert (
+        "is not finished, as it has no report.json; go on with `python jobs/evaluate.py local --run.dir "
+        in (refused("begun"))
+    )
+    with RunDir.open(str(tmp_path / "moments"), "precompute", "local", precompute_local()):
+        pass
+    assert "is a run of the job precompute, which trains no students" in refused("moments")
+    old = json.loads((tmp_path / "begun" / SETTINGS).read_text())
+    Store(str(tmp_path / "old")).write_json(SETTINGS, old | {"layout": 1})
+    assert "another version of mmdd-ray, with the layout 1 where" in refused("old")
+
+
+def test_a_run_whose_students_are_not_those_of_its_report_is_refused(tmp_path: Path) -> None:
+    good = finish(tmp_path / "good", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "other", {"covmatch": [9.0, 11.0]})
+    students = Store(other).child("evaluate/students")
+    whole = students.read_json("covmatch-draw0-seed1.json")
+    students.write_json("covmatch-draw0-seed1.json", whole | {"metrics": {"mean_recall": 8.0}})
+    with pytest.raises(UserError, match=r"has other figures of the set covmatch than report\.json"):
+        compare_runs([good, other])
+    students.remove("covmatch-draw0-seed1.json")
+    with pytest.raises(
+        UserError, match=r"lacks the student of the set covmatch with the draw and seed \(0, 1\)"
+    ):
+        compare_runs([good, other])
+    settings = Store(other).read_json(SETTINGS)
+    settings["settings"]["evaluation"]["draws"] = 2
+    Store(other).write_json(SETTINGS, settings)
+    with pytest.raises(UserError, match=r"its settings were extended after its report\.json was written"):
+        compare_runs([good, other])
+    (tmp_path / "other" / "report.json").write_text("{")
+    with pytest.raises(UserError, match=r"report\.json is damaged"):
+        compare_runs([good, other])
+
+
+def test_the_job_writes_both_files_and_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, data=Data(uri="shapes:20?seed=9"))
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['jobs/compare.py', {one!r}, {other!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "try:\n"
+        "    runpy.run_path('jobs/compare.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "edge − covmatch  −0.5" in shown.stdout
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["task"] == "retrieval"
+    assert (tmp_path / "out" / "comparison.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_run_in_an_object_store_is_read(tmp_path: Path, s3_server: str) -> None:
+    import fsspec
+
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]})
+    fsspec.filesystem("s3").mkdir("compared")
+    Store("s3://compared").upload_folder(Path(other), "b")
+    found = compare_runs([one, "s3://compared/b"])
+    assert found["runs"]["b"]["dir"] == "s3://compared/b"
+    assert len(found["tables"][0]["differences"]) == 1
