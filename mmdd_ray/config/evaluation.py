@@ -49,6 +49,9 @@ class Evaluation:
     them and fewer than half are wrong; DataComp keeps 0.3 of unfiltered web pairs."""
     full_pairs: Count = 50_000
     """"full" is trained on at most this many real images."""
+    audit: bool = extending(True)
+    """Looks for copies of real images in the distilled set, for test images among the training images, and at its
+    spectrum and saturation, for the report; of the first draw. Reads the real images that are nearest by CLIP."""
     gpus_per_student: Weight = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 

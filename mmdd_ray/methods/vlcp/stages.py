@@ -14,7 +14,7 @@ from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
 from mmdd_ray.evaluation.labelled_sets import compare_classifiers, labelled_images
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
-from mmdd_ray.methods.shared_stages import FEATURES, export_stage, features_of, set_folder
+from mmdd_ray.methods.shared_stages import FEATURES, audit_stage, export_stage, features_of, set_folder
 from mmdd_ray.methods.vlcp.describe import (
     CLASSES,
     Descriptions,
@@ -288,6 +288,7 @@ STEPS: Steps[Vlcp] = Steps(
                 settings.synthesis, settings.finetune, _images(settings, source)
             ),
         ),
+        audit_stage(set_folder, _images),
     ),
     compare=Comparison(
         run=_compare,
