@@ -104,8 +104,7 @@ def audit_set(
         raise UserError(f"{redact(distilled.uri)} has no image that can be decoded; write the set again")
     nearest, test_nearest = _nearest_of_both(features, encoded)
 
-    pixels = [decode_image(sample.image, max_pixels=MAX_PIXELS) for sample in samples]
-    side = min(pixels[0].shape[:2])
+    side = min(decode_image(samples[0].image, max_pixels=MAX_PIXELS).shape[:2])
     checked = np.sort(np.argsort(-nearest.cosine_NK[:, 0], kind="stable")[:MOST_CHECKED])
     wanted = (scale_rows, scale_nearest.row_NK, nearest.row_NK[checked], test_nearest.row_NK)
     real = read_real(settings.data, features, np.concatenate([rows.ravel() for rows in wanted]), side)
@@ -125,12 +124,14 @@ def audit_set(
     }
     about["leakage"] = _about_leakage(tested, test_found, features, real)
     about["saturation"] = {
-        "set": 100 * float(np.mean([saturated_share(image) for image in pixels])),
+        "set": 100 * float(np.mean([_saturated(samples[at].image) for at in checked])),
         "real": 100 * float(np.mean([real.saturated[row] for row in scale_rows.tolist()])),
         "image_px": side,
     }
     about["learnt"] = _about_learnt(learnt, texts)
-    stage.store.write_bytes(COPIES, _picture(checked, samples, found, features, settings.data, real))
+    stage.store.write_bytes(
+        COPIES, _picture([samples[at] for at in checked], found, features, settings.data, real)
+    )
     stage.store.write_json(NEAREST, _listed(samples, nearest, checked, found, features))
     stage.store.write_json(AUDIT, about)
     return StageResult(rows_in=len(samples) + len(tested), rows_out=len(samples))
@@ -273,6 +274,10 @@ def read_real(data: Data, features: FeatureStore, rows: np.ndarray, side: int) -
             "a new folder"
         )
     return real
+
+
+def _saturated(image: bytes) -> float:
+    return saturated_share(decode_image(image, max_pixels=MAX_PIXELS))
 
 
 def _small(image: bytes, most: int, side: int) -> np.ndarray:
@@ -420,7 +425,6 @@ def _listed(
 
 
 def _picture(
-    checked: np.ndarray,
     samples: Sequence[Sample],
     found: Closest,
     features: FeatureStore,
@@ -433,15 +437,14 @@ def _picture(
     return copies_sheet(
         [
             BesideReal(
-                key=samples[checked[at]].key,
-                image=samples[checked[at]].image,
-                real=file.image or b"",
+                key=samples[at].key,
+                image=decode_image(samples[at].image, max_pixels=MAX_PIXELS),
+                real=decode_image(file.image or b"", max_pixels=data.max_image_pixels),
                 real_name=real.names[row],
                 cosine=float(found.cosine_N[at]),
                 rms=float(found.rms_N[at]),
                 is_copy=bool(found.is_copy_N[at]),
             )
             for at, row, file in zip(first, rows, files, strict=True)
-        ],
-        max_pixels=data.max_image_pixels,
+        ]
     )
