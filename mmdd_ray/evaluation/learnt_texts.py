@@ -62,7 +62,7 @@ def encode_learnt(
     encoder = load_text_encoder(settings, device)
     vectors = texts["vectors"]
     if vectors is None and texts["vocabulary"] == encoder.vocabulary_digest():
-        tokens = Tokens(*(torch.as_tensor(texts[name]).to(device) for name in ("ids", "mask", "offsets")))
+        tokens = Tokens(*(torch.tensor(texts[name], device=device) for name in ("ids", "mask", "offsets")))
         with torch.no_grad():
             vectors = encoder(tokens).float().cpu().numpy()
     elif vectors is None or texts["encoder"] != encoder.weights_digest():
