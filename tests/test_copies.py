@@ -136,6 +136,7 @@ def test_only_neighbours_that_are_known_are_compared() -> None:
     assert found.cosine_N[0] == 0.8
     assert found.rms_N.tolist() == [0, np.inf]
     assert found.is_copy_N.tolist() == [True, False]
+    assert closest_by_pixels([], nearest.of(slice(0, 0)), {}).is_copy_N.tolist() == []
 
 
 def test_saturated_levels_are_counted() -> None:

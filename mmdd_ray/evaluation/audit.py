@@ -56,9 +56,7 @@ from mmdd_ray.storage.store import Store
 
 NEAREST = "nearest.json"
 REFERENCE = 500  # real images that give the scale, drawn by seed
-MOST_CHECKED = (
-    1000  # images of the set whose pixels are compared: those that are nearest to real ones by CLIP
-)
+MOST_CHECKED = 1000  # images of the set whose pixels are compared: the nearest to real ones by CLIP
 SHOWN = 10
 TEST_NEIGHBOURS = 4  # of a test image, whose copies are its nearest ones: all but a few have none
 TEXTS_SHOWN, CAPTIONS_ASKED = 20, 5000
@@ -96,12 +94,12 @@ def audit_set(
     scale_rows = _sample(len(features.addresses), REFERENCE, seed)
     scale_nearest = _nearest_of_real(features, scale_rows)
     encoded, progress.peak_bytes = ray.get(encoding)
+    if not len(encoded.usable[0]):
+        raise UserError(f"{redact(distilled.uri)} has no image that can be decoded; write the set again")
     clip = settings.features.clip
     about: dict[str, Any] = {"clip": clip, "spectrum": _about_spectrum(samples, encoded, features, clip)}
     samples = [samples[at] for at in encoded.usable[0]]
     tested = [test.rows[at] for at in encoded.usable[1]]
-    if not samples:
-        raise UserError(f"{redact(distilled.uri)} has no image that can be decoded; write the set again")
     nearest, test_nearest = _nearest_of_both(features, encoded)
 
     side = min(decode_image(samples[0].image, max_pixels=MAX_PIXELS).shape[:2])

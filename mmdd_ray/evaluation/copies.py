@@ -171,8 +171,8 @@ def closest_by_pixels(small_NHH3: Sequence[np.ndarray], nearest: Nearest, smalls
         rms_K = rms_differences(own_HH3, np.stack([smalls[int(row_K[at])] for at in known]))
         best = int(rms_K.argmin())
         columns.append((int(row_K[known[best]]), float(cosine_K[known[best]]), float(rms_K[best])))
-    row_N, cosine_N, rms_N = (np.array(column) for column in zip(*columns, strict=True))
-    return Closest(row_N, cosine_N, rms_N)
+    table_N3 = np.array(columns, np.float64).reshape(-1, 3)
+    return Closest(table_N3[:, 0].astype(np.int64), table_N3[:, 1], table_N3[:, 2])
 
 
 def saturated_share(image_HW3: np.ndarray) -> float:
