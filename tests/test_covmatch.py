@@ -40,7 +40,7 @@ SMALL = """
     --match.pairs 12 --match.iterations 6 --match.real_batch 50 --match.restart_iterations 4
     --match.checkpoint_iterations 1 --match.real_moments whole --match.encoder_updates --match.cache_mib 0
 """.split()  # noqa: SIM905  # real images are streamed, in three epochs of two batches
-STAGES = ("features", "moments", "match", "export", "evaluate")
+STAGES = ("features", "moments", "match", "export", "audit", "evaluate")
 
 
 def command(job: str, run_dir: Path, *more: str) -> list[str]:
@@ -90,6 +90,15 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert np.array_equal(seen, learnt.images())
     card = (run_dir / "distilled" / "README.md").read_text()
     assert "learnt_pairs.safetensors" in card
+    audit = report["audit"]
+    assert audit["copies"]["images"] == 12
+    own = {sample.source_key for sample in samples}
+    assert {one["real"] for one in audit["copies"]["closest"]} <= own  # in six steps they have hardly moved
+    assert audit["copies"]["rate"] == 100
+    assert audit["learnt"]["bytes"] == learnt.n_bytes > audit["learnt"]["shown_bytes"]
+    assert [one["began_as"] for one in audit["learnt"]["texts"]] == learnt.flat_captions
+    beside = zip(audit["learnt"]["texts"], samples, strict=True)
+    assert sum(text["real"] == sample.source_key for text, sample in beside) >= 6  # others share their words
     assert samples[0].extra["nearest_words"] == learnt.nearest[0]
     assert list(verify(str(run_dir / "distilled"), regenerate=3).differences.values()) == [0, 0, 0]
 

@@ -85,6 +85,7 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "synthesize": 400 * 20 * 2,  # candidates, steps, with and without the prompt
         "coresets": 2000
         * (100 * 2 + 1),  # a pass for each pick of herding and of k-center, one for clip-score
+        "audit": 2000 * (100 + 1000),  # the set and at most so many test images beside all real ones
         "evaluate": 6 * (3 + 2) * 80 * 64,  # sets, seeds and rates
     }
     covmatch = covmatch_local()
@@ -93,6 +94,7 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "moments": 2000,
         "match": 60 * 100,  # real pairs are encoded once, for their moments
         "coresets": 2000 * (100 * 2 + 1),
+        "audit": 2000 * (100 + 1000),
         "evaluate": 6 * (3 + 2) * 40 * 64,
     }
     assert units(covmatch) == counted

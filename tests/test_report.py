@@ -590,3 +590,61 @@ def test_the_page_shows_real_pairs_beside_what_was_drawn(run: Store) -> None:
     assert [text for tag, text in page.text if tag == "i"] == ["The data do not have this image any more."]
     without = report_html(build_report(run, EVALUATION), run)
     assert "Drawn image" not in without
+
+
+def audit_of(learnt: dict[str, Any] | None = None) -> dict[str, Any]:
+    spectrum = {"pairs": 1234, "values": [1.0, 0.1], "effective_rank": 1.36, "rank_90": 1}
+    pair = {"real": "s/k", "cosine": 0.9, "rms": 3.0}
+    return {
+        "clip": "tiny-clip",
+        "copies": {
+            "images": 4000,
+            "checked": 1000,
+            "copies": 20,
+            "rate": 2.0,
+            "real_images": 500,
+            "real_rate": 1.5,
+            "neighbours": 16,
+            "small_px": 32,
+            "copy_rms": 12.0,
+            "beyond_real": 3.25,
+            "closest": [],
+        },
+        "leakage": {"images": 60, "near": 2, "same_bytes": 7, "first": [{"test": HOSTILE, **pair}]},
+        "spectrum": {"set": spectrum, "real": spectrum | {"pairs": 5678.0}},
+        "saturation": {"set": 5.125, "real": 4.0, "image_px": 32},
+        "learnt": learnt,
+    }
+
+
+def test_the_page_says_how_many_images_are_copies(run: Store, tmp_path: Path) -> None:
+    other = Store(str(tmp_path / "run"))
+    for name in run.files():
+        other.write_bytes(name, run.read_bytes(name))
+    other.write_bytes("audit/copies.png", b"PNG")
+    text = {
+        "began_as": HOSTILE,
+        "nearest_caption": "a star",
+        "cosine": 0.5,
+        "real": "s/k",
+        "nearest_words": "",
+    }
+    learnt = {"pairs": 3, "bytes": 9_000_000, "shown_bytes": 1_500_000, "captions": 5000, "texts": [text]}
+    for audit, bytes_shown in ((audit_of(), 0), (audit_of(learnt), 1)):
+        report = build_report(other, EVALUATION, audit=audit)
+        assert report["audit"] == audit
+        page = report_html(report, other)
+        words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
+        assert "20 of 1,000 images of the set (2.0 %) differ from a real image by at most 12 levels" in words
+        assert "1.5 % of 500 real images are copies of another real one" in words
+        assert "3.2 % of the set’s images lie nearer" in words
+        assert "A check for copies and no privacy guarantee" in words
+        assert "Of 4,000 images the 1,000 nearest by CLIP were compared" in words
+        assert "2 of 60 are copies of training images by that measure" in words
+        assert "7 more have the very bytes of one" in words
+        assert words.count("unfair to them in bytes") == bytes_shown
+        assert words.count("9.0 MB, and 1.5 MB as 8-bit images") == bytes_shown
+        assert page.count("a star (0.50, s/k)") == bytes_shown
+        assert page.count("data:image/png;base64,UE5H") == 1
+        assert "<script>alert" not in page
+    assert "Nearest real images" not in report_html(build_report(other, EVALUATION), other)

@@ -166,7 +166,7 @@ def test_a_run_ends_in_a_set_that_students_with_its_encoder_use(finished: Path) 
     store = Store(str(finished))
     report = store.read_json("report.json")
     assert report["method"] == "Trajectory matching"
-    assert list(report["stages"]) == ["features", "experts", "match", "export", "evaluate"]
+    assert list(report["stages"]) == ["features", "experts", "match", "export", "audit", "evaluate"]
     assert report["losses"]["step"] == [1, 2, 3, 4]
     assert set(report["scores"]) == {"trajectory", "random", "chance"}
 
@@ -182,6 +182,10 @@ def test_a_run_ends_in_a_set_that_students_with_its_encoder_use(finished: Path) 
     _, others = train_student(plain, students, learning_rate=0.01, seed=0, device="cpu")
     assert losses[0] != others[0]  # similarities decide the loss
     assert all(nearest for nearest in learnt.nearest)
+    about = report["audit"]["learnt"]
+    assert about["bytes"] == learnt.n_bytes
+    assert len(about["texts"]) == 8
+    assert [one["began_as"] for one in about["texts"]] == learnt.flat_captions
 
 
 @pytest.mark.long

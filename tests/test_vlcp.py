@@ -35,6 +35,7 @@ STAGES = (
     "synthesize",
     "export",
     "prompts",
+    "audit",
     "evaluate",
 )
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,18 +45,29 @@ def fetch_pairs(data: Data, addresses: Sequence[tuple[str, int]]) -> list[Row]:
     Raises:
         UserError: for an address that the dataset does not have.
     """
-    wanted: dict[str, set[int]] = defaultdict(set)
-    for name, index in addresses:
-        wanted[name].add(index)
-    shards = [(shard, wanted[shard.name]) for shard in list_shards(data) if shard.name in wanted]
+    rows = rows_at(data, addresses)
     found: dict[tuple[str, int], Row] = {}
-    if shards:
-        rows = (Row(**row) for row in _read(shards, data).iter_rows())
-        found = {(row.shard, row.index): row for row in rows}
+    if rows is not None:
+        found = {(row.shard, row.index): row for row in (Row(**row) for row in rows.iter_rows())}
     for name, index in addresses:
         if (name, index) not in found:
             raise UserError(f"data.uri={data.uri} has no row {index} in a shard {name!r}; has it changed?")
     return [found[address] for address in addresses]
+
+
+def rows_at(data: Data, addresses: Iterable[tuple[str, int]]) -> ray.data.Dataset | None:
+    """The rows at the given ``(shard, index)`` addresses, as lazy as ``read_pairs``; reads only the shards they are in.
+
+    Addresses that the dataset does not have are left out; None where it has none of their shards.
+
+    Raises:
+        UserError: as ``list_shards``.
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for name, index in addresses:
+        wanted[name].add(index)
+    shards = [(shard, wanted[shard.name]) for shard in list_shards(data) if shard.name in wanted]
+    return _read(shards, data) if shards else None
 
 
 def training_pairs(

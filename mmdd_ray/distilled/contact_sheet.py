@@ -70,12 +70,12 @@ def thumbnail(data: bytes) -> Image.Image:
     return shrunk(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def shrunk(image: Image.Image) -> Image.Image:
-    """The image with a longer side of ``TILE_PX``; a much smaller one is enlarged by a whole factor."""
-    factor = TILE_PX // max(image.size)
+def shrunk(image: Image.Image, side_px: int = TILE_PX) -> Image.Image:
+    """The image with a longer side of ``side_px``; a much smaller one is enlarged by a whole factor."""
+    factor = side_px // max(image.size)
     if factor >= 2:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return ImageOps.contain(image, (TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+    return ImageOps.contain(image, (side_px, side_px), Image.Resampling.LANCZOS)
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -260,6 +260,11 @@ class FeatureStore:
         """Blocks of the text features of all captions, (P, D) float16."""
         return _on_disk(map(text_features, self.tables(["text"])))
 
+    @cached_property
+    def n_captions(self) -> int:
+        """P, the number of captions of all rows."""
+        return sum(int(_counts(table).sum()) for table in self.tables(["captions"]) if len(table))
+
     def captions_at(self, numbers: np.ndarray) -> list[tuple[str, str]]:
         """(caption, shard/key of its image) of the captions with these numbers among all, in their order."""
         found: dict[int, tuple[str, str]] = {}
@@ -275,6 +280,12 @@ class FeatureStore:
                 found[number] = captions[number - (int(ends[row]) - len(captions))], name
             start = stop
         return [found[number] for number in numbers.tolist()]
+
+    def image_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features (R, D) float16 of the images of each chunk, and (R,) int64 digests of their files."""
+        for table in self.tables(["image_digest", "image"]):
+            if len(table):
+                yield image_features(table), table["image_digest"].to_numpy()
 
     def image_digests(self) -> np.ndarray:
         """(rows,) int64 digests of the image files."""

@@ -130,7 +130,9 @@ def _report(
     from mmdd_ray.evaluation.compare import EVALUATION
     from mmdd_ray.evaluation.report.build import build_report
     from mmdd_ray.evaluation.report.page import write_report
+    from mmdd_ray.evaluation.report.words import AUDIT, AUDIT_STAGE
 
+    audited = first.done.get(AUDIT_STAGE)
     figures: Figures = steps.figures(first)
     report = build_report(
         run.store,
@@ -139,6 +141,7 @@ def _report(
         refinement=figures.refinement,
         quality=figures.quality,
         agreement=figures.agreement,
+        audit=audited.store.read_json(AUDIT) if audited else None,
         labels=figures.labels,
         words=method.words(first.settings),
         commits=run.store.read_json(COMMITS) if run.store.exists(COMMITS) else {},

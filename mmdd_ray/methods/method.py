@@ -55,7 +55,7 @@ class Stage(Generic[S]):
     """None where it takes next to nothing; such a stage has no line in the plan. It is given the settings of a draw,
     with the baselines of its own."""
     shared: bool = False
-    """Whether it does not depend on the seed, so that the first draw does it for all."""
+    """Whether the first draw does it for all, because it does not depend on the seed or looks at that draw alone."""
     is_current: Callable[[Context[S]], bool] = lambda context: True
     """Whether its outputs still match their inputs outside the run directory; otherwise it runs again."""
 

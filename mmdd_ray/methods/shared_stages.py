@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmdd_ray.data.inventory import Source
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
+from mmdd_ray.evaluation.audit import audit_set
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
+from mmdd_ray.evaluation.report.words import AUDIT_STAGE
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
     compared_coresets,
@@ -22,7 +25,13 @@ from mmdd_ray.matching.costs import moments_cost
 from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.methods.method import Comparison, Context, Stage
 from mmdd_ray.models import zoo
-from mmdd_ray.planning.costs import coresets_cost, evaluation_cost, features_cost, teacher_cost
+from mmdd_ray.planning.costs import (
+    audit_cost,
+    coresets_cost,
+    evaluation_cost,
+    features_cost,
+    teacher_cost,
+)
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -132,6 +141,33 @@ def coresets_stage(pairs: Callable[[Any], int]) -> Stage[Any]:
         cost=lambda settings, source: coresets_cost(
             settings.features.clip, settings.evaluation, pairs(settings), source
         ),
+    )
+
+
+def audit_stage(
+    folder: Callable[[Context[Any]], Store],
+    images: Callable[[Any, Source], float] | None = None,
+    needs: str = "export",
+) -> Stage[Any]:
+    """The stage `audit`, which looks for copies in the set of the first draw, and at its spectrum, for the report.
+
+    Args:
+        folder: Where the set lies.
+        images: Of the set, for the plan; None where only the set itself tells, which may be gone when a later run is
+            planned by this one.
+        needs: The stage that says which set it is.
+    """
+    return Stage(
+        name=AUDIT_STAGE,
+        needs=("features", needs),
+        run=lambda stage, context: audit_set(stage, folder(context), features_of(context), context.settings),
+        wanted=lambda settings: settings.evaluation.audit,
+        cost=lambda settings, source: (
+            audit_cost(settings.features, settings.evaluation, images(settings, source), source)
+            if images
+            else None
+        ),
+        shared=True,
     )
 
 

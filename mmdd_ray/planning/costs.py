@@ -170,6 +170,26 @@ def coresets_cost(clip: str, evaluation: Evaluation, pairs: int, source: Source)
     return StageCost(units=source.rows * passes, unit="distances", uses=uses, actors=1, section="evaluation")
 
 
+def audit_cost(features: Features, evaluation: Evaluation, images: float, source: Source) -> StageCost:
+    """The cost of looking for copies: the images of the set and of the test data beside all real ones.
+
+    Args:
+        images: Of the distilled set.
+    """
+    return StageCost(
+        units=source.rows * (images + evaluation.max_pairs),
+        unit="similarities",
+        uses=f"{features.clip} at {features.image_px} px",
+        actors=1,
+        gpus_each=features.gpus_per_actor,
+        section="features",
+        batches=f"{features.chunk_pairs} pairs",
+        passes=1,  # neighbours lie in almost every shard
+        writes_bytes=None,
+        memory=partial(features_bytes, features),
+    )
+
+
 def evaluation_cost(
     judged: Students | Classifiers, evaluation: Evaluation, items: int, classes: int = 1
 ) -> StageCost:

@@ -101,5 +101,11 @@ class ScenesFormat:
     def read(self, shard: Shard, maker: RowMaker, only: Collection[int] | None) -> Iterator[Row]:
         _, drawn = shapes_spec(shard.uri)
         assert shard.rows is not None
-        for pair in drawn(shard.start, shard.start + shard.rows):
+        if only is None:
+            for pair in drawn(shard.start, shard.start + shard.rows):
+                yield maker.make(pair["key"], pair["image"], pair["captions"], pair["label"])
+            return
+        for row in sorted(row for row in only if row < shard.rows):
+            maker.skip(row - maker.index)
+            (pair,) = drawn(shard.start + row, shard.start + row + 1)
             yield maker.make(pair["key"], pair["image"], pair["captions"], pair["label"])

@@ -24,6 +24,7 @@ def build_report(
     refinement: Mapping[str, Sequence[float]] | None = None,
     quality: Mapping[str, Mapping[str, float]] | None = None,
     agreement: Mapping[str, float] | None = None,
+    audit: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     commits: Mapping[str, str] | None = None,
@@ -37,6 +38,7 @@ def build_report(
         refinement: columns of the loss curve of a refinement that followed.
         quality: of the synthetic pairs: columns of each figure, e.g. ``{"alignment": {"before": …, "after": …}}``.
         agreement: of real and of drawn images with their captions, as ``beside_real`` gives it.
+        audit: of the distilled set, as ``audit_set`` writes it.
         labels: of sets, where people write them otherwise than files.
         words: titles and notes of the method's part.
         commits: that data on the Hugging Face hub were read at, by repository and revision.
@@ -74,6 +76,7 @@ def build_report(
         "refinement": _curves(refinement),
         "quality": {name: dict(values) for name, values in (quality or {}).items()},
         "agreement": dict(agreement or {}),
+        "audit": dict(audit or {}),
         "words": dict(words or {}),
         "devices": _merged(manifest["devices"] for manifest in stages.values()),
         "versions": _merged(manifest["versions"] for manifest in stages.values()),

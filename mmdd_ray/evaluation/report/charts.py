@@ -92,6 +92,17 @@ def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel
         return _svg(figure)
 
 
+def spectra(curves: Mapping[str, Sequence[float]]) -> str:
+    """Singular values by their number, the largest first, both on logarithmic scales."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "spectra"}):
+        figure, (axes,) = _figure(1, LINES_IN)
+        for (name, values), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+            axes.plot(np.arange(len(values)) + 1, values, color=colour, lw=1.4, marker=".", ms=3, label=name)
+        axes.set(xlabel="number of the singular value", ylabel="singular value", xscale="log", yscale="log")
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure)
+
+
 def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 

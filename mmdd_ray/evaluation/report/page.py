@@ -36,7 +36,9 @@ from mmdd_ray.evaluation.report.text import (
     verdict,
 )
 from mmdd_ray.evaluation.report.words import (
+    AUDIT_STAGE,
     CHANCE,
+    COPIES,
     REPORT_HTML,
     REPORT_JSON,
     TASK_TEXTS,
@@ -94,6 +96,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
             for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
         ],
         beside=[(one, one.real and _data_uri(one.real), _data_uri(one.drawn)) for one in beside],
+        copies_sheet=_data_uri(run.read_bytes(f"{AUDIT_STAGE}/{COPIES}")) if report["audit"] else "",
         contact_sheet=_data_uri(distilled.read_bytes(CONTACT_SHEET)) if report["distilled"] else "",
     )
 
@@ -122,6 +125,9 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
                 "steps",
                 f"{task['main']}, %",
             )
+    if report["audit"]:
+        values = {name: one["values"] for name, one in report["audit"]["spectrum"].items()}
+        found["spectrum"] = charts.spectra({"distilled set": values["set"], "real data": values["real"]})
     return found
 
 

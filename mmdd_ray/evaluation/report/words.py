@@ -3,6 +3,7 @@
 from mmdd_ray.data.pair import safe_name
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+AUDIT_STAGE, AUDIT, COPIES = "audit", "audit.json", "copies.png"
 FULL, CHANCE = "full", "chance"
 BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
 LABELS = {

@@ -15,9 +15,11 @@ from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
     FEATURES,
     MOMENTS_OF_ALL,
+    audit_stage,
     coresets_stage,
     export_stage,
     features_of,
+    set_folder,
     students_comparison,
 )
 
@@ -138,6 +140,7 @@ STEPS: Steps[Covmatch] = Steps(
             inputs=_inputs,
         ),
         coresets_stage(lambda settings: settings.match.pairs),
+        audit_stage(set_folder, lambda settings, source: settings.match.pairs),
     ),
     compare=students_comparison(lambda settings: TITLE.lower()),
     before=lambda context: check_size(features_of(context), context.settings),

@@ -25,9 +25,11 @@ from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
     FEATURES,
     MOMENTS_OF_ALL,
+    audit_stage,
     coresets_stage,
     export_stage,
     features_of,
+    set_folder,
     students_comparison,
 )
 from mmdd_ray.planning.costs import StageCost, drawing_cost, finetune_cost
@@ -260,6 +262,7 @@ STEPS: Steps[Edge] = Steps(
         ),
         export_stage(("synthesize", "choose", "recaption", "refine"), _made, method=title, models=_roles),
         coresets_stage(lambda settings: settings.synthesis.pairs),
+        audit_stage(set_folder, lambda settings, source: settings.images),
     ),
     compare=students_comparison(lambda settings: set_name(title(settings))),
     before=lambda context: check_size(features_of(context), context.settings),

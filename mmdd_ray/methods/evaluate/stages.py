@@ -15,7 +15,7 @@ from mmdd_ray.evaluation.sets import (
 )
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
-from mmdd_ray.methods.shared_stages import FEATURES, features_of
+from mmdd_ray.methods.shared_stages import FEATURES, audit_stage, features_of
 from mmdd_ray.planning.costs import evaluation_cost
 from mmdd_ray.storage.store import Store
 
@@ -79,6 +79,7 @@ STEPS: Steps[Evaluate] = Steps(
             run=_coresets,
             wanted=lambda settings: bool(compared_coresets(settings.evaluation)),
         ),
+        audit_stage(lambda context: Store(context.settings.set), needs="set"),
     ),
     compare=Comparison(
         run=_compare,

@@ -9,9 +9,11 @@ from mmdd_ray.matching.start import START, learnt_samples
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
     FEATURES,
+    audit_stage,
     coresets_stage,
     export_stage,
     features_of,
+    set_folder,
     students_comparison,
 )
 from mmdd_ray.methods.trajectory.preflight import image_bytes
@@ -120,6 +122,7 @@ STEPS: Steps[Trajectory] = Steps(
             },
         ),
         coresets_stage(lambda settings: settings.match.pairs),
+        audit_stage(set_folder, lambda settings, source: settings.match.pairs),
     ),
     compare=students_comparison(lambda settings: NAME),
     before=lambda context: check_size(features_of(context), context.settings),

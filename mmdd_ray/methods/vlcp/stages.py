@@ -19,6 +19,7 @@ from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
     FEATURES,
+    audit_stage,
     classifiers_comparison,
     export_stage,
     features_of,
@@ -305,6 +306,7 @@ STEPS: Steps[Vlcp] = Steps(
             ),
         ),
         teacher_stage(("features", "describe"), lambda context: tuple(_texts(context).names)),
+        audit_stage(set_folder, _images),
     ),
     compare=classifiers_comparison(_compare, ("features", "describe", "export", "prompts")),
     before=_check,
