@@ -246,7 +246,12 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "0.8",
     ]
     assert lines[10].split() == ["pairs", "100", "100", "100", "4,000"]
-    assert "3 images, 7 pairs" in lines[12]
+    assert lines[12:15] == [  # of one pair of students more than one; t of 1 degree of freedom is 12.7
+        "mean recall of EDGE, difference to … (95 % interval)",
+        "  Random real data  +3.5 [-2.9, +9.9]    2 students, paired",
+        "  k-center          -0.4 [-19.5, +18.7]  2 students, paired",
+    ]
+    assert "3 images, 7 pairs" in lines[16]
     assert f"report.html  {run.uri}/report.html" in lines
 
 

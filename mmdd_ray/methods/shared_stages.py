@@ -145,8 +145,7 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
         px = first.settings.students.image_px
         return compare_with_baselines(
             stage,
-            name(first.settings),
-            [distilled_set(set_folder(one), px) for one in contexts],
+            {name(first.settings): [distilled_set(set_folder(one), px) for one in contexts]},
             features_of(first),
             [one.draw.compared for one in contexts],
             [_coresets(one) for one in contexts],

@@ -167,8 +167,8 @@ def coresets_cost(clip: str, evaluation: Evaluation, pairs: int, source: Source)
     return StageCost(units=source.rows * passes, unit="distances", uses=uses, actors=1, section="evaluation")
 
 
-def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation) -> StageCost:
-    """The cost of training students or classifiers on all sets."""
+def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation, given: int = 1) -> StageCost:
+    """The cost of training students or classifiers on all sets, ``given`` of which are no baselines."""
     if isinstance(judged, Students):
         batch = judged.batch_pairs
         uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
@@ -176,7 +176,8 @@ def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation) -> S
         batch = judged.batch_images
         uses = f"{judged.model} of {judged.width} channels at {judged.image_px} px"
     rates = len(judged.learning_rates)
-    students = count_sets(evaluation) * (evaluation.seeds + (rates if rates > 1 else 0))
+    sets = count_sets(evaluation) + given - 1
+    students = sets * (evaluation.seeds + (rates if rates > 1 else 0))
     return StageCost(
         units=students * judged.steps * batch,
         unit="pairs",

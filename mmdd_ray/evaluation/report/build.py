@@ -8,6 +8,7 @@ from typing import Any
 from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.differences import differences
 from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
 from mmdd_ray.planning.costs import planned_as
@@ -46,7 +47,8 @@ def build_report(
     for a set that was drawn several times also ``{draw_means, std_between_draws}``, as ``spread`` says. ``draws`` are
     the distilled sets of the run, of which ``distilled``, losses and quality are the first.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
-    metric that decides.
+    metric that decides. ``differences`` are those of paired students, as ``differences.differences`` gives them.
+    ``given`` says of each set that the user named where it is from and how it was read.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
     that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
     """
@@ -80,13 +82,18 @@ def build_report(
 def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The part of a report about students, if there were any."""
     if not evaluation:
-        return {"task": None, "scores": {}, "standings": {}, "sets": {}, "held_out": {}}
+        nothing: dict[str, Any] = {
+            name: {} for name in ("scores", "standings", "differences", "sets", "given", "held_out")
+        }
+        return {"task": None} | nothing
     scores = _scores(evaluation)
     return {
         "task": evaluation["task"],
         "scores": scores,
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
+        "differences": differences(scores),
         "sets": _without_metrics(evaluation["sets"]),
+        "given": evaluation.get("given", {}),
         "held_out": evaluation.get("held_out", {}),
     }
 

@@ -18,7 +18,9 @@ from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.text import (
     about_full,
+    about_given,
     best_scores,
+    difference_rows,
     duration_text,
     headline,
     label_of,
@@ -78,6 +80,8 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         best=best_scores(report["scores"]),
         draws=most_draws(report),
         about_full=about_full(report),
+        about_given=about_given(report),
+        differences=difference_rows(report),
         has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
         about_held_out=about_held_out(report["held_out"]),

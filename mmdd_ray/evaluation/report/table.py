@@ -8,6 +8,8 @@ from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.text import (
+    about_given,
+    difference_rows,
     duration_text,
     full_is_part,
     main_scores,
@@ -50,6 +52,10 @@ def summary_table(report: Mapping[str, Any]) -> str:
                 cells = [f"{row[place]:>{widths[place]}}" for place in places]
                 blocks.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
             blocks.append("")
+    if differences := difference_rows(report):
+        blocks += [*_difference_lines(differences, TASK_TEXTS[report["task"]]["main"]), ""]
+    for note in about_given(report):
+        blocks.append(_noted(note))
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -65,6 +71,28 @@ def summary_table(report: Mapping[str, Any]) -> str:
     blocks.append(f"{'time':<13}{duration_text(report['seconds'])}{footnote}")
     blocks += [f"{name:<13}{path}" for name, path in report["files"].items()]
     return "\n".join(blocks)
+
+
+def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) -> list[str]:
+    """The differences, in a block for each set."""
+    widths = [max(len(row[column]) for row in rows) for column in (1, 2)]
+    lines: list[str] = []
+    for place, (ours, theirs, interval, over) in enumerate(rows):
+        if place == 0 or rows[place - 1][0] != ours:
+            lines.append(f"{metric} of {ours}, difference to … (95 % interval)")
+        lines.append(f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {over}, paired")
+    return lines
+
+
+def _noted(note: str) -> str:
+    return textwrap.fill(
+        note,
+        TERMINAL_COLUMNS,
+        initial_indent=f"{'note':<13}",
+        subsequent_indent=" " * 13,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _fitting(widths: Sequence[int]) -> list[list[int]]:
