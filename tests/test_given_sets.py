@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,27 @@ def test_a_set_is_told_by_what_is_there(tmp_path: Path) -> None:
     assert kind_of(str(photos(folder))) == "pairs"
     assert kind_of(str(vectors(tmp_path / "lors.pt"))) == "vectors"
     assert kind_of("shapes:9?seed=1") == kind_of("a.pt::b.pt") == kind_of("x/{0..9}.tar") == "pairs"
+
+
+def test_sets_on_object_storage_are_told_and_read_like_local_ones(s3_server: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("given-sets")
+    for name, path in {
+        "ours": ours(tmp_path / "ours"),
+        "photos": photos(tmp_path / "photos"),
+        "lors.pt": vectors(tmp_path / "lors.pt"),
+    }.items():
+        fs.put(str(path), f"given-sets/{name}", recursive=path.is_dir())
+    uris = [f"s3://given-sets/{name}" for name in ("ours", "photos/", "lors.pt")]
+    found = named_sets(uris)
+    assert [(one.name, one.kind) for one in found] == [
+        ("edge", "distilled"),
+        ("photos", "pairs"),
+        ("lors", "vectors"),
+    ]
+    look_at_sets(settings_of(*uris))
+    with pytest.raises(UserError, match=r"^set=s3://given-sets/none\.pt: no such file"):
+        named_sets(["s3://given-sets/none.pt"])
 
 
 def test_names_are_distinct_and_never_those_of_baselines(tmp_path: Path) -> None:
