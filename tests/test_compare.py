@@ -3,22 +3,26 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from mmdd_ray.config import Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.pair import Row
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import _Bench, _prepare, _train_and_test, compare
+from mmdd_ray.evaluation.compare import _Bench, _prepare, _train_and_test, compare, has_all
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
+from mmdd_ray.protocols import PUBLISHED_FOR_PAIRS, Training, pair_protocol
 from mmdd_ray.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SHORT = Students(embed_dim=32, steps=3, batch_pairs=8, learning_rates=(0.01, 0.03))
 EVALUATION = Evaluation(val="val", test="test", seeds=3)
+SHORT_TASK = Retrieval(SHORT, pair_protocol("equal-budget", SHORT))
 
 
 def pair_set(start: int, stop: int) -> PairSet:
@@ -140,7 +144,7 @@ def test_only_workers_without_a_gpu_are_used_again(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(
         "mmdd_ray.engine.cluster.actor_resources", lambda _: {"num_cpus": 0.5, "num_gpus": gpus}
     )
-    bench = _Bench({}, {}, Retrieval(SHORT), gpus, 0, stage_in(tmp_path))
+    bench = _Bench({}, {}, SHORT_TASK, gpus, 0, Store(str(tmp_path)))
     for task in (bench._train, bench._prepare):
         assert task._default_options["num_gpus"] == gpus
         assert task._default_options.get("max_calls", 0) == (1 if gpus else 0)  # 0: without end
@@ -156,12 +160,67 @@ def test_a_full_gpu_names_the_setting_to_lower(monkeypatch):
     monkeypatch.setattr("mmdd_ray.evaluation.tasks.students.frozen_text_features", full)
     pairs = pair_set(0, 2)
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
-        _train_and_test(pairs, None, pairs, None, Retrieval(SHORT), 0.01, 0, "cpu")
+        _train_and_test(pairs, None, pairs, None, SHORT_TASK, 0.01, 0, "cpu")
     with pytest.raises(UserError, match=r"lower students\.batch_pairs"):
-        _prepare(Retrieval(SHORT), pairs, "cpu")
+        _prepare(SHORT_TASK, pairs, "cpu")
 
 
 def test_settings_that_leave_no_student_are_refused(tmp_path):
     pairs = pair_set(0, 2)
     with pytest.raises(ValueError, match=r"evaluation\.seeds=0"):
         compare({"few": pairs}, pairs, pairs, SHORT, replace(EVALUATION, seeds=0), 0, stage_in(tmp_path))
+
+
+def save_image_encoder(folder) -> str:
+    """A folder with a small ResNet of timm's, of random weights."""
+    model = timm.create_model("test_resnet", num_classes=0)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": {"num_classes": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_protocols_and_other_students_are_panels_of_their_own(tmp_path, monkeypatch):
+    lors = PUBLISHED_FOR_PAIRS["lors-frozen-text"]
+
+    def training(pairs: int) -> Training:
+        return Training.in_epochs(pairs, batch=8, epochs=3, looks_after=(1, 2))
+
+    monkeypatch.setitem(PUBLISHED_FOR_PAIRS, lors.name, replace(lors, training=training, students=2))
+    other = save_image_encoder(tmp_path / "other")
+    evaluation = replace(
+        EVALUATION, seeds=1, protocols=("equal-budget", lors.name), students=(f"{other}+tiny-bert",)
+    )
+    sets = {"few": pair_set(0, 4), "full": pair_set(0, 16)}
+    val, test = pair_set(100, 110), pair_set(200, 220)
+    stage = stage_in(tmp_path / "run")
+    students = replace(SHORT, learning_rates=(0.01,))
+    found = compare(sets, val, test, students, evaluation, 7, stage)
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    panels = [found, *found["others"]]
+    assert [(panel["protocol"]["name"], panel["models"].split(" + ")[0]) for panel in panels] == [
+        ("equal-budget", "tiny-nf"),
+        ("equal-budget", other),
+        ("lors-frozen-text-small", "tiny-nf"),
+        ("lors-frozen-text-small", other),
+    ]
+    assert [list(panel["sets"]) for panel in panels] == [["few", "full"]] * 2 + [["few"]] * 2
+    few = panels[2]["sets"]["few"]
+    assert (few["learning_rate"], len(few["metrics"]["mean_recall"]["runs"]), few["draws"]) == (0.1, 2, 1)
+    assert [look["steps"] for look in few["looks"]] == [1, 2, 3]
+    # each student's best look is at least its last one, and the last look is the figure that is reported
+    pairs = zip(few["best_look"]["mean_recall"]["runs"], few["metrics"]["mean_recall"]["runs"], strict=True)
+    assert all(best >= last for best, last in pairs)
+    assert few["looks"][-1]["mean_recall"] == pytest.approx(few["metrics"]["mean_recall"]["mean"])
+    assert found["sets"]["few"]["best_look"] is None
+
+    stage.store.write_json("evaluation.json", found)
+    assert has_all(stage.store, students, evaluation)
+    assert not has_all(stage.store, students, replace(evaluation, protocols=("equal-budget",)))
+    folders = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert len(folders) == 4
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*-seed*.json")}
+    again = compare(sets, val, test, students, replace(evaluation, students=()), 7, stage)
+    assert again["others"] == [panels[2]]
+    assert before == {path: path.stat().st_mtime_ns for path in before}

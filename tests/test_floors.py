@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "mmdd_ray"
 FLOORS = (
     ("errors",),
     ("storage", "config"),
-    ("engine", "models"),
+    ("engine", "models", "protocols"),
     ("data",),
     ("distilled", "features", "diffusion", "planning"),
     ("evaluation",),

@@ -21,6 +21,7 @@ from mmdd_ray.config import Data, Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shards import list_shards
+from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import read_published
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
@@ -45,6 +46,7 @@ from mmdd_ray.methods.execute import run_stage
 from mmdd_ray.methods.method import Context
 from mmdd_ray.models.students import load_text_encoder
 from mmdd_ray.planning.costs import evaluation_cost
+from mmdd_ray.protocols.lors_frozen_text import LORS_FROZEN_TEXT
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +54,15 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def judged(*protocols: Any, students: tuple[str, ...] = ()) -> Evaluation:
+    return Evaluation(val="shapes:6?seed=2", test="shapes:6?seed=3", protocols=protocols, students=students)
+
+
 def settings_of(*uris: object, **changes: Any) -> Evaluate:
     settings = Evaluate(
         set=tuple(map(str, uris)),
         data=Data(uri="shapes:40?seed=1"),
-        evaluation=Evaluation(val="shapes:6?seed=2", test="shapes:6?seed=3"),
+        evaluation=judged("lors-frozen-text"),
     )
     return replace(settings, **changes)
 
@@ -296,6 +302,7 @@ def test_sets_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> None
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(saved(tensors())[:4000])
     both = Students(protocol="both-encoders")
+    another = judged("lors-frozen-text", students=("tiny-nf+/models/bert",))
     for settings, message in (
         (settings_of(tmp_path / "nowhere"), r"^set=.*nowhere: no such file"),
         (settings_of(splits), r"^set=.*splits.*(set_split=train)"),
@@ -310,7 +317,23 @@ def test_sets_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> None
             r"width 768, such as google-bert/bert-base-uncased$",
         ),
         (settings_of(odd), r"the encoder that they are of: one of width 77$"),
-        (settings_of(fits, students=both), r"no captions, but students\.protocol=both-encoders trains"),
+        (
+            settings_of(fits, students=both, evaluation=judged("equal-budget")),
+            "equal-budget train the text encoder",
+        ),
+        (
+            settings_of(fits, evaluation=judged("covmatch-both-encoders")),
+            r"protocols=covmatch-both-encoders train",
+        ),
+        (
+            settings_of(fits, evaluation=judged("lors-frozen-text", "equal-budget")),
+            r"^set=.*fits\.pt has sentence vectors that are the state of the \[CLS\] token, as LoRS saves them, but "
+            r"the students of evaluation\.protocols=equal-budget read captions as the mean over all tokens; set",
+        ),
+        (
+            settings_of(fits, evaluation=another),
+            r"text encoder than students\.text_model, /models/bert; leave",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             look_at_sets(settings)
@@ -323,7 +346,9 @@ def test_advice_on_text_encoders_names_their_width() -> None:
 
 def test_the_plan_counts_the_students_of_every_set() -> None:
     settings = settings_of("a", "b", "c")
-    one, three = (evaluation_cost(settings.students, settings.evaluation, sets).actors for sets in (1, 3))
+    one, three = (
+        evaluation_cost(settings.students, judged("equal-budget"), 6, given=sets).actors for sets in (1, 3)
+    )
     assert three - one == 2 * (3 + 2)  # seeds and learning rates
 
 
@@ -361,16 +386,23 @@ def test_rows_of_one_image_are_joined_and_refused_ones_listed(read_here: None, t
 def test_sentence_vectors_are_those_of_the_text_model_and_of_no_other(tmp_path: Path) -> None:
     settings = settings_of(vectors(tmp_path / "lors.pt"))
     (found,) = of_text_model(read_sets(settings), settings.students)
-    assert np.array_equal(
-        frozen_text_features(found.pairs, settings.students, "cpu"), tensors()["text"].numpy()
+    own = frozen_text_features(found.pairs, settings.students, "cpu", LORS_FROZEN_TEXT)
+    assert np.array_equal(own, tensors()["text"].numpy())
+    assert isinstance(found.pairs, LearntPairs)
+    assert (
+        found.pairs.encoder
+        == load_text_encoder(settings.students, "cpu", LORS_FROZEN_TEXT.form).weights_digest()
     )
-    assert found.pairs.encoder == load_text_encoder(settings.students, "cpu").weights_digest()
-    assumed, pooled, learnt = found.notes
-    assert assumed.endswith("taken to be of students.text_model=tiny-bert, as the file names no encoder")
-    assert "its vectors are the state of the [CLS] token" in pooled
+    assumed, learnt = found.notes
+    assert assumed == (
+        "its sentence vectors are taken to be of students.text_model=tiny-bert, the state of the [CLS] token, as the "
+        "file names no encoder"
+    )
     assert learnt.startswith("its students learn the similarities")
-    with pytest.raises(UserError, match="vectors of another text encoder and have no words"):
-        frozen_text_features(replace(found.pairs, encoder="another"), settings.students, "cpu")
+    # nobody falls back on captions that are not there: another encoder, or the same read by the mean of its tokens
+    for pairs, protocol in ((replace(found.pairs, encoder="another"), LORS_FROZEN_TEXT), (found.pairs, None)):
+        with pytest.raises(UserError, match="vectors of another text encoder and have no words"):
+            frozen_text_features(pairs, settings.students, "cpu", protocol)
 
 
 def test_a_set_that_changed_is_noted_again_and_compared_again(read_here: None, tmp_path: Path) -> None:
@@ -485,8 +517,8 @@ def test_three_sets_of_three_kinds_are_compared_in_one_table(tmp_path: Path) -> 
     command = [sys.executable, "jobs/evaluate.py", "local", "--run.dir", str(tmp_path / "run"), "--set"]
     command += [str(uri) for uri in uris]
     command += ["--data.uri", "shapes:40?seed=1", "--evaluation.val", "shapes:6?seed=2"]
-    command += ["--evaluation.test", str(test), "--evaluation.baselines", "random", "--evaluation.seeds", "2"]
-    command += ["--students.steps", "2", "--students.learning_rates", "0.1", "--run.num_cpus", "2"]
+    command += ["--evaluation.test", str(test), "--evaluation.baselines", "random", "--run.num_cpus", "2"]
+    command += ["--evaluation.protocols", "lors-frozen-text"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -23,6 +23,7 @@ from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.page import report_html, write_report
+from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols
 from mmdd_ray.evaluation.report.standing import sentence, standing
 from mmdd_ray.evaluation.report.table import summary_table
 from mmdd_ray.evaluation.report.text import headline, verdict
@@ -45,6 +46,9 @@ def _set(pairs: int, *runs: float) -> dict[str, Any]:
         "learning_rate": 0.03,
         "on_val": {"0.03": 1.0},
         "metrics": _metrics(*runs),
+        "best_look": None,
+        "looks": [],
+        "steps": 80,
         "loss_curve": [4.0, 2.0, None],
         "pairs": pairs,
         "images": pairs // 2,
@@ -53,8 +57,23 @@ def _set(pairs: int, *runs: float) -> dict[str, Any]:
     }
 
 
+PANEL = {
+    "protocol": {
+        "name": "equal-budget",
+        "version": 1,
+        "source": "mmdd-ray",
+        "summary": "80 steps",
+        "chosen": "learning rate of each set by its figures on validation data",
+        "differs": [],
+        "unsure": [],
+        "published": False,
+    },
+    "models": "tiny-nf + tiny-bert at 32 px",
+}
 EVALUATION = {  # sets in another order than the report's
     "task": "retrieval",
+    **PANEL,
+    "others": [],
     "sets": {
         "full": _set(4000, 40.0, 44.0),
         "random": _set(100, 9.0, 11.0),
@@ -199,7 +218,7 @@ def test_a_table_of_all_baselines_fits_a_terminal_in_two_parts(run: Store) -> No
     names = ("edge", "random", "herding", "k-center", "clip-score", "full")
     sets = {name: _set(100, 10.0 + place, 12.0 + place) for place, name in enumerate(names)}
     lines = _after_verdict(build_report(run, EVALUATION | {"sets": sets}))
-    table = lines[2 : lines.index("", lines.index("", 2) + 1)]
+    table = lines[3 : lines.index("", lines.index("", 3) + 1)]
     assert max(map(len, table)) <= 80
     first, second = table[: len(table) // 2], table[len(table) // 2 + 1 :]
     assert [part[0].split() for part in (first, second)] == [list(names[:5]), ["full", "chance"]]
@@ -236,8 +255,12 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "k-center (13.9 %).",
     )
     assert max(map(len, lines[:12])) <= 80
-    assert lines[2].split() == ["edge", "random", "k-center", "full", "chance"]
-    assert re.split(r"\s{2,}", lines[9]) == [
+    assert lines[:2] == [
+        "equal-budget, version 1: tiny-nf + tiny-bert at 32 px",
+        "recall in percent, mean ± standard deviation over students",
+    ]
+    assert lines[3].split() == ["edge", "random", "k-center", "full", "chance"]
+    assert re.split(r"\s{2,}", next(line for line in lines if line.startswith("mean recall"))) == [
         "mean recall",
         "13.5 ± 2.1",
         "10.0 ± 1.4",
@@ -245,13 +268,13 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "42.0 ± 2.8",
         "0.8",
     ]
-    assert lines[10].split() == ["pairs", "100", "100", "100", "4,000"]
-    assert lines[12:15] == [  # of one pair of students more than one; t of 1 degree of freedom is 12.7
+    assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
+    assert lines[13:16] == [  # of one pair of students more than one; t of 1 degree of freedom is 12.7
         "mean recall of EDGE, difference to … (95 % interval)",
         "  Random real data  +3.5 [-2.9, +9.9]    2 students, paired",
         "  k-center          -0.4 [-19.5, +18.7]  2 students, paired",
     ]
-    assert "3 images, 7 pairs" in lines[16]
+    assert "3 images, 7 pairs" in lines[17]
     assert f"report.html  {run.uri}/report.html" in lines
 
 
@@ -287,7 +310,7 @@ def test_several_draws_are_told_apart_from_students(tmp_path: Path) -> None:
     assert ("td", "10.0 ± 1.4") in page.text
     assert any("between the means of its draws" in text for _, text in page.text)
     lines = _after_verdict(report)
-    assert lines[:2] == [
+    assert lines[1:3] == [
         "recall in percent, mean ± standard deviation over students",
         "of draws: standard deviation between the means of 2 draws",
     ]
@@ -315,7 +338,7 @@ def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None
 def test_evaluation_of_a_run_without_a_distilled_set(tmp_path: Path) -> None:
     settings = Edge(data=Data(uri="shapes:10"), evaluation=Evaluation(val="shapes:10", test="shapes:10"))
     with RunDir.open(str(tmp_path / "run"), "evaluate", "local", settings) as open_run:
-        only = {"task": "retrieval", "sets": {"random": _set(100, 9.0)}, "chance": EVALUATION["chance"]}
+        only = EVALUATION | {"sets": {"random": _set(100, 9.0)}}
         report = build_report(open_run.store, only)
         write_report(report, open_run.store)
     assert report["distilled"] is None
@@ -383,6 +406,8 @@ def test_classifiers_are_reported_by_their_accuracy(run: Store) -> None:
 
     evaluation = {
         "task": "classification",
+        **PANEL,
+        "others": [],
         "sets": {"vlcp": one(100, 40.0, 42.0), "random": one(100, 30.0, 32.0), "full": one(5000, 70.0, 72.0)},
         "chance": {"top-1": 10.0, "top-5": 50.0},
     }
@@ -398,6 +423,52 @@ def test_classifiers_are_reported_by_their_accuracy(run: Store) -> None:
     assert "the accuracy of random images" in page
     assert "recall" not in page.lower().replace("retrieval", "")
     assert "Top-1" in summary_table(report)
+
+
+def _other(name: str, models: str, **sets: Any) -> dict[str, Any]:
+    protocol = PANEL["protocol"] | {
+        "name": name,
+        "unsure": ["who fed the cat"],
+        "published": name != "equal-budget",
+    }
+    return EVALUATION | {"protocol": protocol, "models": models, "sets": sets}
+
+
+def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
+    own, wide = PANEL["models"], "wide-nf + tiny-bert at 32 px"
+    published = {"edge": _set(100, 31.0, 33.0), "random": _set(100, 21.0, 21.0)}
+    for one in published.values():
+        one["best_look"] = _metrics(77.0, 79.0)
+        one["looks"] = [{"steps": 5, "mean_recall": 3.0}, {"steps": 10, "mean_recall": 32.0}]
+    small = {"edge": _set(100, 10.5, 10.5), "random": _set(100, 4.0, 5.0)}
+    evaluation = EVALUATION | {
+        "others": [
+            _other("equal-budget", wide, **{name: _set(100, 1.0, 3.0) for name in EVALUATION["sets"]}),
+            _other("lors-frozen-text-small", own, **published),
+            _other("lors-frozen-text-small", wide, **small),
+        ]
+    }
+    report = build_report(run, evaluation)
+    assert [panel["protocol"]["name"] for panel in of_other_protocols(report)] == ["lors-frozen-text-small"]
+    equal, lors = across_students(report)
+    assert equal["models"] == [own, wide]
+    assert equal["rows"]["edge"]["drop"] == pytest.approx(13.5 - 2.0)
+    assert lors["rows"]["edge"]["drop"] == pytest.approx(32.0 - 10.5)
+    assert lors["rows"]["chance"]["drop"] is None
+
+    text = summary_table(report)
+    first, second = (
+        text.index("equal-budget, version 1: tiny-nf"),
+        text.index("lors-frozen-text-small, version 1"),
+    )
+    assert "32.0" not in text[first:second]  # no figure of one protocol in the table of another
+    assert "best look" in text[second:]
+    assert "78.0 ± 1.4" in text[second:]
+
+    page = report_html(report, run)
+    assert "Learning curves: lors-frozen-text-small" in page
+    assert "Learning curves: equal-budget" not in page
+    assert "Not known: who fed the cat." in page
 
 
 def test_a_difference_counts_where_the_t_test_sees_it() -> None:

@@ -1,7 +1,7 @@
 """Typed settings: frozen dataclasses with a docstring per field; no torch and no ray, so --help is instant.
 
 Here are the sections that methods share; those of one method are in its own `settings.py`, and so is the whole of
-what a run depends on. `protocols.py` says which sections a job must have. Sizes carry their unit in their name.
+what a run depends on. `job_settings.py` says which sections a job must have. Sizes carry their unit in their name.
 Imports nothing but `errors`.
 """
 
@@ -9,9 +9,7 @@ from mmdd_ray.config.data import Data
 from mmdd_ray.config.evaluation import Evaluation, LabelledBaseline, LabelledEvaluation
 from mmdd_ray.config.fields import Count, Positive, Precision, Rate, Weight, extending, operational, share
 from mmdd_ray.config.generation import Finetune, Synthesis
-from mmdd_ray.config.pair_learning import PairLearning
-from mmdd_ray.config.pools import Features, Pool, Training
-from mmdd_ray.config.protocols import (
+from mmdd_ray.config.job_settings import (
     EncoderSettings,
     LabelledSettings,
     MatchingSettings,
@@ -19,8 +17,10 @@ from mmdd_ray.config.protocols import (
     RunSettings,
     judged_by,
 )
+from mmdd_ray.config.pair_learning import PairLearning
+from mmdd_ray.config.pools import Features, Pool, Training
 from mmdd_ray.config.run import Plan, Rehearse, Run
-from mmdd_ray.config.students import Classifiers, Students
+from mmdd_ray.config.students import Classifiers, StudentForm, Students
 
 __all__ = [
     "Classifiers",
@@ -44,6 +44,7 @@ __all__ = [
     "Rehearse",
     "Run",
     "RunSettings",
+    "StudentForm",
     "Students",
     "Synthesis",
     "Training",

@@ -3,10 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, MinLen
 
 from mmdd_ray.config.data import Data
 from mmdd_ray.config.fields import Count, Weight, extending, operational
+
+PairProtocols = Annotated[
+    tuple[Literal["equal-budget", "lors-frozen-text", "covmatch-both-encoders"], ...], MinLen(1)
+]
+LabelProtocols = Annotated[tuple[Literal["equal-budget", "hard-label", "soft-label"], ...], MinLen(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,15 @@ class Evaluation:
     max_pairs: Count = 1000
     """At most this many images of val and of test are used, drawn over all of their source by their content: the same
     ones in every run."""
+    protocols: PairProtocols = extending(("equal-budget",))
+    """How students are trained and tested; each protocol has tables of its own. "equal-budget" gives every set the same
+    steps, and its own learning rate from validation data; the others are as published, in epochs, with five students.
+    A finished run with further protocols makes the missing students."""
+    students: tuple[str, ...] = extending(())
+    """Further pairs of encoders that are trained on the same sets, as IMAGE_MODEL+TEXT_MODEL, to see what a set is
+    worth to others than those that it was made with; for instance nf_resnet50+google-bert/bert-base-uncased."""
     seeds: Count = 3
-    """Students per set; the report gives mean and standard deviation over them."""
+    """Students per set under "equal-budget"; the report gives mean and standard deviation over them."""
     draws: Count = extending(1)
     """Distillations, each with a seed of its own, beside which random, k-center and other baselines with a seed are
     drawn as often. The report then gives the spread of draws beside that of students: a difference between sets that
@@ -74,6 +86,12 @@ class LabelledEvaluation(Evaluation):
 
     val: str | None = None  # type: ignore[assignment]
     """Images on which learning rates are chosen, where classifiers.learning_rates has several."""
+    protocols: LabelProtocols = extending(("equal-budget",))  # type: ignore[assignment]
+    """How classifiers are trained and tested; each protocol has tables of its own. "equal-budget" gives every set the
+    same steps; "hard-label" (Minimax Diffusion, VLCP) and "soft-label" (RDED, on a teacher's answers) are as published,
+    in epochs, with three classifiers. A finished run with further protocols makes the missing classifiers."""
+    students: tuple[str, ...] = extending(())
+    """Further classifiers that are trained on the same sets, by the names that classifiers.model takes."""
     baselines: tuple[LabelledBaseline, ...] = (  # type: ignore[assignment]
         "random",
         "herding",

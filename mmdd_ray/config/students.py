@@ -10,6 +10,22 @@ from mmdd_ray.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentForm:
+    """How a dual encoder is built from its encoders, and what enters them; a protocol decides it."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """A caption's feature: the mean of its tokens' last hidden states, or that of the first token."""
+    heads: Literal["linear", "text-projection"] = "linear"
+    """A linear head on each encoder, or image features as they are and a projection of the texts of two layers."""
+    centred: bool = True
+    """Whether the mean feature of the set is taken from all features before the heads."""
+    statistics: Literal["own", "clip"] = "own"
+    """What pixels are normalised by: the statistics of the image encoder's pretraining, or CLIP's."""
+    caption_words: int | None = None
+    """Captions lose their punctuation and capitals, and all words after so many; None: they enter as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Students:
     """The dual encoders that are trained on a set to measure it."""
 
@@ -39,6 +55,8 @@ class Students:
     """Weight decay."""
     temperature: Positive = 0.07
     """Temperature of InfoNCE."""
+    looks: Annotated[int, Ge(0)] = 0
+    """How often each student is tested on its way, for its learning curve; nothing is chosen by it."""
     precision: Precision = "auto"
     """Precision of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and on CPUs with units for
     it, and float32 on others."""
@@ -70,6 +88,13 @@ class Classifiers:
     """Mirrors images at random."""
     cutmix: Annotated[float, Ge(0), Le(1)] = 0.5
     """Share of the batches that are mixed by CutMix."""
+    looks: Annotated[int, Ge(0)] = 0
+    """How often each classifier is tested on its way, for its learning curve; nothing is chosen by it."""
+    teacher: str | None = None
+    """Teacher of the protocol "soft-label": a .safetensors or .pth file with the weights of `model` with batch norm,
+    its classes in the order of their labels. Default: one is trained on the real images."""
+    teacher_steps: Count = 2000
+    """Optimiser steps of a teacher that is trained."""
     precision: Precision = "auto"
     """Precision of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and on CPUs with units for
     it, and float32 on others."""

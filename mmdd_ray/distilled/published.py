@@ -9,7 +9,7 @@ token, before any projection (LoRS, ICML 2024, arXiv 2406.01112). The file names
 # N pairs, F width of a sentence vector, HW image size
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".pt", ".pth")
-POOLING = "cls"
+POOLING: Literal["cls"] = "cls"
 MEAN = (255 * 0.48145466, 255 * 0.4578275, 255 * 0.40821073)
 STD = (255 * 0.26862954, 255 * 0.26130258, 255 * 0.27577711)
 """CLIP's statistics, in levels of [0, 255]."""

@@ -161,6 +161,10 @@ class RunDir:
             pass
         raise UserError(f"{where} holds a {SETTINGS} that is no run's; set run.dir to an empty or new folder")
 
+    def reopen(self, path: str) -> None:
+        """Lets a done stage go on with what its folder holds."""
+        self.store.remove(f"{path}/{MANIFEST}")
+
     def close(self) -> None:
         """Lets other processes write to this run directory."""
         if self._lock:
@@ -195,7 +199,7 @@ class RunDir:
         stage = StageDir(name, self.store.child(path), path)
         saved = _record(stage, inputs)
         if saved and "outputs" in saved and inputs.keys() != saved["inputs"].keys():
-            stage.store.remove(MANIFEST)
+            self.reopen(path)
             saved = stage.store.read_json(STARTED)
         if saved and "outputs" in saved:
             _check_outputs(stage, saved)

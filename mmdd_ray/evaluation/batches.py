@@ -54,3 +54,33 @@ def batches(
             epoch_batches = rng.permutation(pairs.n_images)[: batches_per_epoch * batch].reshape(-1, batch)
         image_B = epoch_batches[step % batches_per_epoch]
         yield image_B, first_caption_N[image_B] + rng.integers(n_captions_N[image_B])
+
+
+def caption_batches(
+    pairs: Pairs, batch_pairs: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image rows and caption rows of each step: every pair once in an epoch, the smaller last batch included.
+
+    So the published protocols have it. An image with several captions may stand in a batch twice.
+    """
+    owner_P = np.repeat(np.arange(pairs.n_images), [len(own) for own in pairs.captions])
+    for step, caption_B in enumerate(row_batches(len(owner_P), batch_pairs, rng, keeps_rest=True)):
+        if step == steps:
+            return
+        yield owner_P[caption_B], caption_B
+
+
+def row_batches(
+    n_rows: int, batch_rows: int, rng: np.random.Generator, *, keeps_rest: bool
+) -> Iterator[np.ndarray]:
+    """Rows of each step, without end: one permutation after the other, each cut into batches.
+
+    Args:
+        keeps_rest: Whether the rest of a permutation that fills no batch is a batch, or dropped.
+    """
+    batch = min(batch_rows, n_rows)
+    stop = n_rows if keeps_rest else n_rows - n_rows % batch
+    while True:
+        order_N = rng.permutation(n_rows)
+        for start in range(0, stop, batch):
+            yield order_N[start : min(start + batch, stop)]

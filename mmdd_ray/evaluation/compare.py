@@ -1,8 +1,9 @@
-"""Compares sets by the students they make: every set gets the same budget, and its own learning rate.
+"""Compares sets by the students they make, under each protocol and with each kind of student.
 
-Students are dual encoders that are tested by retrieval, or classifiers. A task is one student, trained on one set and
-tested with one held-out set. Its result is a small JSON file
-in the stage's folder, named by what it is, so an interrupted comparison goes on with the missing students.
+Students are dual encoders that are tested by retrieval, or classifiers. All sets are trained on under one protocol with
+one kind of student before the next; their figures are a panel of the report, and those of different panels are never
+compared. The result of a student is a small JSON file in the stage's folder, named by what it is, so an interrupted
+comparison goes on with the missing students.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import ray
 
 from mmdd_ray.config import Classifiers, Evaluation, Students
+from mmdd_ray.data.pair import safe_name
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine import cluster
 from mmdd_ray.engine.devices import device_with
@@ -27,10 +29,14 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.spread import spread
-from mmdd_ray.evaluation.tasks import task_of
+from mmdd_ray.evaluation.tasks import tasks_of
 from mmdd_ray.evaluation.tasks.task import Task
+from mmdd_ray.protocols.equal_budget import EQUAL_BUDGET
+from mmdd_ray.storage.store import Store
 
+EVALUATION = "evaluation.json"
 FOLDER = "students"
+FULL = "full"
 VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
 RETRIES = 5  # of a student whose worker or node was lost
 CURVE_POINTS = 100  # of a reported loss curve
@@ -55,7 +61,7 @@ class Student:
     @property
     def file(self) -> str:
         drawn = f"{self.set}-draw{self.draw}" if self.draw else self.set
-        return f"{FOLDER}/{drawn}-lr{self.learning_rate}-seed{self.seed}.json"
+        return f"{drawn}-lr{self.learning_rate}-seed{self.seed}.json"
 
 
 def compare(
@@ -66,13 +72,15 @@ def compare(
     evaluation: Evaluation,
     seed: int,
     stage: StageDir,
+    teacher: str | None = None,
 ) -> dict[str, Any]:
     """Trains students on every set and reports how well they do on the test data.
 
-    For each set and learning rate of the grid one student is tested with ``val``; the rate with the best mean recall or
-    top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. With the rate
-    ``evaluation.seeds`` further students are trained and tested with ``test``, each after its last step. Students of
-    one seed start alike.
+    For each set and learning rate of a protocol's grid one student is tested with ``val``; the rate with the best mean
+    recall or top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. With the rate
+    as many students as the protocol has, or ``evaluation.seeds``, are trained and tested with ``test``, each after its
+    last step. Students of one seed start alike. Where a protocol looks at students on their way, the figures of these
+    looks are kept beside those of the last step.
 
     A set that was drawn several times has one learning rate, that with the best mean over its draws: one choice from
     all figures is less noisy than a choice for each draw, and all draws are then trained alike. Every draw has students
@@ -84,36 +92,109 @@ def compare(
         students: settings of the dual encoders or of the classifiers.
         seed: of the run; each student derives its own from it.
         stage: finished students are kept in its folder and are not trained again.
+        teacher: where the weights of the teacher are, if a protocol needs one.
 
     Returns:
-        ``{"task": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or "classification". A
-        set has ``draws``, their number; ``learning_rate``; ``on_val``, the figures that decided, by learning rate;
-        ``metrics`` in percent, by name, as ``spread`` gives them; ``loss_curve`` (of its first student on test: at most
-        100 means over equal slices of the steps, null where training diverged); ``pairs``, ``images``, ``bytes`` (of
-        its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have their
-        mean number of captions.
+        One panel, and under ``others`` those of further protocols and students. A panel is ``{"task": ...,
+        "protocol": ..., "models": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or
+        "classification". A set has ``draws``, their number; ``learning_rate``; ``on_val``, the figures that decided, by
+        learning rate; ``metrics`` in percent, by name, as ``spread`` gives them; ``best_look``, the same at the best
+        look of each student, which a published protocol chose on the test data, otherwise None; ``looks``, the mean of
+        the deciding metric over all students after so many steps; ``loss_curve`` (of its first student on test: at most
+        100 means over equal slices of the steps, null where training diverged); ``steps`` of a student; ``pairs``,
+        ``images`` and ``bytes`` (of its first draw); and ``seconds``, the sum over all its students. ``chance`` takes
+        all test images to have their mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
             leave no student to train.
     """
-    task = task_of(students)
-    _check_students(task, evaluation)
-    drawn: dict[Name, Given] = {
-        (name, draw): one
+    drawn: dict[Name, ray.ObjectRef[Any]] = {
+        (name, draw): one if isinstance(one, ray.ObjectRef) else ray.put(one)
         for name, given in sets.items()
         for draw, one in enumerate(given if isinstance(given, list) else [given])
     }
-    bench = _Bench(drawn, {"val": val, "test": test}, task, evaluation.gpus_per_student, seed, stage)
-    on_val, on_test = _train_all(bench, list(drawn), task, evaluation.seeds)
+    held_out = {"val": ray.put(val), "test": ray.put(test)}
+    tasks = tasks_of(students, evaluation, teacher)
+    main, *others = [
+        _panel(
+            task,
+            drawn,
+            held_out,
+            evaluation,
+            seed,
+            stage.store.child(folder_of(task, tasks[0].models)),
+            task.chance(test),
+        )
+        for task in tasks
+    ]
+    return main | {"others": others}
+
+
+def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluation) -> bool:
+    """Whether the comparison that a folder holds, if any, has each protocol and kind of student that is wanted now."""
+    if not folder.exists(EVALUATION):
+        return True
+    found = folder.read_json(EVALUATION)
+    panels = [(panel["protocol"]["name"], panel["models"]) for panel in (found, *found["others"])]
+    wanted = tasks_of(students, evaluation)
+    return panels == [(task.protocol.shown_name(task.image_px), task.models) for task in wanted]
+
+
+def _panel(
+    task: Task,
+    drawn: Mapping[Name, ray.ObjectRef[Any]],
+    held_out: Mapping[str, ray.ObjectRef[Any]],
+    evaluation: Evaluation,
+    seed: int,
+    store: Store,
+    chance: Mapping[str, float],
+) -> dict[str, Any]:
+    """The figures of all sets under one protocol, with one kind of student."""
+    _check_students(task, evaluation)
+    if task.protocol.is_published:
+        drawn = {name: one for name, one in drawn.items() if name[0] != FULL}
+    bench = _Bench(drawn, held_out, task, evaluation.gpus_per_student, seed, store)
+    seeds = task.protocol.students or evaluation.seeds
+    on_val, on_test = _train_all(bench, list(drawn), task, seeds)
     return {
         "task": task.name,
+        "protocol": about_protocol(task),
+        "models": task.models,
         "sets": {
-            name: _summary(_of_set(on_val, name), _of_set(on_test, name), task.main_metric)
-            | bench.sizes(name)
-            for name in sets
+            name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.sizes(name)
+            for name in dict.fromkeys(name for name, _ in drawn)
         },
-        "chance": task.chance(test),
+        "chance": dict(chance),
+    }
+
+
+def folder_of(task: Task, own_models: str) -> str:
+    """Where the students of a panel are kept: those of other protocols and models have folders of their own."""
+    if task.protocol.name == EQUAL_BUDGET and task.models == own_models:
+        return FOLDER
+    return f"{FOLDER}-{safe_name(f'{task.protocol.name}-{task.models}'.lower())}"
+
+
+def about_protocol(task: Task) -> dict[str, Any]:
+    """What a report says of the protocol of a panel."""
+    protocol = task.protocol
+    rates = " or ".join(f"{rate:g}" for rate in protocol.learning_rates)
+    if protocol.is_published:
+        chosen = f"learning rate {rates}, as published; figures after the last step"
+    elif len(protocol.learning_rates) > 1:
+        chosen = f"learning rate of each set ({rates}) by its figures on validation data; figures after the last step"
+    else:
+        chosen = f"learning rate {rates} for all sets; figures after the last step"
+    return {
+        "name": protocol.shown_name(task.image_px),
+        "version": protocol.version,
+        "source": protocol.source,
+        "summary": protocol.summary,
+        "chosen": chosen,
+        "differs": list(protocol.differs),
+        "unsure": list(protocol.unsure),
+        "published": protocol.is_published,
     }
 
 
@@ -121,7 +202,7 @@ def _train_all(
     bench: "_Bench", drawn: Sequence[Name], task: Task, seeds: int
 ) -> tuple[dict[Student, Result], dict[Student, Result]]:
     """Students that choose the learning rate of each set, and those that are reported."""
-    rates = task.learning_rates
+    rates = task.protocol.learning_rates
     tried = rates if len(rates) > 1 else ()
     total = len(drawn) * (len(tried) + seeds)
     with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
@@ -140,9 +221,10 @@ def _train_all(
 
 
 def _check_students(task: Task, evaluation: Evaluation) -> None:
-    if not task.learning_rates or evaluation.seeds < 1:
+    rates = task.protocol.learning_rates
+    if not rates or evaluation.seeds < 1:
         raise UserError(
-            f"{task.section}.learning_rates={task.learning_rates} and evaluation.seeds={evaluation.seeds} "
+            f"{task.section}.learning_rates={rates} and evaluation.seeds={evaluation.seeds} "
             f"leave no student to train; give at least one of each"
         )
 
@@ -150,9 +232,9 @@ def _check_students(task: Task, evaluation: Evaluation) -> None:
 class _Placed:
     """A set in the object store, and what the driver needs to know about it."""
 
-    def __init__(self, given: Given) -> None:
-        self.pairs: ray.ObjectRef[Any] = given if isinstance(given, ray.ObjectRef) else ray.put(given)
-        pairs: TrainedOn = ray.get(self.pairs)
+    def __init__(self, given: ray.ObjectRef[Any]) -> None:
+        self.pairs = given
+        pairs: TrainedOn = ray.get(given)
         self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
         self.fingerprint = pairs.fingerprint()
         self.prepared: ray.ObjectRef[Any] | None = None  # what all students need of it, once one does
@@ -163,18 +245,18 @@ class _Bench:
 
     def __init__(
         self,
-        sets: Mapping[Name, Given],
-        held_out: Mapping[str, HeldOut],
+        sets: Mapping[Name, ray.ObjectRef[Any]],
+        held_out: Mapping[str, ray.ObjectRef[Any]],
         task: Task,
         gpus_per_student: float,
         seed: int,
-        stage: StageDir,
+        store: Store,
     ) -> None:
         self._sets = {name: _Placed(given) for name, given in sets.items()}
         self._held_out = {name: _Placed(given) for name, given in held_out.items()}
         self._task = task
         self._seed = seed
-        self._store = stage.store
+        self._store = store
         resources = cluster.actor_resources(gpus_per_student)
         self._device = device_with(resources)
         # Declared with their GPUs, and not by .options(): then Ray ends a worker after each task on a GPU. torch
@@ -211,6 +293,7 @@ class _Bench:
             # one run seed and two students never share a stream, as they would with seed + index
             derive_seed(self._seed, student.seed),
             self._device,
+            student.held_out == "test",
         )
 
     def _prepared(self, placed: _Placed) -> ray.ObjectRef[Any] | None:
@@ -241,15 +324,28 @@ def _train_and_test(
     learning_rate: float,
     seed: int,
     device: str,
+    looked_at: bool = False,
 ) -> Result:
     started = monotonic()
+    looks: list[dict[str, Any]] = []
+
+    def look(student: Any, steps: int) -> None:
+        looks.append({"steps": steps, "metrics": task.test(student, held_out, held_out_prepared)})
+
     with out_of_memory(task.memory_setting):
         student, losses = task.train(
-            trained_on, prepared, learning_rate=learning_rate, seed=seed, device=device
+            trained_on,
+            prepared,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            look=look if looked_at else None,
         )
         metrics = task.test(student, held_out, held_out_prepared)
     return {
         "metrics": metrics,
+        "looks": [*looks, {"steps": len(losses), "metrics": metrics}] if looks else [],
+        "steps": len(losses),
         "loss_curve": _curve(losses),
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
@@ -291,18 +387,41 @@ def _best_rate(on_val: Sequence[Sequence[Result]], metric: str) -> float:
 
 
 def _summary(
-    on_val: Sequence[Sequence[Result]], on_test: Sequence[Sequence[Result]], metric: str
+    on_val: Sequence[Sequence[Result]], on_test: Sequence[Sequence[Result]], task: Task
 ) -> dict[str, Any]:
     """One set's part of the report, but for its size; results are those of each draw."""
-    first = on_test[0][0]
+    first, metric = on_test[0][0], task.main_metric
+    last = [[result["metrics"] for result in results] for results in on_test]
+    looks = [result["looks"] for results in on_test for result in results]
+    best = None
+    if task.protocol.is_published:
+        best = _spreads([[best_look(result, metric) for result in results] for results in on_test])
     return {
         "draws": len(on_test),
         "learning_rate": first["learning_rate"],
         "on_val": {str(rate): mean for rate, mean in _val_means(on_val, metric).items()},
-        "metrics": {
-            name: spread([[result["metrics"][name] for result in results] for results in on_test])
-            for name in first["metrics"]
-        },
+        "metrics": _spreads(last),
+        "best_look": best,
+        "looks": [
+            {"steps": at[0]["steps"], metric: float(np.mean([one["metrics"][metric] for one in at]))}
+            for at in zip(*looks, strict=True)
+        ],
         "loss_curve": first["loss_curve"],
+        "steps": first["steps"],
         "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
+    }
+
+
+def best_look(result: Result, metric: str) -> dict[str, float]:
+    """All metrics of a student at the look where the deciding one was best, the first of equals."""
+    return max(
+        [one["metrics"] for one in result["looks"]] or [result["metrics"]], key=lambda one: one[metric]
+    )
+
+
+def _spreads(metrics_KS: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """`spread` of each metric of the students of each draw."""
+    return {
+        name: spread([[metrics[name] for metrics in students] for students in metrics_KS])
+        for name in metrics_KS[0][0]
     }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from mmdd_ray.config import Data, LabelledSettings
+from mmdd_ray.config import Classifiers, Data, LabelledSettings
 from mmdd_ray.data.class_names import check_same_names, shared_captions
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.sources import fetch_pairs
@@ -17,14 +17,19 @@ from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import RETRIES, compare
+from mmdd_ray.evaluation.compare import EVALUATION, RETRIES, compare
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.sets import CLIP_SCORE, EVALUATION, judge_held_out
+from mmdd_ray.evaluation.sets import CLIP_SCORE, judge_held_out
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.features.rejects import Reject, RejectList
 from mmdd_ray.features.store import FeatureStore, image_features
+from mmdd_ray.protocols import LabelProtocol
+from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.store import Store
+
+TEACHER = "teacher.safetensors"
+TEACHER_SEED = 10**6  # far from those of students
 
 Choose = Callable[[list[np.ndarray], int, int], np.ndarray]
 CORESETS: dict[str, Choose] = {
@@ -196,6 +201,48 @@ def held_out_images(
     return found, read
 
 
+def needs_teacher(settings: LabelledSettings) -> bool:
+    """Whether a teacher is to be trained: a protocol needs one, and `classifiers.teacher` names none."""
+    wanted = any(protocol.needs_teacher for protocol, _ in _label_trainings(settings))
+    return wanted and settings.classifiers.teacher is None
+
+
+def _label_trainings(settings: LabelledSettings) -> list[tuple[LabelProtocol, Classifiers]]:
+    found = trainings(settings.classifiers, settings.evaluation)
+    return [(protocol, kind) for protocol, kind in found if isinstance(protocol, LabelProtocol)]
+
+
+def train_teacher_stage(
+    stage: StageDir, features: FeatureStore, settings: LabelledSettings, classes: tuple[int, ...]
+) -> StageResult:
+    """Trains a teacher on the real images, at most `evaluation.full_pairs` of them, and writes its weights."""
+    rows = np.sort(
+        random_subset(
+            len(features.addresses),
+            min(settings.evaluation.full_pairs, len(features.addresses)),
+            settings.run.seed,
+        )
+    )
+    ((_, images),) = real_sets(features, [("full", rows)], settings, classes)
+    resources = actor_resources(settings.evaluation.gpus_per_student)
+    train = ray.remote(max_retries=RETRIES, **resources)(_train_teacher)
+    weights, top_1 = ray.get(
+        train.remote(ray.put(images), settings.classifiers, settings.run.seed, device_with(resources))
+    )
+    stage.store.write_bytes(TEACHER, weights)
+    return StageResult(rows_in=images.n_images, rows_out=1, extra={"training_top_1": top_1})
+
+
+def _train_teacher(images: LabelledSet, settings: Classifiers, seed: int, device: str) -> tuple[bytes, float]:
+    from safetensors.torch import save
+
+    from mmdd_ray.evaluation.tasks.teacher import train_teacher
+
+    with out_of_memory("classifiers.batch_images"):
+        weights, top_1 = train_teacher(images, settings, seed=derive_seed(seed, TEACHER_SEED), device=device)
+    return save(weights), top_1
+
+
 def compare_classifiers(
     stage: StageDir,
     synthetic: Mapping[str, list[ray.ObjectRef[Any]]],
@@ -206,6 +253,7 @@ def compare_classifiers(
     *,
     per_class: int,
     captioned: bool,
+    teacher: Store | None = None,
 ) -> StageResult:
     """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
 
@@ -216,6 +264,7 @@ def compare_classifiers(
         captioned: Whether clip-score compares images with their first captions, or with the templates.
         draws: Settings of each draw, with the baselines that it has of its own. Classifiers are those of the first.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
+        teacher: Folder of the stage that trained one, if there is one.
     """
     settings, classes = draws[0], tuple(templates)
     listed = RejectList(stage.store, run_store)
@@ -234,7 +283,10 @@ def compare_classifiers(
     sets: dict[str, Any] = {**synthetic}
     for name, labelled in real_sets(features, real, settings, classes):
         sets.setdefault(name, []).append(ray.put(labelled))
-    found = compare(sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage)
+    weights = teacher.path(TEACHER) if teacher else settings.classifiers.teacher
+    found = compare(
+        sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage, weights
+    )
     stage.store.write_json(EVALUATION, found | {"held_out": about})
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,

@@ -17,7 +17,7 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import compare
+from mmdd_ray.evaluation.compare import EVALUATION, compare
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
@@ -25,7 +25,6 @@ from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.storage.store import Store
 
-EVALUATION = "evaluation.json"
 CLIP_SCORE = "clip-score"
 GREEDY = {"herding": herding, "k-center": k_center}  # which choose one row after the other
 COMPARED = (*GREEDY, CLIP_SCORE)  # coresets that look at the features of all pairs

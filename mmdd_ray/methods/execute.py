@@ -58,6 +58,8 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
             return Run(run.store, {}, contexts[0].done)
         compare = steps.compare
         seen = [_needing(one, compare.needs) for one in contexts]
+        if not compare.is_current(run.store.child(compare.name), settings):
+            run.reopen(compare.name)
         compared = run.stage(
             compare.name,
             lambda stage: compare.run(stage, seen),
@@ -125,9 +127,9 @@ def _distinct(stages: Iterator[StageDir]) -> list[StageDir]:
 def _report(
     method: Method[Any], run: RunDir, first: Context[Any], compared: StageDir, steps: Steps[Any], command: str
 ) -> dict[str, Any]:
+    from mmdd_ray.evaluation.compare import EVALUATION
     from mmdd_ray.evaluation.report.build import build_report
     from mmdd_ray.evaluation.report.page import write_report
-    from mmdd_ray.evaluation.sets import EVALUATION
 
     figures: Figures = steps.figures(first)
     report = build_report(

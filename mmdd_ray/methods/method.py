@@ -65,9 +65,12 @@ class Comparison(Generic[S]):
     """The last stage of a run, which looks at the sets of all draws."""
 
     run: Callable[[StageDir, Sequence[Context[S]]], StageResult]
-    cost: Callable[[S], StageCost]
+    cost: Callable[[S, int, Source], StageCost]
+    """Is given the number of images or pairs of the set, as `Method.size` has it, and the source."""
     needs: tuple[str, ...]
     """Stages of each draw."""
+    is_current: Callable[[Store, S], bool] = lambda folder, settings: True
+    """Whether its folder has all that the settings want; otherwise it goes on with what it holds."""
     name: str = "evaluate"
 
 
@@ -174,4 +177,5 @@ class Method(Generic[S]):
                 alike = uses.get(stage.name, cost.uses)
                 yield replace(cost, stage=f"{OTHER_DRAWS}{stage.name}", times=len(others), uses=alike)
         if steps.compare:
-            yield replace(steps.compare.cost(settings), stage=steps.compare.name)
+            items = self.size(settings, source)[1]
+            yield replace(steps.compare.cost(settings, items, source), stage=steps.compare.name)

@@ -7,6 +7,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
+from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
     compared_coresets,
@@ -154,7 +155,8 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
 
     return Comparison(
         run=run,
-        cost=lambda settings: evaluation_cost(settings.students, settings.evaluation),
+        cost=lambda settings, pairs, source: evaluation_cost(settings.students, settings.evaluation, pairs),
+        is_current=lambda folder, settings: has_all(folder, settings.students, settings.evaluation),
         needs=("features", "export", "coresets"),
     )
 

@@ -1,10 +1,11 @@
-"""The classifiers of the dataset-distillation literature, from scratch and with instance normalisation.
+"""The classifiers of the dataset-distillation literature, from scratch, with instance or batch normalisation.
 
 ConvNet-d as in dataset condensation (Zhao, Mopuri & Bilen, ICLR 2021); ResNetAP-10 as in IDC (Kim et al., ICML 2022)
 and its followers, where average pooling stands in place of strides; ResNet-18 (He et al., CVPR 2016).
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -17,17 +18,23 @@ SMALL_PX, MEDIUM_PX = (
 )  # up to here ResNets begin with a convolution of 3 x 3 alone, or with half of the side
 
 
-def build_classifier(settings: Classifiers, n_classes: int) -> nn.Module:
+NormLayer = Callable[[int], nn.Module]
+
+
+def build_classifier(
+    settings: Classifiers, n_classes: int, norm: Literal["instance", "batch"] = "instance"
+) -> nn.Module:
     """A network of images (B, 3, px, px), normalised, that gives logits (B, n_classes). Draws from torch's generator.
 
     Raises:
         UserError: the images are too small for so many poolings.
     """
+    norm_layer: NormLayer = nn.BatchNorm2d if norm == "batch" else _instance_norm
     if settings.poolings is not None:
-        return _convnet(settings, settings.poolings, n_classes)
+        return _convnet(settings, settings.poolings, n_classes, norm_layer)
     if settings.model == "resnet-ap-10":
-        return _resnet(_PooledBlock, [1, 1, 1, 1], settings.image_px, n_classes)
-    return _resnet(BasicBlock, [2, 2, 2, 2], settings.image_px, n_classes)
+        return _resnet(_PooledBlock, [1, 1, 1, 1], settings.image_px, n_classes, norm_layer)
+    return _resnet(BasicBlock, [2, 2, 2, 2], settings.image_px, n_classes, norm_layer)
 
 
 def _instance_norm(channels: int) -> nn.Module:
@@ -38,21 +45,23 @@ def _instance_norm(channels: int) -> nn.Module:
     return nn.InstanceNorm2d(channels, affine=True)
 
 
-def _convnet(settings: Classifiers, depth: int, n_classes: int) -> nn.Module:
+def _convnet(settings: Classifiers, depth: int, n_classes: int, norm_layer: NormLayer) -> nn.Module:
     side = settings.image_px >> depth
     layers: list[nn.Module] = []
     for channels in [3, *[settings.width] * (depth - 1)]:
         layers += [
             nn.Conv2d(channels, settings.width, 3, padding=1),
-            _instance_norm(settings.width),
+            norm_layer(settings.width),
             nn.ReLU(inplace=True),
             nn.AvgPool2d(2),
         ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(settings.width * side**2, n_classes))
 
 
-def _resnet(block: type[BasicBlock], blocks: list[int], image_px: int, n_classes: int) -> nn.Module:
-    network = ResNet(block, blocks, num_classes=n_classes, norm_layer=_instance_norm)
+def _resnet(
+    block: type[BasicBlock], blocks: list[int], image_px: int, n_classes: int, norm_layer: NormLayer
+) -> nn.Module:
+    network = ResNet(block, blocks, num_classes=n_classes, norm_layer=norm_layer)
     is_pooled = block is _PooledBlock
     if image_px <= MEDIUM_PX:
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)

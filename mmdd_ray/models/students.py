@@ -6,6 +6,7 @@ A student is what a set of pairs is measured by: it is trained on the set, then 
 # B images or captions in a batch, L tokens, V and T feature widths (T of word embeddings, too), D width of the shared
 # space
 
+import re
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -17,11 +18,15 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from mmdd_ray.config import EncoderSettings
+from mmdd_ray.config import EncoderSettings, StudentForm
 from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve, variant_of
 
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
+AS_IS = StudentForm()
+CLIP_MEAN, CLIP_STD = timm.data.OPENAI_CLIP_MEAN, timm.data.OPENAI_CLIP_STD
+PROJECTION_DROPOUT = 0.1  # of MTT-VL and LoRS
+PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # that ALBEF and its followers take from captions
 POSITIVE = 0.5  # similarity of pairs above which they are positive (beta of LoRS)
 
 
@@ -50,7 +55,9 @@ class ImageEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, image_px: int, section: str = "students") -> None:
+    def __init__(
+        self, name: str, image_px: int, section: str = "students", form: StudentForm = AS_IS
+    ) -> None:
         """``section`` is that of the settings that name the model, for messages."""
         super().__init__()
         source = resolve(name)
@@ -69,8 +76,10 @@ class ImageEncoder(nn.Module):
             )
         # a step of tiny-nf on 64 images takes 74 ms of a core in this layout, 107 in the usual one
         self.backbone: nn.Module = backbone.to(memory_format=torch.channels_last)
+        clip = {"mean": CLIP_MEAN, "std": CLIP_STD}
         for statistic in ("mean", "std"):
-            levels_C11 = 255 * torch.tensor(pretrained[statistic])[:, None, None]
+            values = (clip if form.statistics == "clip" else pretrained)[statistic]
+            levels_C11 = 255 * torch.tensor(values)[:, None, None]
             self.register_buffer(statistic, levels_C11, persistent=False)
         self.width: int = _feature_width(
             self,
@@ -100,18 +109,22 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Any transformers encoder; a caption's feature is the mean of its tokens' last hidden states.
+    """Any transformers encoder; a caption's feature is the mean of its tokens' last hidden states, or the first one.
 
-    The mean, and not the pooler or the first token: those are trained by next-sentence prediction, which only
-    BERT itself was trained with, and are noise in encoders that learnt from masked words alone.
+    The mean, where no protocol says otherwise, and not the pooler or the first token: those are trained by
+    next-sentence prediction, which only BERT itself was trained with, and are noise in encoders that learnt from masked
+    words alone.
 
     Raises:
         ValueError: the model cannot be loaded.
     """
 
-    def __init__(self, name: str, max_tokens: int, section: str = "students") -> None:
+    def __init__(
+        self, name: str, max_tokens: int, section: str = "students", form: StudentForm = AS_IS
+    ) -> None:
         """``section`` as for ``ImageEncoder``."""
         super().__init__()
+        self.form = form
         source = resolve(name)
         with loading("text encoder", name, f"{section}.text_model"):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -132,6 +145,8 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Tokens of the captions, on this encoder's device; longer captions are cut."""
+        if (words := self.form.caption_words) is not None:
+            captions = [plain_caption(caption, words) for caption in captions]
         found = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.backbone.device)
@@ -161,7 +176,7 @@ class TextEncoder(nn.Module):
 
     def weights_digest(self) -> str:
         """Names the encoder: its text vectors mean something to students that leave this one as it is."""
-        found = blake2b(digest_size=16)
+        found = blake2b(b"" if self.form.pooling == "mean" else self.form.pooling.encode(), digest_size=16)
         for name, value in sorted(self.backbone.named_parameters()):
             found.update(name.encode())
             found.update(value.detach().float().cpu().contiguous().numpy().data)
@@ -186,6 +201,8 @@ class TextEncoder(nn.Module):
         """Features (B, T) of texts."""
         found = self.backbone(inputs_embeds=self.word_embeddings(tokens), attention_mask=tokens.mask_BL)
         hidden_BLT = found.last_hidden_state
+        if self.form.pooling == "cls":
+            return hidden_BLT[:, 0].float()
         # in float32 under autocast, too: features lie in a narrow cone, and bfloat16 would round what sets them apart
         mask_BL1 = tokens.mask_BL[:, :, None]
         return (hidden_BLT.float() * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
@@ -213,31 +230,68 @@ def _feature_width(
     return width
 
 
+class TextProjection(nn.Module):
+    """The projection of text features in MTT-VL (Wu et al., arXiv 2308.07545) and LoRS: two layers and a residual."""
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, embed_dim)
+        self.refine = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(PROJECTION_DROPOUT)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, feature_BT: Tensor) -> Tensor:
+        """Embeddings (B, D) of features (B, T)."""
+        projected_BD = self.project(feature_BT)
+        return self.norm(projected_BD + self.dropout(self.refine(F.gelu(projected_BD))))
+
+
 class DualEncoder(nn.Module):
     """Images and captions in one space of unit-norm embeddings: ``z / ‖z‖``, ``z = G (h − m)``, features h.
 
-    m, the mean feature of the pairs it is trained on, is 0 until ``centre`` sets it.
+    m, the mean feature of the pairs it is trained on, is 0 until ``centre`` sets it. Where the form has a projection of
+    the texts alone, G of the images is the identity, and D the width of their features.
     """
 
     image_mean: Tensor
     text_mean: Tensor
 
-    def __init__(self, image: ImageEncoder, text: TextEncoder, embed_dim: int, seed: int) -> None:
+    def __init__(
+        self, image: ImageEncoder, text: TextEncoder, embed_dim: int, seed: int, form: StudentForm = AS_IS
+    ) -> None:
         super().__init__()
         self.image = image
         self.text = text
-        self.image_head = nn.Linear(image.width, embed_dim, bias=False)
-        self.text_head = nn.Linear(text.width, embed_dim, bias=False)
+        self.form = form
+        self.image_head: Any
+        self.text_head: Any
+        if form.heads == "linear":
+            self.image_head = nn.Linear(image.width, embed_dim, bias=False)
+            self.text_head = nn.Linear(text.width, embed_dim, bias=False)
+        else:
+            self.image_head = nn.Identity()
+            self.text_head = TextProjection(text.width, image.width)
         self.draw_heads(seed)
         self.register_buffer("image_mean", torch.zeros(image.width))
         self.register_buffer("text_mean", torch.zeros(text.width))
 
     def draw_heads(self, seed: int) -> None:
         """Draws both heads anew, from the seed alone."""
+        if isinstance(self.text_head, TextProjection):
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                for layer in (self.text_head.project, self.text_head.refine):
+                    layer.reset_parameters()
+            return
         generator = torch.Generator().manual_seed(seed)
         for head in (self.image_head, self.text_head):
             drawn = torch.empty(head.weight.shape).normal_(std=head.in_features**-0.5, generator=generator)
             head.weight.data.copy_(drawn)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.image_mean.device
 
     @torch.no_grad()
     def centre(self, feature_BV: Tensor, feature_BT: Tensor) -> None:
@@ -257,6 +311,13 @@ class DualEncoder(nn.Module):
     def embed_text(self, feature_BT: Tensor) -> Tensor:
         """Unit-norm float32 embeddings (B, D) of caption features."""
         return F.normalize(self.text_head(feature_BT - self.text_mean).float(), dim=1)
+
+
+def plain_caption(caption: str, words: int) -> str:
+    """The caption in small letters, without punctuation, and cut to so many words; as ALBEF and its followers have it
+    (Li et al., NeurIPS 2021). One that has nothing else stays as it is."""
+    plain = PUNCTUATION.sub(" ", caption.lower()).split()
+    return " ".join(plain[:words]) or caption
 
 
 def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
@@ -288,21 +349,25 @@ def pair_loss(image_BD: Tensor, text_BD: Tensor, similarity_BB: Tensor | None, t
     return weighted_bce(image_BD @ text_BD.T / temperature, similarity_BB)
 
 
-def load_text_encoder(settings: EncoderSettings, device: torch.device | str) -> TextEncoder:
+def load_text_encoder(
+    settings: EncoderSettings, device: torch.device | str, form: StudentForm = AS_IS
+) -> TextEncoder:
     """The pretrained text encoder alone, ready to encode.
 
     Raises:
         ValueError: it cannot be loaded.
     """
-    return TextEncoder(settings.text_model, settings.max_tokens, settings.section).to(device).eval()
+    return TextEncoder(settings.text_model, settings.max_tokens, settings.section, form).to(device).eval()
 
 
-def load_student(settings: EncoderSettings, seed: int, device: torch.device | str) -> DualEncoder:
+def load_student(
+    settings: EncoderSettings, seed: int, device: torch.device | str, form: StudentForm = AS_IS
+) -> DualEncoder:
     """A fresh dual encoder: encoders as they were pretrained, heads drawn from the seed. All float32.
 
     Raises:
         ValueError: an encoder cannot be loaded, or takes other images than ``settings.image_px``.
     """
-    image = ImageEncoder(settings.image_model, settings.image_px, settings.section)
-    text = TextEncoder(settings.text_model, settings.max_tokens, settings.section)
-    return DualEncoder(image, text, settings.embed_dim, seed).to(device)
+    image = ImageEncoder(settings.image_model, settings.image_px, settings.section, form)
+    text = TextEncoder(settings.text_model, settings.max_tokens, settings.section, form)
+    return DualEncoder(image, text, settings.embed_dim, seed, form).to(device)

@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mmdd_ray.config import Classifiers, Evaluation, Features, Finetune, Students, Synthesis
@@ -14,10 +14,13 @@ from mmdd_ray.engine.run_dir import DRAWS
 from mmdd_ray.models import zoo
 from mmdd_ray.models.contents import Folder, weight_files
 from mmdd_ray.planning.memory import drawing_bytes, features_bytes, finetune_bytes, student_bytes
+from mmdd_ray.protocols import PairProtocol
+from mmdd_ray.protocols.trainings import trainings
 
 FEATURE_BYTES = 2  # float16
 OTHER_DRAWS = f"{DRAWS}/*/"
 FALLBACK_DIM = 512  # of CLIP, where its name does not say
+ASSUMED_PAIRS = 500  # of a set that is only read when its run begins
 GREEDY = ("herding", "k-center")  # coresets that choose one row after the other, looking at all
 
 
@@ -167,28 +170,69 @@ def coresets_cost(clip: str, evaluation: Evaluation, pairs: int, source: Source)
     return StageCost(units=source.rows * passes, unit="distances", uses=uses, actors=1, section="evaluation")
 
 
-def evaluation_cost(judged: Students | Classifiers, evaluation: Evaluation, given: int = 1) -> StageCost:
-    """The cost of training students or classifiers on all sets, ``given`` of which are no baselines."""
-    if isinstance(judged, Students):
-        batch = judged.batch_pairs
-        uses = f"{judged.image_model} and {judged.text_model} at {judged.image_px} px, {judged.protocol}"
-    else:
-        batch = judged.batch_images
-        uses = f"{judged.model} of {judged.width} channels at {judged.image_px} px"
-    rates = len(judged.learning_rates)
-    sets = count_sets(evaluation) + given - 1
-    students = sets * (evaluation.seeds + (rates if rates > 1 else 0))
+def evaluation_cost(
+    judged: Students | Classifiers, evaluation: Evaluation, items: int, classes: int = 1, given: int = 1
+) -> StageCost:
+    """The cost of training students or classifiers on all sets, under all protocols.
+
+    Args:
+        items: Pairs or images of the distilled set and of each coreset; 0 where that is not known before.
+        classes: Of labelled sets.
+        given: Sets that are no baselines.
+    """
+    units, students, uses, counted = 0.0, 0, [], []
+    for protocol, kind in trainings(judged, evaluation):
+        if isinstance(protocol, PairProtocol):
+            training = protocol.training(items or ASSUMED_PAIRS)
+            uses.append(f"{kind.image_model} and {kind.text_model} at {kind.image_px} px, {protocol.trained}")
+            counted.append(replace(kind, batch_pairs=training.batch, protocol=protocol.trained))
+        else:
+            training = protocol.training(items or ASSUMED_PAIRS, classes)
+            uses.append(f"{kind.model} of {kind.width} channels at {kind.image_px} px")
+            if protocol.needs_teacher:
+                uses[-1] += " with a teacher"
+        rates = len(protocol.learning_rates)
+        each = (protocol.students or evaluation.seeds) + (rates if rates > 1 else 0)
+        sets = count_sets(evaluation, without=["full"] if protocol.is_published else []) + given - 1
+        own = each * sets
+        # a protocol of steps has the same batch for a larger set
+        units += own * training.steps * (training.batch if protocol.is_published else _batch_of(kind))
+        students += own
     return StageCost(
-        units=students * judged.steps * batch,
+        units=units,
         unit="pairs",
-        uses=uses,
+        uses="; ".join(dict.fromkeys(uses)),
         actors=students,
         gpus_each=evaluation.gpus_per_student,
         section="evaluation",
-        batches=f"{batch} pairs",
+        batches=f"{_batch_of(judged)} pairs",
         leaves_cpu=False,
-        memory=partial(student_bytes, judged) if isinstance(judged, Students) else lambda: None,
+        memory=partial(_most_bytes, counted),
     )
+
+
+def teacher_cost(classifiers: Classifiers, evaluation: Evaluation) -> StageCost:
+    """The cost of training a teacher on the real images."""
+    return StageCost(
+        units=classifiers.teacher_steps * classifiers.batch_images,
+        unit="images",
+        uses=f"{classifiers.model} with batch norm at {classifiers.image_px} px",
+        actors=1,
+        gpus_each=evaluation.gpus_per_student,
+        section="classifiers",
+        writes_bytes=None,
+    )
+
+
+def _batch_of(judged: Students | Classifiers) -> int:
+    return judged.batch_pairs if isinstance(judged, Students) else judged.batch_images
+
+
+def _most_bytes(counted: Sequence[Students]) -> int | None:
+    """Bytes of the largest of these students; None where one of them cannot be counted."""
+    found = [student_bytes(one) for one in counted]
+    known = [count for count in found if count is not None]
+    return max(known) if known and len(known) == len(found) else None
 
 
 def clip_dim(name: str) -> int:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmdd_ray.config import Features, Finetune, PairLearning, Students, Synthesis
-from mmdd_ray.config.protocols import EncoderSettings
+from mmdd_ray.config.job_settings import EncoderSettings
 from mmdd_ray.models import zoo
 
 if TYPE_CHECKING:

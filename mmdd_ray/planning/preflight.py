@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from mmdd_ray.config import Evaluation, PairLearning, Pool, RunSettings
+from mmdd_ray.config import Evaluation, PairLearning, PairSettings, Pool, RunSettings
 from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.errors import UserError
+from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.redact import redact
 
 PLACEHOLDER = "YOUR-"  # in what a preset, or an example of the docs, leaves to its user
@@ -92,12 +93,22 @@ def check_all_match(settings: RunSettings) -> None:
 
 
 def encoder_models(settings: RunSettings, *sections: str) -> dict[str, str]:
-    """Names of the image and text models of these sections, by setting."""
-    return {
+    """Names of the image and text models of these sections, and of further students, by setting.
+
+    Raises:
+        UserError: `evaluation.protocols` or `evaluation.students` cannot be.
+    """
+    found = {
         f"{section}.{model}": getattr(getattr(settings, section), model)
         for section in sections
         for model in ("image_model", "text_model")
     }
+    if isinstance(settings, PairSettings):
+        for _, kind in trainings(settings.students, settings.evaluation):
+            if kind is not settings.students:
+                where = f"evaluation.students {kind.image_model}+{kind.text_model}"
+                found |= {f"{where}.{model}": getattr(kind, model) for model in ("image_model", "text_model")}
+    return found
 
 
 def check_matching(matching: PairLearning, pairs_setting: str, pairs: int) -> None:

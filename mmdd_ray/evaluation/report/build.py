@@ -46,6 +46,9 @@ def build_report(
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
     for a set that was drawn several times also ``{draw_means, std_between_draws}``, as ``spread`` says. ``draws`` are
     the distilled sets of the run, of which ``distilled``, losses and quality are the first.
+    ``protocol`` is how students were trained and tested, ``models`` are those that were; ``best_looks`` has the scores
+    at the best look of each student at the test data, where a publication reports that. ``panels`` are the same figures
+    under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides. ``differences`` are those of paired students, as ``differences.differences`` gives them.
     ``given`` says of each set that the user named where it is from and how it was read.
@@ -82,19 +85,41 @@ def build_report(
 def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The part of a report about students, if there were any."""
     if not evaluation:
-        nothing: dict[str, Any] = {
-            name: {} for name in ("scores", "standings", "differences", "sets", "given", "held_out")
+        return {
+            "task": None,
+            "protocol": None,
+            "models": "",
+            "scores": {},
+            "best_looks": {},
+            "standings": {},
+            "differences": {},
+            "sets": {},
+            "given": {},
+            "held_out": {},
+            "panels": [],
         }
-        return {"task": None} | nothing
-    scores = _scores(evaluation)
     return {
         "task": evaluation["task"],
+        **_panel(evaluation),
+        "given": evaluation.get("given", {}),
+        "held_out": evaluation.get("held_out", {}),
+        "panels": [_panel(one) for one in evaluation["others"]],
+    }
+
+
+def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures under one protocol, with one kind of student."""
+    scores = _scores(evaluation)
+    return {
+        "protocol": evaluation["protocol"],
+        "models": evaluation["models"],
         "scores": scores,
+        "best_looks": {
+            name: one["best_look"] for name, one in _ordered(evaluation["sets"]) if one["best_look"]
+        },
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
         "differences": differences(scores),
         "sets": _without_metrics(evaluation["sets"]),
-        "given": evaluation.get("given", {}),
-        "held_out": evaluation.get("held_out", {}),
     }
 
 
@@ -115,8 +140,10 @@ def _of_distilled(run: Store, job: str, folders: Sequence[str], labels: Mapping[
 
 
 def _without_metrics(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    left_out = ("metrics", "best_look")
     return {
-        name: {key: value for key, value in one.items() if key != "metrics"} for name, one in _ordered(sets)
+        name: {key: value for key, value in one.items() if key not in left_out}
+        for name, one in _ordered(sets)
     }
 
 

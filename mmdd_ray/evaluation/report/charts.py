@@ -81,6 +81,17 @@ def lines(curves: Mapping[str, Sequence[float | None]], xlabel: str, ylabel: str
         return _svg(figure)
 
 
+def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
+    """Curves of (x, y), each with points of its own."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": f"curves {xlabel} {sorted(points)} {points}"}):
+        figure, (axes,) = _figure(1, LINES_IN)
+        for (name, (x, y)), colour in zip(points.items(), _cycle(len(points)), strict=True):
+            axes.plot(x, y, "o-", color=colour, lw=1.4, ms=3, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure)
+
+
 def _cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 

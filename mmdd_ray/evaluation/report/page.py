@@ -13,9 +13,17 @@ from mmdd_ray.distilled.contact_sheet import png_bytes, spread, thumbnail
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
 from mmdd_ray.evaluation.held_out import about_held_out
-from mmdd_ray.evaluation.metrics import METRICS
+from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
+from mmdd_ray.evaluation.report.panels import (
+    about_protocols,
+    across_students,
+    is_looked_at,
+    learning_curves,
+    of_other_protocols,
+    protocol_title,
+)
 from mmdd_ray.evaluation.report.text import (
     about_full,
     about_given,
@@ -81,7 +89,12 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         draws=most_draws(report),
         about_full=about_full(report),
         about_given=about_given(report),
-        differences=difference_rows(report),
+        differences_of=lambda panel: difference_rows(panel, report),
+        other_panels=[(panel, best_scores(panel["scores"])) for panel in of_other_protocols(report)],
+        across=across_students(report),
+        protocols=about_protocols(report),
+        protocol_title=protocol_title,
+        main_metric=MAIN_METRIC.get(report["task"], ""),
         has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
         about_held_out=about_held_out(report["held_out"]),
@@ -110,6 +123,15 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
             found[part] = charts.panels(report[part]["step"], terms)
     if curves := {set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
         found["students"] = charts.lines(curves, "training done, %", TASK_TEXTS[report["task"]]["loss"])
+    for number, panel in enumerate([report, *of_other_protocols(report)] if main else []):
+        if is_looked_at(panel):
+            task = TASK_TEXTS[report["task"]]
+            curves = learning_curves(panel, MAIN_METRIC[report["task"]])
+            found[f"learning-{number}"] = charts.curves(
+                {set_label(name, report): curve for name, curve in curves.items()},
+                "steps",
+                f"{task['main']}, %",
+            )
     return found
 
 

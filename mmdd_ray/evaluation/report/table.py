@@ -7,12 +7,12 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     about_given,
     difference_rows,
     duration_text,
     full_is_part,
-    main_scores,
     mean_std,
     metric_label,
     most_draws,
@@ -26,36 +26,18 @@ TERMINAL_COLUMNS = 80
 
 def summary_table(report: Mapping[str, Any]) -> str:
     """The outcome as text for a terminal, and where the files are."""
-    scores, sets, distilled = report["scores"], report["sets"], report["distilled"]
+    distilled = report["distilled"]
     blocks = []
     if message := verdict(report):
         wrapped = textwrap.fill(message, TERMINAL_COLUMNS, break_on_hyphens=False)
         blocks += [wrapped.replace("\u00a0", " "), ""]
-    if scores:
-        unit = TASK_TEXTS[report["task"]]["unit"]
-        rows = [["", *scores]]
-        rows += [
-            [metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]]
-            for metric in METRICS[report["task"]]
-        ]
-        if (draws := most_draws(report)) > 1:
-            between = [one.get("std_between_draws") for one in main_scores(report).values()]
-            of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
-            rows.insert(2 + METRICS[report["task"]].index(MAIN_METRIC[report["task"]]), of_draws)
-        rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        what = "recall" if report["task"] == "retrieval" else "accuracy"
-        note = f"of draws: standard deviation between the means of {draws} draws\n" if draws > 1 else ""
-        blocks.append(f"{what} in percent, mean ± standard deviation over students\n{note}")
-        for places in _fitting(widths):
-            for row in rows:
-                cells = [f"{row[place]:>{widths[place]}}" for place in places]
-                blocks.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-            blocks.append("")
-    if differences := difference_rows(report):
-        blocks += [*_difference_lines(differences, TASK_TEXTS[report["task"]]["main"]), ""]
-    for note in about_given(report):
-        blocks.append(_noted(note))
+    if report["scores"]:
+        blocks += _of_panel(report, report)
+        for panel in of_other_protocols(report):
+            blocks += _of_panel(panel, report)
+        for across in across_students(report):
+            blocks += _of_students(across, report)
+    blocks += [_noted(note) for note in about_given(report)]
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -93,6 +75,63 @@ def _noted(note: str) -> str:
         break_on_hyphens=False,
         break_long_words=False,
     )
+
+
+def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The table of one protocol, with the run's own students."""
+    scores, sets, task = panel["scores"], panel["sets"], report["task"]
+    unit, main = TASK_TEXTS[task]["unit"], MAIN_METRIC[task]
+    rows = [["", *scores]]
+    rows += [
+        [metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]]
+        for metric in METRICS[task]
+    ]
+    if (draws := most_draws(report)) > 1:
+        between = [one[main].get("std_between_draws") for one in scores.values()]
+        of_draws = ["  of draws", *["" if std is None else f"± {std:.1f}" for std in between]]
+        rows.insert(2 + METRICS[task].index(main), of_draws)
+    if best := panel["best_looks"]:
+        cells = [mean_std(best[name][main]) if name in best else "" for name in scores]
+        rows += [["best look", *cells]]
+    rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
+    what = "recall" if task == "retrieval" else "accuracy"
+    notes = [f"{what} in percent, mean ± standard deviation over students"]
+    if protocol := panel["protocol"]:
+        notes.insert(0, f"{protocol_title(protocol)}: {panel['models']}")
+    if draws > 1:
+        notes.append(f"of draws: standard deviation between the means of {draws} draws")
+    if best:
+        notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
+    table = ["\n".join(notes) + "\n", *_lines(rows)]
+    if differences := difference_rows(panel, report):
+        table += [*_difference_lines(differences, TASK_TEXTS[task]["main"]), ""]
+    return table
+
+
+def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The table of the deciding metric with several kinds of students."""
+    columns = [f"({number})" for number in range(1, len(across["models"]) + 1)]
+    rows = [["", *columns, "drop"]]
+    for name, row in across["rows"].items():
+        drop = "" if row["drop"] is None else f"{row['drop']:.1f}"
+        rows.append([set_label(name, report), *map(mean_std, row["scores"]), drop])
+    main = TASK_TEXTS[report["task"]]["main"]
+    title = f"{protocol_title(across['protocol'])}: {main} with other students"
+    named = [f"{column} {models}" for column, models in zip(columns, across["models"], strict=True)]
+    note = "drop: how far the mean of the others is below (1), in points"
+    return ["\n".join([title, *named, note]) + "\n", *_lines(rows)]
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table with its first column to the left, in as many parts as a terminal needs."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for places in _fitting(widths):
+        for row in rows:
+            cells = [f"{row[place]:>{widths[place]}}" for place in places]
+            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+        lines.append("")
+    return lines
 
 
 def _fitting(widths: Sequence[int]) -> list[list[int]]:

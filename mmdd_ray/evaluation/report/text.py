@@ -93,11 +93,11 @@ def about_given(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def difference_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Differences of the deciding metric: set, other set, mean with its interval, and what was paired."""
     metric = MAIN_METRIC[report["task"]] if report["task"] else ""
     rows = []
-    for ours, others in report["differences"].items():
+    for ours, others in panel["differences"].items():
         for theirs, found in others.items():
             mean, low, high = (found["metrics"][metric][part] for part in ("mean", "low", "high"))
             interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

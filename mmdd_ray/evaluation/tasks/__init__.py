@@ -1,16 +1,33 @@
-"""Evaluation tasks, one a file; `task_of` chooses by the settings.
+"""Evaluation tasks, one a file; `tasks_of` gives those of a comparison.
 
-A task trains a student on a set, tests it on held-out data, and says what chance scores. Its file here imports no
-torch, which the driver need not load; the training itself is beside it (`students.py`, `classifiers.py`), by the one
-loop of `trainer.py`. To add a task, write both, its settings in `config/students.py`, and name it below.
+A task trains a student on a set by a protocol, tests it on held-out data, and says what chance scores. Its file here
+imports no torch, which the driver need not load; the training itself is beside it (`students.py`, `classifiers.py`), by
+the one loop of `trainer.py`. To add a task, write both, its settings in `config/students.py`, and name it below.
 """
 
-from mmdd_ray.config import Classifiers, Students
-from mmdd_ray.evaluation.tasks.classification import Classification
+from mmdd_ray.config import Classifiers, Evaluation, Students
+from mmdd_ray.evaluation.tasks.classification import Classification, Teacher
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.evaluation.tasks.task import Task
+from mmdd_ray.protocols import PairProtocol
+from mmdd_ray.protocols.trainings import trainings
 
 
-def task_of(settings: Students | Classifiers) -> Task:
-    """The task that these are the settings of."""
-    return Retrieval(settings) if isinstance(settings, Students) else Classification(settings)
+def tasks_of(
+    judged: Students | Classifiers, evaluation: Evaluation, teacher: str | None = None
+) -> list[Task]:
+    """Every protocol with every kind of student, each of which is trained on all sets; the main one first.
+
+    Args:
+        teacher: File with the weights of the teacher, for protocols that need one.
+
+    Raises:
+        UserError: `evaluation.students` names no encoders or no classifier.
+    """
+    taught_by = Teacher(teacher, judged) if teacher and isinstance(judged, Classifiers) else None
+    return [
+        Retrieval(kind, protocol)
+        if isinstance(protocol, PairProtocol)
+        else Classification(kind, protocol, taught_by)
+        for protocol, kind in trainings(judged, evaluation)
+    ]

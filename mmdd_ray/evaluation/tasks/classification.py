@@ -8,6 +8,18 @@ import numpy as np
 from mmdd_ray.config import Classifiers
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.metrics import accuracy_chance
+from mmdd_ray.evaluation.tasks.task import Look
+from mmdd_ray.protocols import LabelProtocol
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Weights of a classifier that was trained on the real images."""
+
+    uri: str
+    """Their file."""
+    settings: Classifiers
+    """What it is."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +27,9 @@ class Classification:
     """A `Task`: classifiers name the class of an image."""
 
     settings: Classifiers
+    protocol: LabelProtocol
+    teacher: Teacher | None = None
+    """Whose answers are the targets, if the protocol needs one."""
     name = "classification"
     main_metric = "top-1"
     section = "classifiers"
@@ -22,8 +37,12 @@ class Classification:
     prepare = None
 
     @property
-    def learning_rates(self) -> tuple[float, ...]:
-        return self.settings.learning_rates
+    def image_px(self) -> int:
+        return self.settings.image_px
+
+    @property
+    def models(self) -> str:
+        return f"{self.settings.model} at {self.image_px} px"
 
     def train(
         self,
@@ -33,15 +52,30 @@ class Classification:
         learning_rate: float,
         seed: int,
         device: str,
+        look: Look | None = None,
     ) -> tuple[Any, np.ndarray]:
         from mmdd_ray.evaluation.tasks.classifiers import train_classifier
+        from mmdd_ray.evaluation.tasks.teacher import load_teacher
 
-        return train_classifier(given, self.settings, learning_rate=learning_rate, seed=seed, device=device)
+        teacher = None
+        if self.protocol.needs_teacher:
+            assert self.teacher is not None
+            teacher = load_teacher(self.teacher.uri, self.teacher.settings, len(given.classes), device)
+        return train_classifier(
+            given,
+            self.settings,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            protocol=self.protocol,
+            teacher=teacher,
+            look=look,
+        )
 
     def test(self, student: Any, held_out: LabelledSet, prepared: np.ndarray | None) -> dict[str, float]:
         from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier
 
-        return evaluate_classifier(student, held_out)
+        return evaluate_classifier(student, held_out, self.protocol)
 
     def chance(self, held_out: LabelledSet) -> dict[str, float]:
         return accuracy_chance(len(held_out.classes))

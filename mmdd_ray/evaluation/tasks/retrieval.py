@@ -9,6 +9,8 @@ from mmdd_ray.config import Students
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.task import Look
+from mmdd_ray.protocols import PairProtocol
 
 
 @dataclass(frozen=True)
@@ -16,24 +18,29 @@ class Retrieval:
     """A `Task`: dual encoders find the image of a caption, and the captions of an image."""
 
     settings: Students
+    protocol: PairProtocol
     name = "retrieval"
     main_metric = "mean_recall"
     section = "students"
     memory_setting = "students.batch_pairs"
 
     @property
-    def learning_rates(self) -> tuple[float, ...]:
-        return self.settings.learning_rates
+    def image_px(self) -> int:
+        return self.settings.image_px
+
+    @property
+    def models(self) -> str:
+        return f"{self.settings.image_model} + {self.settings.text_model} at {self.image_px} px"
 
     @property
     def prepare(self) -> Callable[[PairSet | LearntPairs, str], np.ndarray] | None:
-        return self._encode_texts if self.settings.protocol == "frozen-text" else None
+        return self._encode_texts if self.protocol.trained == "frozen-text" else None
 
     def _encode_texts(self, given: PairSet | LearntPairs, device: str) -> np.ndarray:
         """Features of all texts, by the text encoder that students leave alone."""
         from mmdd_ray.evaluation.tasks.students import frozen_text_features
 
-        return frozen_text_features(given, self.settings, device)
+        return frozen_text_features(given, self.settings, device, self.protocol)
 
     def train(
         self,
@@ -43,11 +50,19 @@ class Retrieval:
         learning_rate: float,
         seed: int,
         device: str,
+        look: Look | None = None,
     ) -> tuple[object, np.ndarray]:
         from mmdd_ray.evaluation.tasks.students import train_student
 
         return train_student(
-            given, self.settings, learning_rate=learning_rate, seed=seed, device=device, text_PT=prepared
+            given,
+            self.settings,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=device,
+            text_PT=prepared,
+            protocol=self.protocol,
+            look=look,
         )
 
     def test(self, student: object, held_out: PairSet, prepared: np.ndarray | None) -> dict[str, float]:

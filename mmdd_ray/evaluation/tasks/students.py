@@ -1,7 +1,4 @@
-"""Trains a student on a set of pairs by the field's protocol, and searches it with the pairs of another.
-
-Every set gets the same budget: the same optimiser steps, batches and augmentation, whatever its size.
-"""
+"""Trains a student on a set of pairs by a protocol, and searches it with the pairs of another; no Ray."""
 
 # N images, P captions of them, B images of a step, V and T feature widths, D embedding width
 
@@ -16,11 +13,11 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.batches import Pairs, batches, draw_shifts, shifted
+from mmdd_ray.evaluation.batches import Pairs, batches, caption_batches, draw_shifts, shifted
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
-from mmdd_ray.evaluation.tasks.trainer import descend, reproducible
+from mmdd_ray.evaluation.tasks.trainer import Look, descend, reproducible
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
     DualEncoder,
@@ -30,20 +27,25 @@ from mmdd_ray.models.students import (
     load_text_encoder,
     pair_loss,
 )
+from mmdd_ray.protocols import PairProtocol, pair_protocol
+from mmdd_ray.protocols.equal_budget import EQUAL_BUDGET
 
-ENCODERS_TO_HEADS = 0.1  # learning rates in CovMatch's protocol: encoders 0.01, heads 0.1 (arXiv 2510.18583)
-DECAY = 0.1  # of the learning rate, at half of the steps
 
-
-def frozen_text_features(pairs: Pairs, settings: Students, device: str) -> np.ndarray:
+def frozen_text_features(
+    pairs: Pairs, settings: Students, device: str, protocol: PairProtocol | None = None
+) -> np.ndarray:
     """Features (P, T) float32 of all texts by the pretrained text encoder.
 
-    Under "frozen-text" they are the same for every student, so whoever trains many computes them once.
+    Where it is frozen they are the same for every student, so whoever trains many computes them once.
+
+    Args:
+        protocol: Default: "equal-budget" of the settings.
 
     Raises:
         ValueError: the text encoder cannot be loaded.
     """
-    return _encode_texts(load_text_encoder(settings, device), pairs)
+    protocol = protocol or pair_protocol(EQUAL_BUDGET, settings)
+    return _encode_texts(load_text_encoder(settings, device, protocol.form), pairs)
 
 
 def train_student(
@@ -54,13 +56,14 @@ def train_student(
     seed: int,
     device: str,
     text_PT: np.ndarray | None = None,
+    protocol: PairProtocol | None = None,
+    look: Callable[[DualEncoder, int], None] | None = None,
 ) -> tuple[DualEncoder, np.ndarray]:
-    """A student trained on ``pairs`` with InfoNCE, and its loss at each step (float32).
+    """A student trained on ``pairs`` by the protocol, and its loss at each step (float32).
 
-    Features are centred first (``DualEncoder.centre``). SGD with momentum; the learning rate falls to a tenth
-    at half of the steps. "frozen-text" (LoRS, ICML 2024, and its followers) trains the image encoder and both
-    heads at ``learning_rate``. "both-encoders" (CovMatch, arXiv 2510.18583) trains the text encoder too;
-    there ``learning_rate`` is that of the heads, and both encoders get a tenth of it.
+    SGD with momentum on InfoNCE. With a frozen text encoder the image encoder and the heads are trained; otherwise the
+    text encoder, too, and both encoders get the protocol's share of the heads' rate. Where the protocol says so,
+    features are centred first (``DualEncoder.centre``), and images are moved at random.
 
     Learnt pairs are trained on as they are: their pixels enter the image encoder, and their offsets are added to the
     word embeddings of a text encoder of the same vocabulary; any other one gets the captions that the texts began as.
@@ -68,10 +71,13 @@ def train_student(
     A learning rate that is too high gives losses that are not finite, and a student that finds nothing.
 
     Args:
-        learning_rate: of the first half of the steps.
+        learning_rate: of the heads, in the first steps.
         seed: of the heads, the order of the pairs, the augmentation and dropout.
-        text_PT: ``frozen_text_features`` of the pairs, where they are at hand. "both-encoders" has no use
-            for them.
+        text_PT: ``frozen_text_features`` of the pairs by the same protocol, where they are at hand. Students that
+            train the text encoder have no use for them.
+        protocol: Default: "equal-budget" of the settings.
+        look: Called on the way with the student, in eval mode, and the steps that are done, as often as the protocol
+            looks.
 
     Raises:
         ValueError: the images are not of ``settings.image_px``, or an encoder cannot be loaded.
@@ -80,31 +86,51 @@ def train_student(
         raise UserError(
             f"the pairs have images of {pairs.image_px} px, but students.image_px={settings.image_px}"
         )
-    student = load_student(settings, seed, device)
+    protocol = protocol or pair_protocol(EQUAL_BUDGET, settings)
+    training = protocol.training(pairs.n_pairs if protocol.by_caption else pairs.n_images)
+    student = load_student(settings, seed, device, protocol.form)
     images_NHWC, features_of = _image_source(student, pairs)
-    text_of = _text_source(student, pairs, settings, text_PT)
-    similarity_NN = _similarity(pairs, student.text, settings.protocol)
-    optimizer = _optimizer(student, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [(settings.steps + 1) // 2], gamma=DECAY)
+    text_of = _text_source(student, pairs, protocol, text_PT)
+    similarity_NN = _similarity(pairs, student.text, protocol)
     rng = np.random.default_rng(seed)
+    draw = caption_batches if protocol.by_caption else batches
 
     def batch_losses() -> Iterator[Tensor]:
-        for image_B, caption_B in batches(pairs, settings.batch_pairs, settings.steps, rng):
-            shift_2B = draw_shifts(len(image_B), pairs.image_px, rng)
-            image_BHWC = shifted(moved(torch.from_numpy(images_NHWC[image_B]), device), shift_2B)
+        for image_B, caption_B in draw(pairs, training.batch, training.steps, rng):
+            image_BHWC = moved(torch.from_numpy(images_NHWC[image_B]), device)
+            if protocol.shifts:
+                image_BHWC = shifted(image_BHWC, draw_shifts(len(image_B), pairs.image_px, rng))
             with autocast(device, fastest(settings.precision)):
                 image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
             similarity_BB = None if similarity_NN is None else similarity_NN[image_B][:, caption_B].to(device)
-            yield pair_loss(image_BD, text_BD, similarity_BB, settings.temperature)
+            yield pair_loss(image_BD, text_BD, similarity_BB, protocol.temperature)
 
     with reproducible(seed, device):  # for dropout
-        with torch.no_grad():  # centred on the features of a random sample
-            ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
-            feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
-            student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
-        losses = descend(batch_losses(), optimizer, schedule)
+        if protocol.form.centred:
+            with torch.no_grad():  # centred on the features of a random sample
+                ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
+                feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
+                student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
+        optimizer = _optimizer(student, protocol, learning_rate)
+        losses = descend(batch_losses(), optimizer, training, _look_at(student, protocol, look))
     return student.eval(), losses
+
+
+def _look_at(
+    student: DualEncoder, protocol: PairProtocol, look: Callable[[DualEncoder, int], None] | None
+) -> Look | None:
+    """Lets `look` see the student as it is tested, and goes on with it as it was trained."""
+    if look is None:
+        return None
+
+    def at_step(done: int) -> None:
+        modes = {module: module.training for module in student.modules()}
+        look(student.eval(), done)
+        for module, was_training in modes.items():
+            module.training = was_training
+
+    return at_step
 
 
 @torch.inference_mode()
@@ -119,7 +145,7 @@ def evaluate_student(
         text_PT: ``frozen_text_features`` of the test pairs, for students that did not train the text encoder.
     """
     student.eval()
-    device = student.image_head.weight.device
+    device = student.device
     if text_PT is None:
         text_PT = _encode_texts(student.text, test)
     chunks = [
@@ -145,12 +171,12 @@ def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[np.ndarray, Calla
     return pixels_NHWC * std + mean, student.image  # which has another normalisation
 
 
-def _similarity(pairs: Pairs, encoder: TextEncoder, protocol: str) -> Tensor | None:
+def _similarity(pairs: Pairs, encoder: TextEncoder, protocol: PairProtocol) -> Tensor | None:
     """How similar images (rows) and texts are, of students that get the texts for which it was learnt.
 
     None where each image is similar to its own texts alone.
     """
-    if not isinstance(pairs, LearntPairs) or pairs.similarity is None or protocol != "frozen-text":
+    if not isinstance(pairs, LearntPairs) or pairs.similarity is None or protocol.trained != "frozen-text":
         return None
     return torch.tensor(pairs.similarity) if pairs.encoder == encoder.weights_digest() else None
 
@@ -163,36 +189,38 @@ def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
     if isinstance(pairs, LearntPairs) and not pairs.has_words:
         raise UserError(
             "the texts of these pairs are vectors of another text encoder and have no words; choose that encoder as "
-            "students.text_model, and students.protocol=frozen-text"
+            "students.text_model, and a protocol that reads captions as it does"
         )
     return encoder.tokenize(pairs.flat_captions)
 
 
 def _text_source(
-    student: DualEncoder, pairs: Pairs, settings: Students, text_PT: np.ndarray | None
+    student: DualEncoder, pairs: Pairs, protocol: PairProtocol, text_PT: np.ndarray | None
 ) -> Callable[[Tensor], Tensor]:
     """A function from caption rows to text features; sets the text encoder to train or to stand still."""
     student.train()
-    if settings.protocol == "both-encoders":
+    if protocol.trained == "both-encoders":
         tokens = _tokens(student.text, pairs)
         return lambda caption_B: student.text(tokens.rows(caption_B))
     student.text.eval().requires_grad_(False)
     if text_PT is None:
         text_PT = _encode_texts(student.text, pairs)
-    feature_PT = torch.tensor(text_PT, device=student.text_head.weight.device)
+    feature_PT = torch.tensor(text_PT, device=student.device)
     return lambda caption_B: feature_PT[caption_B]
 
 
-def _optimizer(student: DualEncoder, settings: Students, learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(student: DualEncoder, protocol: PairProtocol, learning_rate: float) -> torch.optim.Optimizer:
     heads = [*student.image_head.parameters(), *student.text_head.parameters()]
-    encoders, encoder_rate = list(student.image.parameters()), learning_rate
-    if settings.protocol == "both-encoders":
+    encoders = list(student.image.parameters())
+    if protocol.trained == "both-encoders":
         encoders.extend(student.text.parameters())
-        encoder_rate *= ENCODERS_TO_HEADS
     return torch.optim.SGD(
-        [{"params": heads, "lr": learning_rate}, {"params": encoders, "lr": encoder_rate}],
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        [
+            {"params": heads, "lr": learning_rate},
+            {"params": encoders, "lr": learning_rate * protocol.encoder_share},
+        ],
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
     )
 
 

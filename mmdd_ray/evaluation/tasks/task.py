@@ -5,6 +5,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import mmdd_ray.protocols as protocols
+
+Look = Callable[[Any, int], None]
+"""Tests a student on its way, after so many steps."""
+
 
 class Task(Protocol):
     """How students are trained on a set and tested; travels to the tasks that train one."""
@@ -28,8 +33,18 @@ class Task(Protocol):
         ...
 
     @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """Those to choose from on validation data."""
+    def protocol(self) -> protocols.Protocol:
+        """How students are trained and tested."""
+        ...
+
+    @property
+    def image_px(self) -> int:
+        """Side of the images."""
+        ...
+
+    @property
+    def models(self) -> str:
+        """What is trained, for people."""
         ...
 
     @property
@@ -38,9 +53,16 @@ class Task(Protocol):
         ...
 
     def train(
-        self, given: Any, prepared: np.ndarray | None, *, learning_rate: float, seed: int, device: str
+        self,
+        given: Any,
+        prepared: np.ndarray | None,
+        *,
+        learning_rate: float,
+        seed: int,
+        device: str,
+        look: Look | None = None,
     ) -> tuple[Any, np.ndarray]:
-        """A student, and its loss at each step."""
+        """A student, and its loss at each step. It is looked at where the protocol says so."""
         ...
 
     def test(self, student: Any, held_out: Any, prepared: np.ndarray | None) -> dict[str, float]:

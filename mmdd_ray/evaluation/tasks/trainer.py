@@ -1,13 +1,15 @@
 """The loop that trains every student."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
+
+from mmdd_ray.protocols import Training
 
 
 @contextmanager
@@ -21,13 +23,27 @@ def reproducible(seed: int, device: str) -> Iterator[None]:
         yield
 
 
-def descend(batch_losses: Iterable[Tensor], optimizer: Optimizer, schedule: LRScheduler) -> np.ndarray:
-    """A step down each loss, which is computed as it is asked for; gives the losses (steps,) float32."""
+Look = Callable[[int], None]
+"""Tests a student on its way; is given the number of steps that are done."""
+
+
+def descend(
+    batch_losses: Iterable[Tensor], optimizer: Optimizer, training: Training, look: Look | None = None
+) -> np.ndarray:
+    """A step down each loss, which is computed as it is asked for; gives the losses (steps,) float32.
+
+    Args:
+        training: The rates of the optimiser are those of its first steps, and fall as it says.
+        look: Called after each of the training's steps to look at.
+    """
+    schedule = LambdaLR(optimizer, training.rate_factor)
     losses = []
-    for loss in batch_losses:
+    for done, loss in enumerate(batch_losses, 1):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())  # still on the device: reading it here would wait for each step
+        if look is not None and done in training.looks_at:
+            look(done)
     return torch.stack(losses).cpu().numpy()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmdd_ray.config import Data, Students
+from mmdd_ray.config import Data, Evaluation, Students
 from mmdd_ray.data.checks import check_given
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import read_published
@@ -17,11 +17,14 @@ from mmdd_ray.methods.evaluate.named import SETTING, NamedSet, named_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import BERT
+from mmdd_ray.protocols import PairProtocol
+from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 FITTING = {128: "tiny-bert", 768: BERT, 1024: "google-bert/bert-large-uncased"}
 """Text encoders by the width of their vectors, for advice."""
+POOLINGS = {"mean": "the mean over all tokens", "cls": "the state of the [CLS] token"}
 
 
 def look_at_sets(settings: Evaluate) -> list[NamedSet]:
@@ -43,7 +46,7 @@ def _says(one: NamedSet, settings: Evaluate) -> Sequence[str]:
         lines = check_given(source_of(one, settings), SETTING, settings.data, settings.evaluation)
         return [f"source of pairs, read at {px} px: {line}" for line in lines]
     if one.kind == "vectors":
-        learnt = vectors_of(one, settings.students)
+        learnt = vectors_of(one, settings)
         what = f"images and sentence vectors as LoRS saves them, {_sizes(learnt)}"
         return [f"{what}; {note}" for note in [_resized(learnt.image_px, px)] if note] or [what]
     from mmdd_ray.evaluation.sets import distilled_set
@@ -76,12 +79,12 @@ def source_of(one: NamedSet, settings: Evaluate) -> Data:
     )
 
 
-def vectors_of(one: NamedSet, students: Students) -> LearntPairs:
+def vectors_of(one: NamedSet, settings: Evaluate) -> LearntPairs:
     """The pairs of a file of sentence vectors, as they are stored.
 
     Raises:
-        UserError: It is damaged or something else; its vectors are not of the width of ``students.text_model``; or the
-            students train their text encoder, to which vectors mean nothing.
+        UserError: It is damaged or something else; its vectors are not of the width of ``students.text_model``; or
+            some students read captions in another way than its vectors were made.
     """
     folder, _, file = one.uri.rpartition("/")
     try:
@@ -89,11 +92,8 @@ def vectors_of(one: NamedSet, students: Students) -> LearntPairs:
     except UserError as error:
         raise UserError(f"{one.shown} {error}") from error
     assert found.vectors is not None
-    if students.protocol != "frozen-text":
-        raise UserError(
-            f"{one.shown} has sentence vectors and no captions, but students.protocol={students.protocol} trains the "
-            "text encoder; set students.protocol=frozen-text, or leave this set out"
-        )
+    _check_students(one, found, settings.students, settings.evaluation)
+    students = settings.students
     width, own = text_width(students), found.vectors.shape[1]
     if width is not None and width != own:
         fits = f", such as {FITTING[own]}" if own in FITTING else ""
@@ -102,6 +102,29 @@ def vectors_of(one: NamedSet, students: Students) -> LearntPairs:
             f"{width}; set students.text_model to the encoder that they are of: one of width {own}{fits}"
         )
     return found
+
+
+def _check_students(one: NamedSet, found: LearntPairs, students: Students, evaluation: Evaluation) -> None:
+    """Refuses students to which the vectors mean nothing, or that would be tested with other features than these."""
+    for protocol, kind in trainings(students, evaluation):
+        assert isinstance(protocol, PairProtocol)
+        has = f"{one.shown} has sentence vectors and no captions, but"
+        if kind.text_model != students.text_model:
+            raise UserError(
+                f"{has} evaluation.students names another text encoder than students.text_model, {kind.text_model}; "
+                "leave that encoder or this set out"
+            )
+        if protocol.trained != "frozen-text":
+            raise UserError(
+                f"{has} the students of evaluation.protocols={protocol.name} train the text encoder; set "
+                "evaluation.protocols=lors-frozen-text, or leave this set out"
+            )
+        if found.pooling != protocol.form.pooling:
+            raise UserError(
+                f"{one.shown} has sentence vectors that are {POOLINGS[found.pooling]}, as LoRS saves them, but the "
+                f"students of evaluation.protocols={protocol.name} read captions as "
+                f"{POOLINGS[protocol.form.pooling]}; set evaluation.protocols=lors-frozen-text, or leave this set out"
+            )
 
 
 def text_width(students: Students) -> int | None:

@@ -7,22 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from mmdd_ray.config import Students
+from mmdd_ray.config import StudentForm, Students
 from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.published import POOLING
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.held_out import read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import distilled_set
 from mmdd_ray.features.rejects import RejectBudget, RejectList
-from mmdd_ray.methods.evaluate.look import own_side, source_of, vectors_of
+from mmdd_ray.methods.evaluate.look import POOLINGS, own_side, source_of, vectors_of
 from mmdd_ray.methods.evaluate.named import NamedSet, named_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.models import zoo
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
-
-POOLINGS = {"mean": "the mean over tokens", "cls": "the state of the [CLS] token"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ def of_text_model(given: Sequence[GivenSet], students: Students) -> list[GivenSe
         return list(given)
     from mmdd_ray.models.students import load_text_encoder
 
-    encoder = load_text_encoder(students, "cpu")
+    encoder = load_text_encoder(students, "cpu", StudentForm(pooling=POOLING))
     digest = encoder.weights_digest()
     return [_known(one, encoder.width, digest) if one.named.kind == "vectors" else one for one in given]
 
@@ -99,7 +98,7 @@ def _read(one: NamedSet, settings: Evaluate, listed: RejectList | None) -> Given
     if one.kind == "pairs":
         return _read_source(one, settings, listed)
     if one.kind == "vectors":
-        return _read_vectors(one, settings.students)
+        return _read_vectors(one, settings)
     store = Store(one.uri)
     pairs = distilled_set(store, settings.students.image_px)
     own_px = own_side(store)
@@ -128,34 +127,18 @@ def _read_source(one: NamedSet, settings: Evaluate, listed: RejectList | None) -
     return GivenSet(one, pairs, None, pairs.fingerprint(), notes, read.digests, read.rows_in)
 
 
-def _read_vectors(one: NamedSet, students: Students) -> GivenSet:
-    stored = vectors_of(one, students)
+def _read_vectors(one: NamedSet, settings: Evaluate) -> GivenSet:
+    students, stored = settings.students, vectors_of(one, settings)
     model = zoo.public_name(students.text_model)
     notes = [
-        f"its sentence vectors are taken to be of students.text_model={model}, as the file names no encoder",
-        *_pooling_notes(stored, students),
+        f"its sentence vectors are taken to be of students.text_model={model}, {POOLINGS[stored.pooling]}, as the "
+        "file names no encoder",
         *_resized(stored.image_px, students.image_px),
     ]
     if stored.similarity is not None:
         notes.append("its students learn the similarities of pairs in the file, as in LoRS")
     pairs = stored.resized(students.image_px)
     return GivenSet(one, pairs, stored.image_px, stored.fingerprint(), tuple(notes), rows_in=pairs.n_pairs)
-
-
-def students_pooling(students: Students) -> str:
-    """How students make one vector of the states of a caption's tokens, a key of `POOLINGS`."""
-    return "mean"  # as ``TextEncoder`` does
-
-
-def _pooling_notes(stored: LearntPairs, students: Students) -> tuple[str, ...]:
-    theirs, ours = stored.pooling, students_pooling(students)
-    if theirs in ("", ours):
-        return ()
-    return (
-        f"its vectors are {POOLINGS[theirs]}, as LoRS saves them, but its students read test captions as "
-        f"{POOLINGS[ours]}: they are trained on other features than they are tested with, so its scores say little of "
-        "the set",
-    )
 
 
 def _resized(own_px: int, px: int) -> tuple[str, ...]:

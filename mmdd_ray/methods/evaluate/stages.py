@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
     compared_coresets,
@@ -96,7 +97,10 @@ STEPS: Steps[Evaluate] = Steps(
     ),
     compare=Comparison(
         run=_compare,
-        cost=lambda settings: evaluation_cost(settings.students, settings.evaluation, len(settings.set)),
+        cost=lambda settings, pairs, source: evaluation_cost(
+            settings.students, settings.evaluation, pairs, given=len(settings.set)
+        ),
+        is_current=lambda folder, settings: has_all(folder, settings.students, settings.evaluation),
         needs=("features", "set", "coresets"),
     ),
     figures=_figures,

@@ -11,7 +11,13 @@ from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
-from mmdd_ray.evaluation.labelled_sets import compare_classifiers, labelled_images
+from mmdd_ray.evaluation.compare import has_all
+from mmdd_ray.evaluation.labelled_sets import (
+    compare_classifiers,
+    labelled_images,
+    needs_teacher,
+    train_teacher_stage,
+)
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import FEATURES, export_stage, features_of, set_folder
@@ -26,7 +32,14 @@ from mmdd_ray.methods.vlcp.describe import (
 from mmdd_ray.methods.vlcp.latents import encode_latents, find_prototypes, read_prototypes
 from mmdd_ray.methods.vlcp.settings import Vlcp, VlcpSynthesis
 from mmdd_ray.methods.vlcp.synthesize import guided, prompted, sample_requests
-from mmdd_ray.planning.costs import FEATURE_BYTES, StageCost, drawing_cost, evaluation_cost, finetune_cost
+from mmdd_ray.planning.costs import (
+    FEATURE_BYTES,
+    StageCost,
+    drawing_cost,
+    evaluation_cost,
+    finetune_cost,
+    teacher_cost,
+)
 from mmdd_ray.storage.store import Store
 
 TITLE = "VLCP"
@@ -165,6 +178,7 @@ def _compare(stage: StageDir, contexts: Sequence[Context[Vlcp]]) -> StageResult:
         first.run.store,
         per_class=per_class,
         captioned=settings.describe.source == "captions",
+        teacher=first.store("teacher") if "teacher" in first.done else None,
     )
 
 
@@ -288,11 +302,24 @@ STEPS: Steps[Vlcp] = Steps(
                 settings.synthesis, settings.finetune, _images(settings, source)
             ),
         ),
+        Stage(
+            name="teacher",
+            needs=("features", "describe"),
+            run=lambda stage, context: train_teacher_stage(
+                stage, features_of(context), context.settings, tuple(_texts(context).names)
+            ),
+            wanted=needs_teacher,
+            cost=lambda settings, source: teacher_cost(settings.classifiers, settings.evaluation),
+            shared=True,
+        ),
     ),
     compare=Comparison(
         run=_compare,
-        cost=lambda settings: evaluation_cost(settings.classifiers, settings.evaluation),
-        needs=("features", "describe", "export", "prompts"),
+        cost=lambda settings, images, source: evaluation_cost(
+            settings.classifiers, settings.evaluation, images, source.classes
+        ),
+        is_current=lambda folder, settings: has_all(folder, settings.classifiers, settings.evaluation),
+        needs=("features", "describe", "export", "prompts", "teacher"),
     ),
     before=_check,
     figures=_figures,

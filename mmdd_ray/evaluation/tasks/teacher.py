@@ -1,0 +1,77 @@
+"""The teacher whose answers are the targets of soft labels. No Ray."""
+
+import io
+from dataclasses import replace
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mmdd_ray.config import Classifiers
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.tasks.classifiers import train_classifier
+from mmdd_ray.models.classifiers import build_classifier
+from mmdd_ray.protocols import label_protocol
+from mmdd_ray.storage.store import Store
+
+RATE = 0.05
+PREFIX = "module."  # of weights that were saved from DataParallel
+NESTED = ("state_dict", "model")  # where checkpoints of trainings keep the weights
+
+
+def train_teacher(
+    images: LabelledSet, settings: Classifiers, *, seed: int, device: str
+) -> tuple[dict[str, Tensor], float]:
+    """Weights of `classifiers.model` with batch norm, trained on real images as its students are, on hard labels and
+    without CutMix; and its accuracy on these images, in percent."""
+    from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier
+
+    own = replace(settings, steps=settings.teacher_steps, learning_rates=(RATE,), cutmix=0.0, looks=0)
+    protocol = replace(
+        label_protocol("equal-budget", own),
+        norm="batch",
+        statistics="imagenet",
+        augmentation="crop",
+        mirrors=True,
+    )
+    network, _ = train_classifier(
+        images, own, learning_rate=RATE, seed=seed, device=device, protocol=protocol
+    )
+    top_1 = evaluate_classifier(network, images, protocol)["top-1"]
+    return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}, top_1
+
+
+def load_teacher(uri: str, settings: Classifiers, n_classes: int, device: str) -> nn.Module:
+    """The teacher with these weights, ready to answer.
+
+    Args:
+        uri: A file of safetensors, or a state dict as torch saves it (.pt, .pth, .tar), read without its code.
+
+    Raises:
+        UserError: There is no such file, or it holds other weights.
+    """
+    folder, _, name = uri.rpartition("/")
+    store = Store(folder or ".")
+    if not store.exists(name):
+        raise UserError(f"classifiers.teacher={uri} does not exist; name a file of weights")
+    network = build_classifier(settings, n_classes, "batch")
+    try:
+        network.load_state_dict(_state(store.read_bytes(name), name))
+    except Exception as error:  # torch and safetensors raise what they like for foreign files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"classifiers.teacher={uri} does not hold the weights of {settings.model} with batch norm for "
+            f"{n_classes} classes at {settings.image_px} px ({reason[:200]})"
+        ) from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _state(content: bytes, name: str) -> dict[str, Tensor]:
+    if name.endswith(".safetensors"):
+        return safetensors.torch.load(content)
+    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    for key in NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    return {key.removeprefix(PREFIX): value for key, value in found.items()}

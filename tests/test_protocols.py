@@ -1,0 +1,355 @@
+"""Protocols: their schedules against tables written by hand, and what students under them are made of."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.transforms import RandomResizedCrop
+
+from mmdd_ray.config import Classifiers, Evaluation, LabelledEvaluation, StudentForm, Students
+from mmdd_ray.data import shapes
+from mmdd_ray.data.pair import Row
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.batches import caption_batches
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
+from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
+from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
+from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
+from mmdd_ray.models.classifiers import build_classifier
+from mmdd_ray.models.students import load_student, load_text_encoder, plain_caption
+from mmdd_ray.protocols import (
+    PUBLISHED_FOR_LABELS,
+    PUBLISHED_FOR_PAIRS,
+    Training,
+    label_protocol,
+    pair_protocol,
+)
+from mmdd_ray.protocols.hard_label import epochs_of
+from mmdd_ray.protocols.soft_label import batch_of
+from mmdd_ray.protocols.trainings import other_students, trainings
+
+PX = 32
+STUDENTS = Students(image_px=PX, embed_dim=32, steps=4, batch_pairs=8)
+CLASSIFIERS = Classifiers(width=8, image_px=PX, steps=3, batch_images=4, teacher_steps=60)
+LORS, COVMATCH = PUBLISHED_FOR_PAIRS["lors-frozen-text"], PUBLISHED_FOR_PAIRS["covmatch-both-encoders"]
+HARD, SOFT = PUBLISHED_FOR_LABELS["hard-label"], PUBLISHED_FOR_LABELS["soft-label"]
+
+
+def rates(training: Training, rate: float, epochs: list[int]) -> list[float]:
+    """The rate in the first step of these epochs, counted from 1."""
+    return [rate * training.rate_factor((epoch - 1) * training.epoch_steps) for epoch in epochs]
+
+
+# ---- schedules
+
+
+def test_lors_trains_101_epochs_a_tenth_after_51_and_looks_eleven_times() -> None:
+    training = LORS.training(500)  # four batches: 128, 128, 128, 116
+    assert (training.batch, training.steps, training.epoch_steps) == (128, 404, 4)
+    (rate,) = LORS.learning_rates
+    assert rates(training, rate, [1, 51, 52, 101]) == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    looks = [step // 4 for step in (*training.looks_at, training.steps)]
+    assert looks == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 101]
+    assert (LORS.momentum, LORS.weight_decay, LORS.students) == (0.9, 5e-4, 5)
+
+
+def test_covmatch_trains_100_epochs_a_tenth_after_50_and_encoders_at_a_tenth() -> None:
+    training = COVMATCH.training(100)
+    assert (training.batch, training.steps) == (100, 100)
+    assert rates(training, 0.1, [1, 50, 51, 100]) == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    assert 0.1 * COVMATCH.encoder_share == pytest.approx(0.01)
+    assert (COVMATCH.trained, LORS.trained) == ("both-encoders", "frozen-text")
+
+
+@pytest.mark.parametrize(
+    ("per_class", "classes", "epochs"),
+    [
+        (1, 10, 3000), (10, 10, 2000), (11, 10, 1500), (50, 10, 1500), (100, 10, 1000), (500, 10, 500),
+        (1000, 10, 300), (10, 100, 1300), (50, 100, 1000), (10, 1000, 2000),
+    ],
+)  # fmt: skip
+def test_epochs_of_hard_labels_by_images_per_class(per_class: int, classes: int, epochs: int) -> None:
+    assert epochs_of(per_class, classes) == epochs
+
+
+def test_hard_labels_fall_to_a_fifth_twice() -> None:
+    training = HARD.training(100, 10)  # two batches: 64 and 36
+    assert (training.batch, training.epoch_steps, training.steps) == (64, 2, 4000)
+    expected = [0.01, 0.01, 0.002, 0.002, 0.0004, 0.0004]
+    assert rates(training, 0.01, [1, 1333, 1334, 1666, 1667, 2000]) == pytest.approx(expected)
+    assert len(training.looks_at) == 99
+    assert (HARD.rate_of(0.01, 10), HARD.decay_of(5e-4, 10)) == (0.01, 5e-4)
+    assert (HARD.rate_of(0.01, 1000), HARD.decay_of(5e-4, 1000)) == (0.1, 1e-4)
+    assert HARD.training(10_000, 1000).batch == 128
+
+
+def test_soft_labels_fall_along_half_of_a_cosine() -> None:
+    training = SOFT.training(100, 10)
+    assert (training.batch, training.steps) == (50, 600)
+    cosine = 0.5 * (1 + np.cos(np.pi * np.array([0, 100, 150, 299]) / 600))
+    assert rates(training, 1.0, [1, 101, 151, 300]) == pytest.approx(cosine.tolist())
+    assert training.rate_factor(599) == training.rate_factor(598)  # one rate an epoch
+    assert [step // 2 for step in training.looks_at] == [250, 260, 270, 280, 290]
+    found = [batch_of(per_class, classes) for per_class, classes in ((1, 10), (10, 10), (50, 10), (10, 100))]
+    assert found == [10, 50, 100, 100]
+
+
+def test_an_equal_budget_has_the_steps_of_the_settings_whatever_the_set() -> None:
+    students = replace(STUDENTS, steps=9, looks=2)
+    for images in (4, 400):
+        training = pair_protocol("equal-budget", students).training(images)
+        assert (training.steps, training.batch, training.looks_at) == (9, min(8, images), (3, 6))
+        assert [training.rate_factor(step) for step in range(9)] == pytest.approx([1] * 5 + [0.1] * 4)
+    labels = label_protocol("equal-budget", replace(CLASSIFIERS, steps=12)).training(400, 10)
+    expected = [1] * 8 + [0.2] * 2 + [0.04] * 2
+    assert [labels.rate_factor(step) for step in range(12)] == pytest.approx(expected)
+
+
+def test_names_of_settings_are_those_of_the_protocols() -> None:
+    assert Evaluation(val="a", test="b").protocols == ("equal-budget",)
+    for evaluation, judged, published in (
+        (Evaluation(val="a", test="b"), STUDENTS, PUBLISHED_FOR_PAIRS),
+        (LabelledEvaluation(test="b"), CLASSIFIERS, PUBLISHED_FOR_LABELS),
+    ):
+        names: Any = ("equal-budget", *published)
+        found = [protocol.name for protocol, _ in trainings(judged, replace(evaluation, protocols=names))]
+        assert tuple(found) == names
+
+
+def test_smaller_images_than_published_have_a_name_of_their_own() -> None:
+    assert (LORS.shown_name(224), LORS.shown_name(64)) == ("lors-frozen-text", "lors-frozen-text-small")
+    assert pair_protocol("equal-budget", STUDENTS).shown_name(64) == "equal-budget"
+
+
+# ---- students of pairs
+
+
+@pytest.fixture(scope="module")
+def pairs() -> PairSet:
+    drawn = shapes.pairs(0, 12, seed=5, image_px=PX)
+    rows = [
+        Row("s", i, one["key"], one["image"], one["captions"][:2], None, None) for i, one in enumerate(drawn)
+    ]
+    return PairSet.from_rows(rows, image_px=PX, max_pixels=10**6)[0]
+
+
+def test_an_epoch_of_captions_has_each_pair_once_and_the_smaller_last_batch(pairs: PairSet) -> None:
+    drawn = list(caption_batches(pairs, 10, 6, np.random.default_rng(0)))
+    assert [len(caption_B) for _, caption_B in drawn] == [10, 10, 4] * 2
+    for epoch in (drawn[:3], drawn[3:]):
+        assert sorted(np.concatenate([caption_B for _, caption_B in epoch])) == list(range(24))
+    assert all((pairs.owner_P[caption_B] == image_B).all() for image_B, caption_B in drawn)
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [
+        ('A "red" dog; runs (fast)!', "a red dog runs fast"),
+        ("Two  birds: one, two~three.", "two birds one, two three"),
+        ("...", "..."),
+        ("a b c d e f g", "a b c d e"),
+    ],
+)
+def test_captions_lose_punctuation_capitals_and_what_is_too_long(caption: str, plain: str) -> None:
+    assert plain_caption(caption, 5) == plain
+
+
+def test_lors_students_are_an_image_encoder_and_a_projection_of_the_first_token(pairs: PairSet) -> None:
+    encoder = load_text_encoder(STUDENTS, "cpu", LORS.form)
+    caption = pairs.captions[0][0]
+    plain = encoder.tokenizer([plain_caption(caption, 30)], return_tensors="pt")
+    with torch.no_grad():
+        first_BT = encoder.backbone(**plain).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.encode_captions([caption]), first_BT, atol=1e-5, rtol=1e-5)
+
+    student = load_student(STUDENTS, 3, "cpu", LORS.form).eval()
+    image_BHWC = torch.tensor(pairs.images[:2])
+    scaled = (image_BHWC.float() / 255 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
+        [0.26862954, 0.26130258, 0.27577711]
+    )
+    feature_BV = student.image(image_BHWC)
+    torch.testing.assert_close(
+        feature_BV, student.image.backbone(scaled.permute(0, 3, 1, 2)), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(student.embed_image(feature_BV), F.normalize(feature_BV, dim=1))
+
+    head = student.text_head
+    hidden_BD = F.linear(first_BT, head.project.weight, head.project.bias)
+    refined_BD = F.linear(F.gelu(hidden_BD), head.refine.weight, head.refine.bias)
+    expected_BD = F.layer_norm(hidden_BD + refined_BD, hidden_BD.shape[1:])
+    torch.testing.assert_close(student.embed_text(first_BT), F.normalize(expected_BD, dim=1))
+    again, other = (
+        load_student(STUDENTS, seed, "cpu", LORS.form).text_head.project.weight for seed in (3, 4)
+    )
+    assert torch.equal(head.project.weight, again)
+    assert not torch.equal(again, other)
+
+
+def test_the_text_digest_tells_how_tokens_are_pooled() -> None:
+    mean, first = (
+        load_text_encoder(STUDENTS, "cpu", form).weights_digest() for form in (StudentForm(), LORS.form)
+    )
+    assert mean != first
+
+
+@pytest.mark.parametrize("protocol", [LORS, COVMATCH])
+def test_students_are_trained_and_looked_at_as_published(protocol: Any, pairs: PairSet) -> None:
+    looks: list[tuple[int, bool, float]] = []
+
+    def look(student: Any, steps: int) -> None:
+        looks.append((steps, student.training, evaluate_student(student, pairs)["mean_recall"]))
+
+    short = replace(
+        protocol, training=lambda pairs: Training.in_epochs(pairs, batch=10, epochs=4, looks_after=(1, 3))
+    )
+    text_PT = None
+    if protocol.trained == "frozen-text":
+        text_PT = frozen_text_features(pairs, STUDENTS, "cpu", short)
+    student, losses = train_student(
+        pairs, STUDENTS, learning_rate=0.01, seed=1, device="cpu", text_PT=text_PT, protocol=short, look=look
+    )
+    assert len(losses) == 4 * 3
+    assert [(steps, training) for steps, training, _ in looks] == [(3, False), (9, False)]
+    assert not student.image_mean.any()  # nothing is centred
+    _, same = train_student(
+        pairs, STUDENTS, learning_rate=0.01, seed=1, device="cpu", text_PT=text_PT, protocol=short
+    )
+    np.testing.assert_array_equal(losses, same)  # a look changes nothing
+
+
+# ---- classifiers
+
+
+@pytest.fixture(scope="module")
+def images() -> LabelledSet:
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    levels = rng.integers(0, 90, (24, PX, PX, 3)) + 80 * labels[:, None, None, None]
+    return LabelledSet(levels.astype(np.uint8), labels, (0, 1, 2))
+
+
+def test_the_loss_of_soft_labels_is_the_divergence_of_softened_answers() -> None:
+    rng = np.random.default_rng(1)
+    own_BC, taught_BC = rng.normal(0, 3, (2, 5, 4))
+
+    def softmax(logits: np.ndarray) -> np.ndarray:
+        raised = np.exp(logits / 20)
+        return raised / raised.sum(axis=1, keepdims=True)
+
+    p_BC, q_BC = softmax(taught_BC), softmax(own_BC)
+    expected = (p_BC * np.log(p_BC / q_BC)).sum(axis=1).mean()
+    found = soft_loss(torch.tensor(own_BC), torch.tensor(taught_BC), 20.0)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert soft_loss(torch.tensor(taught_BC), torch.tensor(taught_BC), 20.0).item() == pytest.approx(
+        0, abs=1e-12
+    )
+
+
+def test_crops_are_half_to_all_of_the_area_and_cut_what_they_say() -> None:
+    boxes_N4 = draw_crops(500, np.random.default_rng(0))
+    left, top, width, height = boxes_N4.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + width <= 1 + 1e-9).all()
+    assert (top + height <= 1 + 1e-9).all()
+    area = width * height
+    assert area.min() >= 0.5 - 1e-9
+    image = torch.zeros(3, 100, 100)
+    theirs = [RandomResizedCrop.get_params(image, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(500)]
+    assert area.mean() == pytest.approx(np.mean([h * w / 10_000 for _, _, h, w in theirs]), abs=0.03)
+    ramp = torch.arange(32.0).expand(1, 3, 32, 32)
+    whole, right = (cropped(ramp, np.array([box])) for box in ([0, 0, 1, 1], [0.5, 0, 0.5, 1]))
+    torch.testing.assert_close(whole, ramp, atol=1e-4, rtol=0)
+    # pixel i of 32 lies at (i + 0.5) / 64 of the right half
+    expected = (16 + (torch.arange(32) + 0.5) / 2 - 0.5).clip(0, 31)
+    torch.testing.assert_close(right[0, 0, 0], expected, atol=1e-3, rtol=0)
+
+
+def test_jitter_and_lighting_leave_greys_grey_but_for_lighting() -> None:
+    grey = torch.full((200, 3, 4, 4), 0.5)
+    found = jittered(grey, np.random.default_rng(0))
+    assert found.std(dim=(2, 3)).max() < 1e-6  # no pattern where there was none
+    brightness = found.mean(dim=(1, 2, 3))
+    assert 0.25 < brightness.min() < 0.4  # lerp to black by up to 0.4, and away from it
+    assert 0.6 < brightness.max() < 0.75
+    tint = found.mean(dim=(2, 3)) - brightness[:, None]
+    assert 3e-4 < tint.abs().mean() < 0.01
+
+
+def test_images_of_published_protocols_have_the_statistics_of_imagenet(images: LabelledSet) -> None:
+    found = augmented(images.images[:1], SOFT, np.random.default_rng(0), "cpu")
+    level = images.images[:1].mean() / 255
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    assert found.mean(dim=(0, 2, 3)).numpy() == pytest.approx((level - mean) / std, abs=0.1)
+
+
+def test_soft_labels_take_a_teacher_and_hard_ones_none(images: LabelledSet, tmp_path: Any) -> None:
+    larger = replace(CLASSIFIERS, batch_images=12)
+    weights, top_1 = train_teacher(images, larger, seed=0, device="cpu")
+    assert top_1 > 90  # the classes differ in their brightness
+    from safetensors.torch import save_file
+
+    file = tmp_path / "teacher.safetensors"
+    save_file(weights, file)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "t.pth"
+    )
+    teacher, again = (load_teacher(str(path), CLASSIFIERS, 3, "cpu") for path in (file, tmp_path / "t.pth"))
+    sample = torch.rand(2, 3, PX, PX)
+    torch.testing.assert_close(teacher(sample), again(sample))
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in teacher.modules())
+
+    soft, hard = (
+        replace(one, training=lambda images, classes: Training.in_epochs(images, batch=8, epochs=2))
+        for one in (SOFT, HARD)
+    )
+    arguments: Any = {"learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    _, taught = train_classifier(images, CLASSIFIERS, protocol=soft, teacher=teacher, **arguments)
+    network, told = train_classifier(images, CLASSIFIERS, protocol=hard, **arguments)
+    assert len(taught) == len(told) == 6
+    assert np.isfinite([taught, told]).all()
+    assert any(isinstance(layer, torch.nn.InstanceNorm2d) for layer in network.modules())
+
+
+def test_weights_of_another_network_are_no_teacher(tmp_path: Any) -> None:
+    other = build_classifier(replace(CLASSIFIERS, width=16), 3, "batch")
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("other.pth", "text.pth"):
+        with pytest.raises(UserError, match=f"{name} does not hold the weights of convnet-3 with batch norm"):
+            load_teacher(str(tmp_path / name), CLASSIFIERS, 3, "cpu")
+    with pytest.raises(UserError, match="does not exist"):
+        load_teacher(str(tmp_path / "none.pth"), CLASSIFIERS, 3, "cpu")
+
+
+# ---- further students
+
+
+def test_further_students_are_named_by_their_models() -> None:
+    evaluation = Evaluation(val="a", test="b", students=("nf_resnet50+bert,vit_tiny+bert", "resnet18+other"))
+    found = other_students(STUDENTS, evaluation)
+    names = [(one.image_model, one.text_model) for one in found]
+    assert names == [("nf_resnet50", "bert"), ("vit_tiny", "bert"), ("resnet18", "other")]
+    assert {one.steps for one in found} == {STUDENTS.steps}
+    labelled = LabelledEvaluation(test="b", students=("convnet-4",))
+    assert [one.model for one in other_students(CLASSIFIERS, labelled)] == ["convnet-4"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "students", "message"),
+    [
+        (STUDENTS, ("resnet18",), "must name an image and a text encoder, as in tiny-nf\\+tiny-bert"),
+        (STUDENTS, ("a+b", "a+b"), "names the same twice"),
+        (STUDENTS, ("tiny-nf+tiny-bert",), "which the students of the run are already"),
+        (CLASSIFIERS, ("vgg",), "evaluation.students=vgg is no classifier; choose from resnet-ap-10"),
+        (CLASSIFIERS, ("convnet-6",), "halves the side of images 6 times"),
+    ],
+)
+def test_students_that_cannot_be_are_refused(judged: Any, students: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        other_students(judged, Evaluation(val="a", test="b", students=students))
