@@ -508,36 +508,49 @@ def test_a_report_says_that_sets_differ_in_size_and_calls_no_real_pairs_syntheti
 # ---- a whole run
 
 
+QUICK = ["--evaluation.seeds", "2", "--students.steps", "2", "--students.learning_rates", "0.1"]
+LORS = ["--evaluation.protocols", "lors-frozen-text"]  # twenty students of a hundred epochs
+
+
 @pytest.mark.job
 @pytest.mark.timeout(900)
-def test_three_sets_of_three_kinds_are_compared_in_one_table(tmp_path: Path) -> None:
-    uris = (ours(tmp_path / "a"), photos(tmp_path / "photos"), vectors(tmp_path / "lors.pt", px=40))
+@pytest.mark.parametrize(
+    ("others", "how"),
+    [(["photos"], QUICK), pytest.param(["photos", "lors"], LORS, marks=pytest.mark.long)],
+    ids=["two", "three"],
+)
+def test_sets_of_several_kinds_are_compared_in_one_table(
+    others: list[str], how: list[str], tmp_path: Path
+) -> None:
+    vectors(tmp_path / "lors.pt", px=40)
+    files = {"photos": photos(tmp_path / "photos"), "lors": tmp_path / "lors.pt"}
+    uris = [ours(tmp_path / "a"), *(files[name] for name in others)]
     # a test image that is in a set, too, under another name
     test = photos(tmp_path / "held out", pairs=12)
     command = [sys.executable, "jobs/evaluate.py", "local", "--run.dir", str(tmp_path / "run"), "--set"]
     command += [str(uri) for uri in uris]
     command += ["--data.uri", "shapes:40?seed=1", "--evaluation.val", "shapes:6?seed=2"]
     command += ["--evaluation.test", str(test), "--evaluation.baselines", "random", "--run.num_cpus", "2"]
-    command += ["--evaluation.protocols", "lors-frozen-text"]
+    command += how
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert list(report["scores"]) == ["edge", "photos", "lors", "random", "chance"]
-    assert [report["sets"][name]["pairs"] for name in ("edge", "photos", "lors", "random")] == [6, 5, 4, 6]
-    assert {name: list(others) for name, others in report["differences"].items()} == {
-        "edge": ["photos", "lors", "random"],
-        "photos": ["lors"],
-    }
-    for ours_, others in report["differences"].items():
-        for name, found in others.items():
-            left, right = (report["scores"][one]["mean_recall"]["runs"] for one in (ours_, name))
+    assert list(report["scores"]) == ["edge", *others, "random", "chance"]
+    sizes = {"edge": 6, "photos": 5, "lors": 4, "random": 6}
+    assert all(one["pairs"] == sizes[name] for name, one in report["sets"].items())
+    assert {name: list(beside) for name, beside in report["differences"].items()} == (
+        {"edge": [*others, "random"]} | ({"photos": ["lors"]} if "lors" in others else {})
+    )
+    for first, beside in report["differences"].items():
+        for name, found in beside.items():
+            left, right = (report["scores"][one]["mean_recall"]["runs"] for one in (first, name))
             interval = ttest_rel(left, right).confidence_interval(0.95)
             assert found["metrics"]["mean_recall"]["low"] == pytest.approx(interval.low, abs=1e-9)
     assert report["held_out"]["test"]["common"]["set photos"] == 5
     page = (tmp_path / "run" / "report.html").read_text()
     for text in (result.stdout, page):
         flat = " ".join(text.split())
-        assert "taken to be of students.text_model=tiny-bert" in flat
+        assert ("taken to be of students.text_model=tiny-bert" in flat) == ("lors" in others)
         assert "sets differ in size, so they are no fair comparison: EDGE 6 pairs" in flat
         assert "5 of 12 images are also set photos images, byte for byte" in flat
     assert "mean recall of EDGE, difference to … (95 % interval)" in result.stdout
