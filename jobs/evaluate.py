@@ -1,6 +1,6 @@
-"""Students trained on a distilled set and on real pairs beside it.
+"""Students trained on given sets of pairs, whoever made them, and on real pairs beside them.
 
-python jobs/evaluate.py local --set runs/edge_cc3m-local/distilled
+python jobs/evaluate.py local --set runs/edge_cc3m-local/distilled photos/
 """
 
 from mmdd_ray import cli

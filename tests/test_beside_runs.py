@@ -27,6 +27,14 @@ from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 RATE = 0.1
+EQUAL_BUDGET = {
+    "name": "equal-budget",
+    "version": 1,
+    "source": "us",
+    "summary": "80 steps",
+    "chosen": "rates",
+}
+EQUAL_BUDGET |= {"differs": [], "unsure": [], "published": False}
 Finish = Callable[..., str]
 
 
@@ -37,6 +45,7 @@ def finish(
     test_print: str = "test",
     prints: Mapping[str, str] | None = None,
     protocol: Mapping[str, Any] | None = None,
+    published: bool = False,
     labels: Mapping[str, str] | None = None,
     draws: int = 1,
     task: str = "retrieval",
@@ -62,14 +71,25 @@ def finish(
                     store.write_json(f"students/{name}-draw{draw}-seed{seed}.json", student)
             # of an earlier choice of the rate: no part of the report
             store.write_json(f"students/{name}-old.json", student | {"learning_rate": 0.03, "metrics": {}})
-            found[name] = {"draws": draws, "learning_rate": RATE, "on_val": {}, "loss_curve": [1.0]}
-            found[name] |= {"pairs": 100, "images": 50, "bytes": 3000, "seconds": 2.0}
+            found[name] = {"draws": draws, "learning_rate": RATE, "on_val": {"0.1": 0.0}, "loss_curve": [1.0]}
+            found[name] |= {"pairs": 100, "images": 50, "bytes": 3000, "seconds": 2.0, "steps": 80}
+            found[name] |= {"images_seen": 4000, "best_look": None, "looks": []}
             found[name]["metrics"] = dict.fromkeys(METRICS[task], spread(rows.tolist()))
         by_chance = chance(50, 1) if task == "retrieval" else accuracy_chance(48)
-        result = {"task": task, "sets": found, "chance": by_chance}
+        of_protocol = EQUAL_BUDGET | (protocol or {})
+        panel = {"protocol": of_protocol, "models": "tiny-nf + tiny-bert at 32 px", "folder": "students"}
+        result = {"task": task, **panel, "sets": found, "chance": by_chance, "others": []}
+        if published:
+            theirs = {
+                "protocol": of_protocol | {"name": "lors", "published": True},
+                "folder": "students-lors",
+            }
+            result["others"] = [result | theirs, result | theirs | {"models": "other + tiny-bert at 32 px"}]
+            for file in store.files("students"):
+                store.write_bytes(f"students-lors/{file.rpartition('/')[2]}", store.read_bytes(file))
         run.stage("evaluate", lambda stage: StageResult(rows_in=1, rows_out=1, outputs=[]))
         report = build_report(run.store, result, labels=labels)
-        write_report(report | ({"protocol": dict(protocol)} if protocol else {}), run.store)
+        write_report(report, run.store)
     return str(folder)
 
 
@@ -86,8 +106,7 @@ def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Pat
     assert list(rows) == ["edge", "CovMatch", "Random real data", "Herding (a)", "Herding (b)"]
     assert rows["Random real data"]["runs"] == ["a", "b"]
     assert [rows[name]["distilled"] for name in rows] == [True, True, False, False, False]
-    # 80 steps of 50 images, because the set is smaller than a batch of 64
-    assert {row["images_seen"] for row in rows.values()} == {80 * 50}
+    assert {row["images_seen"] for row in rows.values()} == {4000}
     assert rows["edge"]["scores"]["mean_recall"]["mean"] == 10.0
     assert found["notes"] == []
     text, page = comparison_table(found), comparison_html(found)
@@ -107,7 +126,6 @@ def test_classifiers_stand_in_a_table_of_their_accuracy(tmp_path: Path) -> None:
     found = compare_runs([one, other])
     rows = found["tables"][0]["sets"]
     assert [row["label"] for row in rows] == ["vlcp", "chosen", "Class names as prompts"]
-    assert {row["images_seen"] for row in rows} == {100 * 50}
     assert "vlcp − chosen  +0.0  (−12.7 to +12.7), 2 students" in comparison_table(found)
     assert "<h2>Accuracy on the test images, protocol equal-budget</h2>" in comparison_html(found)
 
@@ -167,7 +185,7 @@ def test_students_of_other_seeds_are_not_paired_and_the_page_says_so(tmp_path: P
 def test_each_protocol_has_a_table_of_its_own(tmp_path: Path) -> None:
     uris = [
         finish(tmp_path / "a", {"edge": [9.0, 11.0]}),
-        finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, protocol={"name": "equal-budget", "version": 1}),
+        finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, protocol={"version": 1}),
         finish(
             tmp_path / "c",
             {"vlcp": [9.0, 12.0]},
@@ -179,7 +197,23 @@ def test_each_protocol_has_a_table_of_its_own(tmp_path: Path) -> None:
     found = compare_runs(uris)
     assert [table["runs"] for table in found["tables"]] == [["a", "b"], ["c"]]
     assert [len(table["differences"]) for table in found["tables"]] == [1, 0]
-    assert "The protocols differ (equal-budget, panel), so figures" in comparison_table(found)
+    told = "Each protocol has a table of its own (equal-budget, panel): figures"
+    assert told in " ".join(comparison_table(found).split())
+
+
+def test_a_run_with_several_protocols_stands_in_the_table_of_each(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]}, published=True)
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, students=Students(steps=7), published=True)
+    with pytest.raises(UserError, match=r"students\.steps is 80 in"):  # under our own protocol
+        compare_runs([one, other])
+    again = finish(tmp_path / "c", {"vlcp": [9.0, 12.0]}, published=True)
+    found = compare_runs([one, again])
+    tables = [
+        (table["protocol"]["name"], [row["label"] for row in table["sets"]]) for table in found["tables"]
+    ]
+    assert tables == [("equal-budget", ["edge", "vlcp"]), ("lors", ["edge", "vlcp"])]
+    alone = finish(tmp_path / "d", {"covmatch": [9.0, 12.0]}, protocol={"name": "lors", "published": True})
+    assert [table["runs"] for table in compare_runs([one, alone])["tables"]] == [["a"], ["a", "d"]]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_later_draws_repeat_the_baselines_that_depend_on_the_seed() -> None:
 
 def test_a_set_that_is_there_cannot_be_drawn_again() -> None:
     settings = evaluate_local()
-    asked = replace(settings, set="any", evaluation=replace(settings.evaluation, draws=2))
+    asked = replace(settings, set=("any",), evaluation=replace(settings.evaluation, draws=2))
     with pytest.raises(UserError, match=r"^evaluation\.draws=2, but a set that is there already"):
         check(asked)
 

@@ -49,6 +49,7 @@ def _set(pairs: int, *runs: float) -> dict[str, Any]:
         "best_look": None,
         "looks": [],
         "steps": 80,
+        "images_seen": 5120,
         "loss_curve": [4.0, 2.0, None],
         "pairs": pairs,
         "images": pairs // 2,
@@ -69,6 +70,7 @@ PANEL = {
         "published": False,
     },
     "models": "tiny-nf + tiny-bert at 32 px",
+    "folder": "students",
 }
 EVALUATION = {  # sets in another order than the report's
     "task": "retrieval",
@@ -299,7 +301,12 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "0.8",
     ]
     assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
-    assert "3 images, 7 pairs" in lines[13]
+    assert lines[13:16] == [  # of one pair of students more than one; t of 1 degree of freedom is 12.7
+        "mean recall of EDGE, difference to … (95 % interval)",
+        "  Random real data  +3.5 [-2.9, +9.9]    2 students, paired",
+        "  k-center          -0.4 [-19.5, +18.7]  2 students, paired",
+    ]
+    assert "3 images, 7 pairs" in lines[17]
     assert f"report.html  {run.uri}/report.html" in lines
 
 

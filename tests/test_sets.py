@@ -204,7 +204,7 @@ def read_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluate:
         folder.joinpath(f"{number}.png").write_bytes(pair["image"] if number % 4 else b"no image %d" % number)
     uri = str(folder.parent)
     return Evaluate(
-        set="", data=replace(DATA, max_reject_ratio=0.3), evaluation=Evaluation(val=uri, test=uri)
+        set=("any",), data=replace(DATA, max_reject_ratio=0.3), evaluation=Evaluation(val=uri, test=uri)
     )
 
 
@@ -269,7 +269,7 @@ def test_a_method_that_is_no_file_name_becomes_one() -> None:
 
 
 def test_another_set_in_the_same_place_is_evaluated_again_and_its_features_are_not(tmp_path: Path) -> None:
-    settings = Evaluate(set=str(tmp_path / "set"), data=DATA, students=Students(), evaluation=EVALUATION)
+    settings = Evaluate(set=(str(tmp_path / "set"),), data=DATA, students=Students(), evaluation=EVALUATION)
     done: list[str] = []
 
     def stage_body(stage: StageDir) -> StageResult:
@@ -281,7 +281,7 @@ def test_another_set_in_the_same_place_is_evaluated_again_and_its_features_are_n
     for caption in ("one", "one", "two", "two"):
         image = next(shapes.pairs(0, 1, seed=1))["image"]
         sample = Sample(key="0", image=image, captions=(caption,), seed=0, source_key="")
-        write_distilled([sample], Store(settings.set), method="EDGE", settings={}, seed=0, inputs={})
+        write_distilled([sample], Store(settings.set[0]), method="EDGE", settings={}, seed=0, inputs={})
         with RunDir.open(str(tmp_path / "run"), "evaluate", "local", settings) as run:
             features = run.stage("features", stage_body)
             noted = run_stage(run, noting, Context(run, Draw(0, settings), {}))

@@ -118,6 +118,37 @@ def _is_there(image: ImageContrasts, folder: str) -> bool:
     return True
 
 
+def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -> list[str]:
+    """Looks at a source of pairs to train on that is compared with the training data of a run.
+
+    Args:
+        given: The source, which may share files with the training data, and not with validation or test data.
+        setting: The one that names it, for messages; those for its split and images begin with it.
+
+    Returns:
+        Sentences for people that say what was found.
+
+    Raises:
+        UserError: as ``find_shards``, naming the setting; or it has files in common with validation or test data.
+    """
+    try:
+        listing = find_shards(given)
+        if listing.missing:
+            raise UserError(f"data.uri={given.uri}: {listing.missing[0]} is not there; correct the range")
+    except UserError as error:
+        sentence = str(error).replace("data.uri", setting)
+        for own in ("split", "image_root"):  # the other settings of the source are those of data
+            sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
+        raise UserError(sentence) from error
+    for part, source in evaluation.sources(data).items():
+        try:
+            held_out = find_shards(source).shards
+        except UserError:  # which check_data puts into words
+            continue
+        _refuse_common(f"{setting}={given.uri}", held_out, listing.shards, f"evaluation.{part}")
+    return listing.says
+
+
 def check_source(data: Data, labelled: bool) -> Listing:
     """Looks at one source.
 
@@ -150,13 +181,15 @@ def _names(rows: Sequence[Row]) -> dict[int | None, set[str]]:
     return shared_captions(labelled, at_least=NAMED_BY)
 
 
-def _refuse_common(setting: str, training: Sequence[Shard], held_out: Sequence[Shard]) -> None:
-    """Refuses validation or test data that are among the training data, by their files."""
-    own = _addresses(held_out)
-    if common := _addresses(training) & own:
+def _refuse_common(
+    setting: str, others: Sequence[Shard], shards: Sequence[Shard], other: str = "data.uri"
+) -> None:
+    """Refuses to test on what is trained on, by the files: those of one setting that are among those of another."""
+    own = _addresses(shards)
+    if common := _addresses(others) & own:
         raise UserError(
-            f"{setting}: {len(common):,} of its {len(own):,} files are among those of data.uri, too, e.g. "
-            f"{min(common)}; name others, or leave them out of data.uri"
+            f"{setting}: {len(common):,} of its {len(own):,} files are among those of {other}, too, e.g. "
+            f"{min(common)}; name others, or leave them out of {other}"
         )
 
 

@@ -53,6 +53,9 @@ class LearntPairs:
     """(N, F) float32: what a text encoder that stands still would give of each text, where that was learnt."""
     encoder: str = ""
     """Digest of that text encoder, ``TextEncoder.weights_digest``; all others get the words."""
+    pooling: str = ""
+    """How `vectors` were made from the encoder's last hidden states: "cls", that of the first token; "" as
+    ``TextEncoder`` makes them."""
     similarity: np.ndarray | None = None
     """(N, N) float32: how similar images (rows) and texts are, where that was learnt. None: each to its own alone."""
 
@@ -69,6 +72,8 @@ class LearntPairs:
             raise ValueError(f"each of {n} pairs needs the one caption that its text began as")
         if self.vectors is not None and (self.vectors.ndim, len(self.vectors)) != (2, n):
             raise ValueError(f"vectors must be (N, F) of {n} pairs, not {self.vectors.shape}")
+        if self.vectors is None and not self.has_words:
+            raise ValueError(f"the texts of {n} pairs have neither words nor vectors")
         if self.similarity is not None and self.similarity.shape != (n, n):
             raise ValueError(f"similarity must be (N, N) of {n} pairs, not {self.similarity.shape}")
         if len(self.nearest) != n:
@@ -81,6 +86,11 @@ class LearntPairs:
     @property
     def n_pairs(self) -> int:
         return len(self.pixels)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the texts are words, too; otherwise they are ``vectors`` alone, and L is 0."""
+        return self.ids.shape[1] > 0
 
     @property
     def image_px(self) -> int:
@@ -141,6 +151,8 @@ class LearntPairs:
         }
         if self.encoder:
             about["encoder"] = self.encoder
+        if self.pooling:
+            about["pooling"] = self.pooling
         return pack(KIND, self._arrays(), about)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -161,6 +173,7 @@ class LearntPairs:
                 **{name: tensors[name] for name in _ARRAYS},
                 **{name: tensors[name] for name in _OPTIONAL if name in tensors},
                 encoder=str(about.get("encoder", "")),
+                pooling=str(about.get("pooling", "")),
                 mean=tuple(map(float, about["mean"])),
                 std=tuple(map(float, about["std"])),
                 vocabulary=str(about["vocabulary"]),

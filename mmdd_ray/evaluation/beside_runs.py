@@ -20,10 +20,19 @@ from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, REPORT_JSON
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
-STUDENTS = "evaluate/students"
+EVALUATE = "evaluate"
 SECTIONS = {"retrieval": "students", "classification": "classifiers"}
-BATCHES = {"retrieval": "batch_pairs", "classification": "batch_images"}
-PROTOCOL = {"name": "equal-budget"}  # of reports that name none
+OF_PUBLISHED = (
+    "image_model",
+    "text_model",
+    "image_px",
+    "max_tokens",
+    "model",
+    "width",
+    "precision",
+    "teacher",
+)
+"""Settings of students that count under a published protocol; all others are the protocol's."""
 UNSET = "(not set)"
 
 Student = Mapping[str, Any]
@@ -31,13 +40,14 @@ Student = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run says of its students."""
+    """What a finished run says of its students under one protocol."""
 
     name: str
     """A part of its folder's path that tells it from the other runs; the last, where that does."""
     uri: str
     """Its folder, credentials redacted."""
     report: Mapping[str, Any]
+    """With the figures of this protocol as its own."""
     tested: Mapping[str, Mapping[tuple[int, int], Student]]
     """The students that the report is about, by set, and by draw and seed."""
     held_out: Mapping[str, str]
@@ -54,14 +64,15 @@ class FinishedRun:
 
     @property
     def judged(self) -> Mapping[str, Any]:
-        """Settings of its students."""
-        return self.report["settings"][self.section]
+        """Settings of its students, but for those that a published protocol decides."""
+        found, published = self.report["settings"][self.section], self.report["protocol"]["published"]
+        return {name: value for name, value in found.items() if not published or name in OF_PUBLISHED}
 
     @property
     def protocol(self) -> tuple[str, str]:
-        """Name and version; that of a report without a version is the first."""
-        found = self.report.get("protocol") or PROTOCOL
-        return str(found["name"]), str(found.get("version", 1))
+        """Name and version."""
+        found = self.report["protocol"]
+        return str(found["name"]), str(found["version"])
 
     @property
     def seed(self) -> int:
@@ -92,7 +103,7 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         uris: Run directories, local folders or URIs; at least two.
 
     Returns:
-        ``runs`` by name (``dir``, ``job``, ``preset``, ``seed``, ``protocol``); ``task``; ``notes``, sentences for
+        ``runs`` by name (``dir``, ``job``, ``preset``, ``seed``, ``protocols``); ``task``; ``notes``, sentences for
         people; and ``tables``, one for each protocol: ``protocol``, ``runs``, ``sets``, ``chance`` by metric, and
         ``differences``. A set has ``label``, ``set`` (its name in the run), ``runs`` (several, where they have the
         same baseline with the same figures), ``distilled``, ``draws``, ``students`` of each draw, ``scores`` as the
@@ -111,12 +122,14 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
     stores = [Store(uri) for uri in uris]
     if repeated := [one.uri for one in stores if [other.uri for other in stores].count(one.uri) > 1]:
         raise UserError(f"{redact(repeated[0])} is named twice; name each run once")
-    runs = [read_run(store, name) for store, name in zip(stores, _names(stores), strict=True)]
+    read = [read_run(store, name) for store, name in zip(stores, _names(stores), strict=True)]
+    runs = [panels[0] for panels in read]
     for run in runs[1:]:
         _refuse_other("the task", runs[0].task, run.task, runs[0], run)
     tables = []
-    for protocol in dict.fromkeys(run.protocol for run in runs):
-        own = [run for run in runs if run.protocol == protocol]
+    everything = [panel for panels in read for panel in panels]
+    for protocol in dict.fromkeys(panel.protocol for panel in everything):
+        own = [panel for panel in everything if panel.protocol == protocol]
         for run in own[1:]:
             refuse_unlike(own[0], run)
         tables.append(_table(own, protocol))
@@ -126,9 +139,9 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
                 "dir": run.uri,
                 **{key: run.report[key] for key in ("job", "preset")},
                 "seed": run.seed,
-                "protocol": run.protocol[0],
+                "protocols": [panel.protocol[0] for panel in panels],
             }
-            for run in runs
+            for run, panels in zip(runs, read, strict=True)
         },
         "task": runs[0].task,
         "tables": tables,
@@ -148,8 +161,8 @@ def _names(stores: Sequence[Store]) -> list[str]:
 # ---- reading
 
 
-def read_run(store: Store, name: str) -> FinishedRun:
-    """A finished run and its students.
+def read_run(store: Store, name: str) -> list[FinishedRun]:
+    """A finished run and its own students, once for each protocol; those of other models are left out.
 
     Args:
         name: Of the run, for labels.
@@ -175,11 +188,18 @@ def read_run(store: Store, name: str) -> FinishedRun:
         raise UserError(
             f"{where} is not finished, as its settings were extended after its {REPORT_JSON} was written; {begun}"
         )
-    results = [_json(store, file, where) for file in store.files(STUDENTS) if file.endswith(".json")]
-    tested = {label: _tested(where, label, report, results, begun) for label in report["sets"]}
+    own = [panel for panel in report["panels"] if panel["models"] == report["models"]]
+    return [_read_panel(store, name, where, report | panel, begun) for panel in ({}, *own)]
+
+
+def _read_panel(store: Store, name: str, where: str, report: Mapping[str, Any], begun: str) -> FinishedRun:
+    """The students of one protocol, whose figures the report has as its own."""
+    folder = f"{EVALUATE}/{report['folder']}"
+    results = [_json(store, file, where) for file in store.files(folder) if file.endswith(".json")]
+    tested = {label: _tested(f"{where}/{folder}", label, report, results, begun) for label in report["sets"]}
     # of the students that the report is about: others may be left of an earlier learning rate
     held_out = {"test": {one["inputs"][1] for own in tested.values() for one in own.values()}}
-    if len(report["settings"][SECTIONS[report["task"]]]["learning_rates"]) > 1:
+    if any(one["on_val"] for one in report["sets"].values()):
         held_out["val"] = {one["inputs"][1] for one in results if one["held_out"] == "val"}
     for part, found in held_out.items():
         if len(found) != 1:
@@ -229,12 +249,12 @@ def _tested(
     wanted = [(draw, seed) for draw in range(about["draws"]) for seed in range(1, seeds + 1)]
     if missing := [place for place in wanted if place not in own]:
         raise UserError(
-            f"{where}/{STUDENTS} lacks the student of the set {name} with the draw and seed {missing[0]}, which its "
+            f"{where} lacks the student of the set {name} with the draw and seed {missing[0]}, which its "
             f"report counts; copy the run again, or {begun}"
         )
     if [own[place]["metrics"][main] for place in wanted] != runs:
         raise UserError(
-            f"{where}/{STUDENTS} has other figures of the set {name} than {REPORT_JSON}; copy the run again, or {begun}"
+            f"{where} has other figures of the set {name} than {REPORT_JSON}; copy the run again, or {begun}"
         )
     return {place: own[place] for place in wanted}
 
@@ -344,7 +364,7 @@ def _is_same(name: str, one: FinishedRun, other: FinishedRun) -> bool:
 
 def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
     run = entry.runs[0]
-    about, scores, judged = run.report["sets"][entry.name], run.report["scores"][entry.name], run.judged
+    about, scores = run.report["sets"][entry.name], run.report["scores"][entry.name]
     figures = len(scores[MAIN_METRIC[run.task]]["runs"])
     return {
         "label": entry.label,
@@ -354,8 +374,9 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "draws": about["draws"],
         "students": figures // about["draws"],
         "scores": scores,
-        **{key: about[key] for key in ("pairs", "images", "bytes", "seconds", "learning_rate")},
-        "images_seen": judged["steps"] * min(judged[BATCHES[run.task]], about["images"]),
+        **{
+            key: about[key] for key in ("pairs", "images", "bytes", "seconds", "learning_rate", "images_seen")
+        },
     }
 
 
@@ -381,7 +402,7 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
     """What people should know of the tables, a sentence each."""
     if len(tables) > 1:
         named = ", ".join(table["protocol"]["name"] for table in tables)
-        yield f"The protocols differ ({named}), so figures of different tables cannot be compared."
+        yield f"Each protocol has a table of its own ({named}): figures of different tables cannot be compared."
     for table in tables:
         own = {run.name: run for run in runs if run.name in table["runs"]}
         seeds = {name: run.seed for name, run in own.items()}

@@ -96,14 +96,15 @@ def compare(
 
     Returns:
         One panel, and under ``others`` those of further protocols and students. A panel is ``{"task": ...,
-        "protocol": ..., "models": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is "retrieval" or
-        "classification". A set has ``draws``, their number; ``learning_rate``; ``on_val``, the figures that decided, by
-        learning rate; ``metrics`` in percent, by name, as ``spread`` gives them; ``best_look``, the same at the best
-        look of each student, which a published protocol chose on the test data, otherwise None; ``looks``, the mean of
-        the deciding metric over all students after so many steps; ``loss_curve`` (of its first student on test: at most
-        100 means over equal slices of the steps, null where training diverged); ``steps`` of a student; ``pairs``,
-        ``images`` and ``bytes`` (of its first draw); and ``seconds``, the sum over all its students. ``chance`` takes
-        all test images to have their mean number of captions.
+        "protocol": ..., "models": ..., "folder": ..., "sets": {name: ...}, "chance": {...}}``, as JSON. The task is
+        "retrieval" or "classification", the folder that of the students. A set has ``draws``, their number;
+        ``learning_rate``; ``on_val``, the figures that decided, by learning rate; ``metrics`` in percent, by name, as
+        ``spread`` gives them; ``best_look``, the same at the best look of each student, which a published protocol
+        chose on the test data, otherwise None; ``looks``, the mean of the deciding metric over all students after so
+        many steps; ``loss_curve`` (of its first student on test: at most 100 means over equal slices of the steps, null
+        where training diverged); ``steps`` of a student, and ``images_seen`` by it; ``pairs``, ``images`` and ``bytes``
+        (of its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have
+        their mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
@@ -161,6 +162,7 @@ def _panel(
         "task": task.name,
         "protocol": about_protocol(task),
         "models": task.models,
+        "folder": store.uri.rpartition("/")[2],
         "sets": {
             name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.sizes(name)
             for name in dict.fromkeys(name for name, _ in drawn)
@@ -346,6 +348,7 @@ def _train_and_test(
         "metrics": metrics,
         "looks": [*looks, {"steps": len(losses), "metrics": metrics}] if looks else [],
         "steps": len(losses),
+        "images_seen": task.images_seen(trained_on),
         "loss_curve": _curve(losses),
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
@@ -408,6 +411,7 @@ def _summary(
         ],
         "loss_curve": first["loss_curve"],
         "steps": first["steps"],
+        "images_seen": first["images_seen"],
         "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
     }
 

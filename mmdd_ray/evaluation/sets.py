@@ -297,43 +297,50 @@ def _decoded(rows: list[Row], name: str, data: Data, image_px: int) -> PairSet:
 
 def compare_with_baselines(
     stage: StageDir,
-    name: str,
-    synthetic: Sequence[PairSet | LearntPairs],
+    given: Mapping[str, Sequence[PairSet | LearntPairs]],
     features: FeatureStore,
     draws: Sequence[PairSettings],
     coresets: Sequence[Mapping[str, np.ndarray]],
     run_store: Store,
+    *,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+    digests: Mapping[str, np.ndarray] | None = None,
 ) -> StageResult:
-    """Compares a distilled set with the baselines; writes `compare`'s result as evaluation.json.
+    """Compares distilled or other sets with the baselines; writes `compare`'s result as evaluation.json.
 
     Args:
-        name: Of the distilled set, in the report.
-        synthetic: The distilled set of each draw.
+        given: The sets by name, each as its draws. Baselines have as many pairs as the first of them.
         features: Of the real data.
         draws: Settings of each draw, with the baselines that it has of its own. Students are those of the first.
         coresets: What `read_coresets` gave for each draw.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
+        about: By the name of a given set, where it is from and how it was read, for the report.
+        digests: By the name of a given set, the digests of its image files (N,) int64, which are looked for among
+            those of validation and test images.
     """
     settings = draws[0]
+    pairs_each = next(iter(given.values()))[0].n_pairs
     px, data = settings.students.image_px, settings.data
     listed = RejectList(stage.store, run_store)
     held_out, read = held_out_sets(settings, listed)
     val, test = held_out["val"], held_out["test"]
-    about = common_images(read, features.image_digests())
+    found_in = common_images(read, features.image_digests())
+    for part, own in read.items():
+        found_in[part]["common"] |= {
+            f"set {name}": int(np.isin(own.digests, values).sum()) for name, values in (digests or {}).items()
+        }
     listed.save()
     chosen = [
         item
         for own, rows in zip(draws, coresets, strict=True)
-        for item in _baseline_rows(
-            features, data, own.evaluation, synthetic[0].n_pairs, own.run.seed, rows
-        ).items()
+        for item in _baseline_rows(features, data, own.evaluation, pairs_each, own.run.seed, rows).items()
     ]
     # in the object store, students of all machines get them; the driver need not hold them, too
-    sets: dict[str, Any] = {name: [ray.put(one) for one in synthetic]}
+    sets: dict[str, Any] = {name: [ray.put(one) for one in drawn] for name, drawn in given.items()}
     for baseline, pairs in _fetched(features, data, chosen, px):
         sets.setdefault(baseline, []).append(ray.put(pairs))
     result = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
-    stage.store.write_json(EVALUATION, result | {"held_out": about})
+    stage.store.write_json(EVALUATION, result | {"held_out": found_in, "given": dict(about or {})})
     return StageResult(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
         rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,

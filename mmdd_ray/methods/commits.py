@@ -25,17 +25,21 @@ def at_commits(settings: Any, run: Store) -> Any:
         for section, fields in URIS.items()
         if (own := getattr(settings, section, None)) is not None
     }
-    if not any(named.values()):
+    sets: tuple[str, ...] = getattr(settings, "set", ())  # of the job that evaluates given ones
+    if not any(named.values()) and not any(SCHEME in uri for uri in sets):
         return settings
     commits = run.read_json(COMMITS) if run.exists(COMMITS) else {}
     known = dict(commits)
-    sections = {}
+    sections: dict[str, Any] = {}
     for section, uris in named.items():
-        found = {
-            field: SOURCES.join(pinned(source, commits) for source in uri.split(SOURCES))
-            for field, uri in uris.items()
-        }
+        found = {field: _pinned(uri, commits) for field, uri in uris.items()}
         sections[section] = replace(getattr(settings, section), **found)
+    if sets:
+        sections["set"] = tuple(_pinned(uri, commits) for uri in sets)
     if commits != known:
         run.write_json(COMMITS, commits)
     return replace(settings, **sections)
+
+
+def _pinned(uri: str, commits: dict[str, str]) -> str:
+    return SOURCES.join(pinned(source, commits) for source in uri.split(SOURCES))

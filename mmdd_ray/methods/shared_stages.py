@@ -148,6 +148,7 @@ def audit_stage(
     folder: Callable[[Context[Any]], Store],
     images: Callable[[Any, Source], float] | None = None,
     needs: str = "export",
+    can_be: Callable[[Any], bool] = lambda settings: True,
 ) -> Stage[Any]:
     """The stage `audit`, which looks for copies in the set of the first draw, and at its spectrum, for the report.
 
@@ -156,12 +157,13 @@ def audit_stage(
         images: Of the set, for the plan; None where only the set itself tells, which may be gone when a later run is
             planned by this one.
         needs: The stage that says which set it is.
+        can_be: Whether the set is one of ours.
     """
     return Stage(
         name=AUDIT_STAGE,
         needs=("features", needs),
         run=lambda stage, context: audit_set(stage, folder(context), features_of(context), context.settings),
-        wanted=lambda settings: settings.evaluation.audit,
+        wanted=lambda settings: settings.evaluation.audit and can_be(settings),
         cost=lambda settings, source: (
             audit_cost(settings.features, settings.evaluation, images(settings, source), source)
             if images
@@ -183,8 +185,7 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
         px = first.settings.students.image_px
         return compare_with_baselines(
             stage,
-            name(first.settings),
-            [distilled_set(set_folder(one), px) for one in contexts],
+            {name(first.settings): [distilled_set(set_folder(one), px) for one in contexts]},
             features_of(first),
             [one.draw.compared for one in contexts],
             [_coresets(one) for one in contexts],

@@ -191,13 +191,14 @@ def audit_cost(features: Features, evaluation: Evaluation, images: float, source
 
 
 def evaluation_cost(
-    judged: Students | Classifiers, evaluation: Evaluation, items: int, classes: int = 1
+    judged: Students | Classifiers, evaluation: Evaluation, items: int, classes: int = 1, given: int = 1
 ) -> StageCost:
     """The cost of training students or classifiers on all sets, under all protocols.
 
     Args:
         items: Pairs or images of the distilled set and of each coreset; 0 where that is not known before.
         classes: Of labelled sets.
+        given: Sets that are no baselines.
     """
     units, students, uses, counted = 0.0, 0, [], []
     for protocol, kind in trainings(judged, evaluation):
@@ -212,7 +213,8 @@ def evaluation_cost(
                 uses[-1] += " with a teacher"
         rates = len(protocol.learning_rates)
         each = (protocol.students or evaluation.seeds) + (rates if rates > 1 else 0)
-        own = each * count_sets(evaluation, without=["full"] if protocol.is_published else [])
+        sets = count_sets(evaluation, without=["full"] if protocol.is_published else []) + given - 1
+        own = each * sets
         # a protocol of steps has the same batch for a larger set
         units += own * training.steps * (training.batch if protocol.is_published else _batch_of(kind))
         students += own

@@ -51,6 +51,10 @@ class Training:
             **schedule,  # type: ignore[arg-type]
         )
 
+    def items_seen(self, items: int) -> int:
+        """Items of all steps together, on a set of so many."""
+        return self.steps // self.epoch_steps * items if self.keeps_rest else self.steps * self.batch
+
     def rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied with at a step, counted from 0."""
         done = step // self.epoch_steps

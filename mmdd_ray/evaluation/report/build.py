@@ -8,6 +8,7 @@ from typing import Any
 from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS, extra_metrics
+from mmdd_ray.evaluation.report.differences import differences
 from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
 from mmdd_ray.planning.costs import planned_as
@@ -51,7 +52,8 @@ def build_report(
     at the best look of each student at the test data, where a publication reports that. ``panels`` are the same figures
     under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
-    metric that decides.
+    metric that decides. ``differences`` are those of paired students, as ``differences.differences`` gives them.
+    ``given`` says of each set that the user named where it is from and how it was read.
     ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
     were asked for them.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
@@ -92,17 +94,21 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
             "task": None,
             "protocol": None,
             "models": "",
+            "folder": "",
             "scores": {},
             "extra_scores": {},
             "best_looks": {},
             "standings": {},
+            "differences": {},
             "sets": {},
+            "given": {},
             "held_out": {},
             "panels": [],
         }
     return {
         "task": evaluation["task"],
         **_panel(evaluation),
+        "given": evaluation.get("given", {}),
         "held_out": evaluation.get("held_out", {}),
         "panels": [_panel(one) for one in evaluation["others"]],
     }
@@ -114,12 +120,14 @@ def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "protocol": evaluation["protocol"],
         "models": evaluation["models"],
+        "folder": evaluation["folder"],
         "scores": scores,
         "extra_scores": _extra_scores(evaluation),
         "best_looks": {
             name: one["best_look"] for name, one in _ordered(evaluation["sets"]) if one["best_look"]
         },
         "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
+        "differences": differences(scores),
         "sets": _without_metrics(evaluation["sets"]),
     }
 

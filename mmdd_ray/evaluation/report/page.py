@@ -25,7 +25,9 @@ from mmdd_ray.evaluation.report.panels import (
 )
 from mmdd_ray.evaluation.report.text import (
     about_full,
+    about_given,
     best_scores,
+    difference_rows,
     headline,
     label_of,
     main_scores,
@@ -82,6 +84,8 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         best=best_scores(report["scores"]),
         draws=most_draws(report),
         about_full=about_full(report),
+        about_given=about_given(report),
+        differences_of=lambda panel: difference_rows(panel, report),
         other_panels=[(panel, best_scores(panel["scores"])) for panel in of_other_protocols(report)],
         across=across_students(report),
         protocols=about_protocols(report),

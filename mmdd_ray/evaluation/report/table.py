@@ -10,6 +10,8 @@ from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, fitting
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
+    about_given,
+    difference_rows,
     duration_text,
     full_is_part,
     mean_std,
@@ -34,6 +36,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
             blocks += _of_panel(panel, report)
         for across in across_students(report):
             blocks += _of_students(across, report)
+    blocks += [_noted(note) for note in about_given(report)]
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
     if distilled:
@@ -55,6 +58,28 @@ def _score_rows(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[list[
     """Cells of a table with a row for each metric and a column for each set."""
     rows = [[metric_label(metric), *[mean_std(one[metric]) for one in scores.values()]] for metric in metrics]
     return [["", *scores], *rows]
+
+
+def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) -> list[str]:
+    """The differences, in a block for each set."""
+    widths = [max(len(row[column]) for row in rows) for column in (1, 2)]
+    lines: list[str] = []
+    for place, (ours, theirs, interval, over) in enumerate(rows):
+        if place == 0 or rows[place - 1][0] != ours:
+            lines.append(f"{metric} of {ours}, difference to … (95 % interval)")
+        lines.append(f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {over}, paired")
+    return lines
+
+
+def _noted(note: str) -> str:
+    return textwrap.fill(
+        note,
+        TERMINAL_COLUMNS,
+        initial_indent=f"{'note':<13}",
+        subsequent_indent=" " * 13,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -79,6 +104,8 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     if best:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
     lines = ["\n".join(notes) + "\n", *_lines(rows)]
+    if differences := difference_rows(panel, report):
+        lines += [*_difference_lines(differences, TASK_TEXTS[task]["main"]), ""]
     if extra := panel["extra_scores"]:
         lines += [
             f"{EXTRA_TITLE}: accuracy in percent\n",

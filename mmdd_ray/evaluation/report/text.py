@@ -24,7 +24,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def headline(report: Mapping[str, Any]) -> str:
     """The figures of the outcome in one sentence."""
-    distilled, sets = report["distilled"], report["sets"]
+    distilled, sets, given = report["distilled"], report["sets"], report["given"]
     clauses = []
     for name, main in main_scores(report).items():
         task = TASK_TEXTS[report["task"]]
@@ -38,8 +38,10 @@ def headline(report: Mapping[str, Any]) -> str:
         elif name == "random":
             clauses.append(f"{count} random real {task['unit']} {score}")
         elif name not in (*BASELINES, CHANCE):
+            is_ours = given.get(name, {}).get("kind", "distilled") == "distilled"
+            made = "synthetic " if is_ours else ""  # others may be anything, real pairs, too
             clauses.append(
-                f"{count} synthetic {task['unit']} of {label_of(name, report)} reach {score} {task['main']}"
+                f"{count} {made}{task['unit']} of {label_of(name, report)} reach {score} {task['main']}"
             )
     if clauses:
         return "; ".join(clauses) + "."
@@ -70,6 +72,38 @@ def tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
     return [*tiles, (duration_text(report["seconds"]), "in all stages")]
+
+
+def about_given(report: Mapping[str, Any]) -> list[str]:
+    """What people should know of the sets that were named, a sentence each; first, that they differ in size."""
+    unit = TASK_TEXTS[report["task"]]["unit"] if report["task"] else ""
+    counts = {name: report["sets"][name][unit] for name in report["given"]}
+    lines = []
+    if len(set(counts.values())) > 1:
+        first, *others = (f"{label_of(name, report)} {count:,}" for name, count in counts.items())
+        baselines = " like the baselines" if report["standings"] else ""
+        lines.append(
+            f"the sets differ in size, so they are no fair comparison: {first} {unit}{baselines}, "
+            f"{', '.join(others)}"
+        )
+    return lines + [
+        f"{label_of(name, report)}: {note}"
+        for name, about in report["given"].items()
+        for note in about["notes"]
+    ]
+
+
+def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Differences of the deciding metric: set, other set, mean with its interval, and what was paired."""
+    metric = MAIN_METRIC[report["task"]] if report["task"] else ""
+    rows = []
+    for ours, others in panel["differences"].items():
+        for theirs, found in others.items():
+            mean, low, high = (found["metrics"][metric][part] for part in ("mean", "low", "high"))
+            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+            names = (label_of(ours, report), label_of(theirs, report))
+            rows.append((*names, interval, f"{found['count']} {found['over']}"))
+    return rows
 
 
 def main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

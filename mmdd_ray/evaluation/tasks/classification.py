@@ -44,6 +44,9 @@ class Classification:
     def models(self) -> str:
         return f"{self.settings.model} at {self.image_px} px"
 
+    def images_seen(self, given: LabelledSet) -> int:
+        return self.protocol.training(given.n_images, len(given.classes)).items_seen(given.n_images)
+
     def train(
         self,
         given: LabelledSet,

@@ -33,6 +33,10 @@ class Retrieval:
     def models(self) -> str:
         return f"{self.settings.image_model} + {self.settings.text_model} at {self.image_px} px"
 
+    def images_seen(self, given: PairSet | LearntPairs) -> int:
+        items = given.n_pairs if self.protocol.by_caption else given.n_images
+        return self.protocol.training(items).items_seen(items)
+
     @property
     def prepare(self) -> Callable[[PairSet | LearntPairs, str], np.ndarray] | None:
         return self._encode_texts if self.protocol.trained == "frozen-text" else None

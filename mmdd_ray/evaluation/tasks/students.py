@@ -186,6 +186,11 @@ def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
     if isinstance(pairs, LearntPairs) and pairs.vocabulary == encoder.vocabulary_digest():
         arrays = (pairs.ids, pairs.mask, pairs.offsets)
         return Tokens(*(torch.tensor(values, device=encoder.vocabulary.device) for values in arrays))
+    if isinstance(pairs, LearntPairs) and not pairs.has_words:
+        raise UserError(
+            "the texts of these pairs are vectors of another text encoder and have no words; choose that encoder as "
+            "students.text_model, and a protocol that reads captions as it does"
+        )
     return encoder.tokenize(pairs.flat_captions)
 
 

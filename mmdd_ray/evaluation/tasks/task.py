@@ -47,6 +47,10 @@ class Task(Protocol):
         """What is trained, for people."""
         ...
 
+    def images_seen(self, given: Any) -> int:
+        """Images that a student of a set sees in training, each as often as it is seen."""
+        ...
+
     @property
     def prepare(self) -> Callable[[Any, str], np.ndarray] | None:
         """Makes, on a device, an array that all students need of a set; None where they share nothing."""

@@ -1,4 +1,4 @@
-"""Students of a distilled set that is there already, and of real pairs beside it."""
+"""Students of sets that are there already, whoever made them, and of real pairs beside them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ REHEARSED_PAIRS = 4
 
 
 def _check(settings: Evaluate) -> None:
-    from mmdd_ray.evaluation.sets import distilled_set  # seconds that --help need not pay
+    from mmdd_ray.methods.evaluate.look import look_at_sets  # seconds that --help need not pay
 
     check_all_match(settings)
     if settings.evaluation.draws > 1:
@@ -25,7 +25,7 @@ def _check(settings: Evaluate) -> None:
             f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
             "leave it at 1, or give it to the job that distils"
         )
-    distilled_set(Store(settings.set), settings.students.image_px)  # small; finds what is missing or damaged
+    look_at_sets(settings)
 
 
 def _models(settings: Evaluate) -> dict[str, str]:
@@ -39,7 +39,7 @@ def _steps() -> Steps[Evaluate]:
 
 
 def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) -> Evaluate:
-    """A set of a few scenes in place of the one that is given."""
+    """A set of a few scenes in place of those that are given."""
     from mmdd_ray.data import shapes
     from mmdd_ray.data.images import encode_png
     from mmdd_ray.distilled.sample import Sample
@@ -58,7 +58,7 @@ def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) ->
     ]
     store = Store(str(folder / "set"))
     write_distilled(samples, store, method="scenes", settings={}, seed=0, inputs={})
-    return replace(settings, set=store.uri)
+    return replace(settings, set=(store.uri,), set_split=None, set_image_root=None)
 
 
 METHOD = Method(

@@ -14,14 +14,14 @@ from mmdd_ray.methods.preset_parts import (
 
 def local() -> Evaluate:
     """A laptop: tiny students on procedural scenes."""
-    return Evaluate(set="runs/edge_cc3m-local/distilled", data=SCENES, evaluation=SCENES_EVALUATION)
+    return Evaluate(set=("runs/edge_cc3m-local/distilled",), data=SCENES, evaluation=SCENES_EVALUATION)
 
 
 def cc3m() -> Evaluate:
     """A GPU cluster: NFNet and BERT students on CC3M."""
     return Evaluate(
         run=AUTOSCALING,
-        set="s3://YOUR-BUCKET/runs/edge_cc3m/distilled",
+        set=("s3://YOUR-BUCKET/runs/edge_cc3m/distilled",),
         data=CC3M,
         features=VIT_B32,
         students=NFNET_AND_BERT,

@@ -1,16 +1,24 @@
-"""Everything that the evaluation of a set depends on."""
+"""Everything that the evaluation of given sets depends on."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import MinLen
 
 from mmdd_ray.config import Data, Evaluation, Features, Plan, Rehearse, Run, Students
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Students trained on a distilled set, and on real pairs beside it."""
+    """Students trained on given sets of pairs, and on real pairs beside them."""
 
-    set: str
-    """The distilled set: a folder or URI with its manifest.json."""
+    set: Annotated[tuple[str, ...], MinLen(1)]
+    """One set or more: a distilled one (a folder or URI with its manifest.json), any source of pairs that data.uri
+    takes, or a .pt file as LoRS and RepBlend save their pairs. Baselines have as many pairs as the first."""
+    set_split: str | None = None
+    """Split of the sets that are sources of pairs, where these hold several."""
+    set_image_root: str | None = None
+    """Folder of the image files of such sets, where a file names them. Default: the folder of that file."""
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)
     rehearse: Rehearse = field(default_factory=Rehearse)
