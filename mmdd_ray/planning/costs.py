@@ -205,19 +205,19 @@ def evaluation_cost(
         if isinstance(protocol, PairProtocol):
             training = protocol.training(items or ASSUMED_PAIRS)
             uses.append(f"{kind.image_model} and {kind.text_model} at {kind.image_px} px, {protocol.trained}")
-            counted.append(replace(kind, batch_pairs=training.batch, protocol=protocol.trained))
         else:
             training = protocol.training(items or ASSUMED_PAIRS, classes)
-            uses.append(f"{kind.model} of {kind.width} channels at {kind.image_px} px")
-            if protocol.needs_teacher:
-                uses[-1] += " with a teacher"
+            taught = " with a teacher" if protocol.needs_teacher else ""
+            uses.append(f"{kind.model} of {kind.width} channels at {kind.image_px} px{taught}")
+        # where steps are counted, a student of all the data has whole batches
+        batch = training.batch if protocol.is_published else _batch_of(kind)
+        if isinstance(protocol, PairProtocol):
+            counted.append(replace(kind, batch_pairs=batch, protocol=protocol.trained))
         rates = len(protocol.learning_rates)
         each = (protocol.students or evaluation.seeds) + (rates if rates > 1 else 0)
         sets = count_sets(evaluation, without=["full"] if protocol.is_published else []) + given - 1
-        own = each * sets
-        # a protocol of steps has the same batch for a larger set
-        units += own * training.steps * (training.batch if protocol.is_published else _batch_of(kind))
-        students += own
+        units += each * sets * training.steps * batch
+        students += each * sets
     return StageCost(
         units=units,
         unit="pairs",
