@@ -85,7 +85,6 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "synthesize": 400 * 20 * 2,  # candidates, steps, with and without the prompt
         "coresets": 2000
         * (100 * 2 + 1),  # a pass for each pick of herding and of k-center, one for clip-score
-        "audit": 2000 * (100 + 1000),  # the set and at most so many test images beside all real ones
         "evaluate": 6 * (3 + 2) * 80 * 64,  # sets, seeds and rates
     }
     covmatch = covmatch_local()
@@ -94,7 +93,6 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
         "moments": 2000,
         "match": 60 * 100,  # real pairs are encoded once, for their moments
         "coresets": 2000 * (100 * 2 + 1),
-        "audit": 2000 * (100 + 1000),
         "evaluate": 6 * (3 + 2) * 40 * 64,
     }
     assert units(covmatch) == counted
@@ -102,6 +100,9 @@ def test_the_work_of_each_stage_is_counted_from_the_settings() -> None:
     del counted["moments"]
     assert units(replace(covmatch, match=published)) == counted | {"match": 60 * (100 + 128)}
     edge = edge_local()
+    audited = units(replace(edge, evaluation=replace(edge.evaluation, audit=True)))
+    # the set and at most so many test images beside all real ones
+    assert audited == units(edge) | {"audit": 2000 * (100 + 1000)}
     refined = replace(edge, refine=replace(edge.refine, iterations=60))
     assert units(refined) == units(edge) | {"moments": 2000, "refine": 60 * 100}
     assert list(units(refined)).index("refine") < list(units(refined)).index("coresets")

@@ -140,7 +140,8 @@ SMALL = """
     --match.batch_pairs 4 --match.pixel_rate 1 --match.text_rate 0.1 --match.student_rate 0.01
     --match.student_rate_rate 1e-5 --match.similarity low-rank --match.rank 2 --match.similarity_rate 0.1
     --match.checkpoint_iterations 2 --experts.epochs 2 --experts.batch_pairs 16 --students.steps 4
-    --evaluation.seeds 1 --evaluation.baselines random --run.num_cpus 2 --run.object_store_mib 100
+    --evaluation.seeds 1 --evaluation.baselines random --evaluation.audit --run.num_cpus 2
+    --run.object_store_mib 100
 """
 
 

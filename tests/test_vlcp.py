@@ -35,7 +35,6 @@ STAGES = (
     "synthesize",
     "export",
     "prompts",
-    "audit",
     "evaluate",
 )
 

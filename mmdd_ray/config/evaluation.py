@@ -84,7 +84,7 @@ class Evaluation:
     such file, or shapes:ROWS?seed=S."""
     compositional_image_root: str | None = None
     """Folder of the image files that `compositional` names. Default: the folder of its JSON files."""
-    audit: bool = extending(True)
+    audit: bool = extending(False)
     """Looks for copies of real images in the distilled set, for test images among the training images, and at its
     spectrum and saturation, for the report; of the first draw. Reads the real images that are nearest by CLIP."""
     gpus_per_student: Weight = operational(0.25)
