@@ -6,15 +6,17 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from mmdd_ray.config import Evaluation, Students
+from mmdd_ray.config import Evaluation, Run, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.pair import Row
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.by_pairs import by_pairs
 from mmdd_ray.evaluation.compare import _Bench, _prepare, _train_and_test, compare, has_all
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
+from mmdd_ray.methods.edge.presets import local as edge_local
 from mmdd_ray.protocols import PUBLISHED_FOR_PAIRS, Training, pair_protocol
 from mmdd_ray.storage.store import Store
 
@@ -224,3 +226,22 @@ def test_protocols_and_other_students_are_panels_of_their_own(tmp_path, monkeypa
     again = compare(sets, val, test, students, replace(evaluation, students=()), 7, stage)
     assert again["others"] == [panels[2]]
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_curve_by_pairs_is_of_parts_that_hold_each_other(tmp_path, capfd):
+    import ray
+
+    settings = replace(edge_local(), students=replace(SHORT, learning_rates=(0.01,)), run=Run(seed=3))
+    settings = replace(settings, evaluation=replace(EVALUATION, seeds=1, curve_pairs=(8, 2, 4)))
+    whole = pair_set(0, 6)
+    sets = {"few": [ray.put(whole)]}
+    val, test = pair_set(100, 110), pair_set(200, 220)
+    stage = stage_in(tmp_path)
+    compared = compare(sets, val, test, settings.students, settings.evaluation, 3, stage)
+    curve = by_pairs(sets, val, test, settings, compared, stage)["few"]
+    assert [(one["images"], one["pairs"]) for one in curve] == [(2, 4), (4, 8), (6, 12)]
+    assert curve[-1]["mean"] == compared["sets"]["few"]["metrics"]["mean_recall"]["mean"]
+    assert "few has 6 images, so parts of 8 are left out" in capfd.readouterr().out
+    stage.store.write_json("evaluation.json", compared | {"curve_pairs": [8, 2, 4]})
+    assert has_all(stage.store, settings.students, settings.evaluation)
+    assert not has_all(stage.store, settings.students, replace(settings.evaluation, curve_pairs=(2,)))

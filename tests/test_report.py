@@ -480,7 +480,13 @@ def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
             _other("lors-frozen-text-small", wide, **small),
         ]
     }
-    report = build_report(run, evaluation)
+    parts = [
+        {"pairs": pairs, "images": pairs, "mean": mean, "std": 0.1}
+        for pairs, mean in ((25, 4.0), (100, 13.5))
+    ]
+    report = build_report(run, evaluation | {"by_pairs": {"edge": parts}})
+    assert "by pairs     EDGE: 4.0 of 25, 13.5 of 100" in summary_table(report)
+    assert "Mean recall against pairs" in report_html(report, run)
     assert [panel["protocol"]["name"] for panel in of_other_protocols(report)] == ["lors-frozen-text-small"]
     equal, lors = across_students(report)
     assert equal["models"] == [own, wide]

@@ -44,6 +44,10 @@ class Evaluation:
     students: tuple[str, ...] = extending(())
     """Further pairs of encoders that are trained on the same sets, as IMAGE_MODEL+TEXT_MODEL, to see what a set is
     worth to others than those that it was made with; for instance nf_resnet50+google-bert/bert-base-uncased."""
+    curve_pairs: tuple[Count, ...] = extending(())
+    """Further sizes, in images, for the curve of recall against pairs: students of so many images of each given set and
+    of random real ones, in one random order of each, so that a larger part holds the smaller ones. A finished run with
+    further sizes makes the missing students."""
     seeds: Count = 3
     """Students per set under "equal-budget"; the report gives mean and standard deviation over them."""
     draws: Count = extending(1)
@@ -118,6 +122,11 @@ class Evaluation:
         Raises:
             UserError: They do not.
         """
+        if labelled and self.curve_pairs:
+            raise UserError(
+                f"evaluation.curve_pairs={' '.join(map(str, self.curve_pairs))} is for sets of pairs, but this job "
+                "trains classifiers; leave it out, and evaluate sets of other sizes"
+            )
         for name in ("zero_shot", "compositional"):
             if labelled and (uri := getattr(self, name)) is not None:
                 raise UserError(

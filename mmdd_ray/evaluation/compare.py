@@ -35,6 +35,7 @@ from mmdd_ray.protocols.equal_budget import EQUAL_BUDGET
 from mmdd_ray.storage.store import Store
 
 EVALUATION = "evaluation.json"
+CURVE_PAIRS = "curve_pairs"  # in it, the sizes of nested sets
 FOLDER = "students"
 FULL = "full"
 VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
@@ -139,6 +140,8 @@ def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluat
     found = folder.read_json(EVALUATION)
     panels = [(panel["protocol"]["name"], panel["models"]) for panel in (found, *found["others"])]
     wanted = tasks_of(students, evaluation)
+    if found.get(CURVE_PAIRS, []) != [*evaluation.curve_pairs]:
+        return False
     return panels == [(task.protocol.shown_name(task.image_px), task.models) for task in wanted]
 
 

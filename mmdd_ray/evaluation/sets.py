@@ -17,7 +17,8 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import EVALUATION, compare
+from mmdd_ray.evaluation.by_pairs import RANDOM, by_pairs
+from mmdd_ray.evaluation.compare import CURVE_PAIRS, EVALUATION, compare
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.read import read_probes
@@ -340,7 +341,14 @@ def compare_with_baselines(
     for baseline, pairs in _fetched(features, data, chosen, px):
         sets.setdefault(baseline, []).append(ray.put(pairs))
     result = compare(sets, val, test, settings.students, settings.evaluation, settings.run.seed, stage)
-    stage.store.write_json(EVALUATION, result | {"held_out": found_in, "given": dict(about or {})})
+    curves = {}
+    if settings.evaluation.curve_pairs:
+        small = {name: sets[name] for name in (*given, RANDOM) if name in sets}
+        curves = by_pairs(small, val, test, settings, result, stage)
+    noted = {"held_out": found_in, "given": dict(about or {})}
+    stage.store.write_json(
+        EVALUATION, result | noted | {CURVE_PAIRS: [*settings.evaluation.curve_pairs], "by_pairs": curves}
+    )
     return StageResult(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
         rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,

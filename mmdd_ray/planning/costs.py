@@ -216,6 +216,10 @@ def evaluation_cost(
         rates = len(protocol.learning_rates)
         each = (protocol.students or evaluation.seeds) + (rates if rates > 1 else 0)
         sets = count_sets(evaluation, without=["full"] if protocol.is_published else []) + given - 1
+        if (
+            protocol.name == evaluation.protocols[0] and kind is judged
+        ):  # parts of the given sets and of random pairs
+            sets += len(evaluation.curve_pairs) * (given + ("random" in evaluation.baselines))
         units += each * sets * training.steps * batch
         students += each * sets
     return StageCost(

@@ -53,6 +53,7 @@ def build_report(
     under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
     metric that decides. ``differences`` are those of paired students, as ``differences.differences`` gives them.
+    ``by_pairs`` is the deciding metric of parts of a set, each of which holds the smaller ones.
     ``given`` says of each set that the user named where it is from and how it was read.
     ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
     were asked for them.
@@ -104,6 +105,7 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
             "given": {},
             "held_out": {},
             "panels": [],
+            "by_pairs": {},
         }
     return {
         "task": evaluation["task"],
@@ -111,6 +113,7 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
         "given": evaluation.get("given", {}),
         "held_out": evaluation.get("held_out", {}),
         "panels": [_panel(one) for one in evaluation["others"]],
+        "by_pairs": evaluation.get("by_pairs", {}),
     }
 
 

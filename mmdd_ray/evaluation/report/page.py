@@ -129,6 +129,12 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
                 "steps",
                 f"{task['main']}, %",
             )
+    if report["by_pairs"]:
+        points = {
+            set_label(name, report): ([one["pairs"] for one in parts], [one["mean"] for one in parts])
+            for name, parts in report["by_pairs"].items()
+        }
+        found["by_pairs"] = charts.curves(points, "pairs", f"{TASK_TEXTS[report['task']]['main']}, %")
     if report["audit"]:
         values = {name: one["values"] for name, one in report["audit"]["spectrum"].items()}
         found["spectrum"] = charts.spectra({"distilled set": values["set"], "real data": values["real"]})

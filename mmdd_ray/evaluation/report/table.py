@@ -36,6 +36,9 @@ def summary_table(report: Mapping[str, Any]) -> str:
             blocks += _of_panel(panel, report)
         for across in across_students(report):
             blocks += _of_students(across, report)
+        for name, parts in report["by_pairs"].items():
+            points = ", ".join(f"{one['mean']:.1f} of {one['pairs']:,}" for one in parts)
+            blocks.append(f"{'by pairs':<13}{set_label(name, report)}: {points}")
     blocks += [_noted(note) for note in about_given(report)]
     if full_is_part(report):
         blocks.append(f"{FULL:<13}{set_label(FULL, report)}, drawn at random")
