@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def finish(
     prints: Mapping[str, str] | None = None,
     protocol: Mapping[str, Any] | None = None,
     published: bool = False,
+    made_by: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     draws: int = 1,
     task: str = "retrieval",
@@ -66,7 +67,8 @@ def finish(
                 for seed, figure in enumerate([0.0, *of_draw]):
                     held_out, fingerprint = ("test", test_print) if seed else ("val", "val")
                     student = {"set": name, "learning_rate": RATE, "seed": seed, "held_out": held_out}
-                    student |= {"draw": draw, "inputs": [f"{own}{draw}", fingerprint], "seconds": 1.0}
+                    student |= {"draw": draw, "inputs": [f"{own}{draw}", fingerprint, *made_by]}
+                    student["seconds"] = 1.0
                     student["metrics"] = dict.fromkeys(METRICS[task], figure)
                     store.write_json(f"students/{name}-draw{draw}-seed{seed}.json", student)
             # of an earlier choice of the rate: no part of the report
@@ -77,7 +79,12 @@ def finish(
             found[name]["metrics"] = dict.fromkeys(METRICS[task], spread(rows.tolist()))
         by_chance = chance(50, 1) if task == "retrieval" else accuracy_chance(48)
         of_protocol = EQUAL_BUDGET | (protocol or {})
-        panel = {"protocol": of_protocol, "models": "tiny-nf + tiny-bert at 32 px", "folder": "students"}
+        panel = {
+            "protocol": of_protocol,
+            "models": "tiny-nf + tiny-bert at 32 px",
+            "folder": "students",
+            "notes": {},
+        }
         result = {"task": task, **panel, "sets": found, "chance": by_chance, "others": []}
         if published:
             theirs = {
@@ -199,6 +206,17 @@ def test_each_protocol_has_a_table_of_its_own(tmp_path: Path) -> None:
     assert [len(table["differences"]) for table in found["tables"]] == [1, 0]
     told = "Each protocol has a table of its own (equal-budget, panel): figures"
     assert told in " ".join(comparison_table(found).split())
+
+
+def test_students_of_another_teacher_or_version_are_refused(tmp_path: Path) -> None:
+    uris = [
+        finish(tmp_path / name, {"edge": [9.0, 11.0]}, made_by=["soft-label 1", checksum])
+        for name, checksum in (("a", "sha256:1"), ("b", "sha256:2"))
+    ]
+    with pytest.raises(
+        UserError, match=r"the protocol's version or its teacher is soft-label 1, sha256:1 in"
+    ):
+        compare_runs(uris)
 
 
 def test_a_run_with_several_protocols_stands_in_the_table_of_each(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import caption_batches
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.probes.score import probe_student
+from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
 from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.models.classifiers import build_classifier
+from mmdd_ray.models.open_clip_export import export_open_clip
 from mmdd_ray.models.students import load_student, load_text_encoder, plain_caption
 from mmdd_ray.protocols import (
     PUBLISHED_FOR_LABELS,
@@ -95,8 +98,8 @@ def test_soft_labels_fall_along_half_of_a_cosine() -> None:
     assert rates(training, 1.0, [1, 101, 151, 300]) == pytest.approx(cosine.tolist())
     assert training.rate_factor(599) == training.rate_factor(598)  # one rate an epoch
     assert [step // 2 for step in training.looks_at] == [250, 260, 270, 280, 290]
-    found = [batch_of(per_class, classes) for per_class, classes in ((1, 10), (10, 10), (50, 10), (10, 100))]
-    assert found == [10, 50, 100, 100]
+    sizes = ((1, 10), (10, 10), (50, 10), (10, 100), (10, 200))
+    assert [batch_of(per_class, classes) for per_class, classes in sizes] == [10, 50, 100, 100, 50]
 
 
 def test_an_equal_budget_has_the_steps_of_the_settings_whatever_the_set() -> None:
@@ -195,6 +198,19 @@ def test_the_text_digest_tells_how_tokens_are_pooled() -> None:
         load_text_encoder(STUDENTS, "cpu", form).weights_digest() for form in (StudentForm(), LORS.form)
     )
     assert mean != first
+
+
+@pytest.mark.parametrize("protocol", [LORS, COVMATCH])
+def test_students_are_asked_beyond_retrieval_and_not_exported(
+    protocol: Any, pairs: PairSet, tmp_path: Any
+) -> None:
+    """Under every protocol, whatever heads it has."""
+    student = load_student(STUDENTS, 0, "cpu", protocol.form).eval()
+    labels = LabelledSet(pairs.images, np.arange(12) % 3, (0, 1, 2))
+    probes = Probes(classes=ClassSet(labels, ("dog", "cat", "bird"), ("a photo of a {}.",)))
+    assert set(probe_student(student, probes)) == {"zero-shot/top-1", "zero-shot/top-5"}
+    with pytest.raises(UserError, match="that a published protocol gives its students"):
+        export_open_clip(student, tmp_path / "out")
 
 
 @pytest.mark.parametrize("protocol", [LORS, COVMATCH])

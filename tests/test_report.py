@@ -71,6 +71,7 @@ PANEL = {
     },
     "models": "tiny-nf + tiny-bert at 32 px",
     "folder": "students",
+    "notes": {},
 }
 EVALUATION = {  # sets in another order than the report's
     "task": "retrieval",
@@ -476,7 +477,8 @@ def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
     evaluation = EVALUATION | {
         "others": [
             _other("equal-budget", wide, **{name: _set(100, 1.0, 3.0) for name in EVALUATION["sets"]}),
-            _other("lors-frozen-text-small", own, **published),
+            _other("lors-frozen-text-small", own, **published)
+            | {"notes": {"edge": ["its texts were captions"]}},
             _other("lors-frozen-text-small", wide, **small),
         ]
     }
@@ -501,12 +503,14 @@ def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
     )
     assert "32.0" not in text[first:second]  # no figure of one protocol in the table of another
     assert "best look" in text[second:]
+    assert "EDGE: its texts were captions" in " ".join(text[second:].split())
     assert "78.0 ± 1.4" in text[second:]
 
     page = report_html(report, run)
     assert "Learning curves: lors-frozen-text-small" in page
     assert "Learning curves: equal-budget" not in page
     assert "Not known: who fed the cat." in page
+    assert "EDGE: its texts were captions." in page
 
 
 def test_a_difference_counts_where_the_t_test_sees_it() -> None:

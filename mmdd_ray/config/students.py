@@ -17,6 +17,8 @@ class StudentForm:
     """A caption's feature: the mean of its tokens' last hidden states, or that of the first token."""
     heads: Literal["linear", "text-projection"] = "linear"
     """A linear head on each encoder, or image features as they are and a projection of the texts of two layers."""
+    embed_dim: int | None = None
+    """Width of the shared space; None: that of the settings."""
     centred: bool = True
     """Whether the mean feature of the set is taken from all features before the heads."""
     statistics: Literal["own", "clip"] = "own"
@@ -27,7 +29,10 @@ class StudentForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Students:
-    """The dual encoders that are trained on a set to measure it."""
+    """The dual encoders that are trained on a set to measure it.
+
+    Models, image_px, max_tokens and precision count under every protocol; all else is what "equal-budget" is.
+    """
 
     section: ClassVar[str] = "students"
     """Name of this section, for messages."""
@@ -64,12 +69,15 @@ class Students:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifiers:
-    """The classifiers that are trained from scratch on a set to measure it, with hard labels."""
+    """The classifiers that are trained from scratch on a set to measure it.
+
+    Model, width, image_px, precision and the teacher count under every protocol; all else is what "equal-budget" is.
+    """
 
     model: Literal["resnet-ap-10", "resnet-18", "convnet-3", "convnet-4", "convnet-5", "convnet-6"] = (
         "convnet-3"
     )
-    """Network of the field's protocol, with instance normalisation."""
+    """Network of the field; its normalisation is the protocol's."""
     width: Count = 128
     """Channels of a ConvNet; ResNets have 64 to 512."""
     image_px: Count = 32

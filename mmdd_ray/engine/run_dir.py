@@ -35,7 +35,7 @@ from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 SETTINGS = "settings.json"
-LAYOUT = 5
+LAYOUT = 6
 """Version of the layout of run directories; those of another version are refused."""
 MANIFEST = "manifest.json"
 STARTED = "started.json"

@@ -61,7 +61,7 @@ def caption_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image rows and caption rows of each step: every pair once in an epoch, the smaller last batch included.
 
-    So the published protocols have it. An image with several captions may stand in a batch twice.
+    The published protocols do this. An image with several captions may stand in a batch twice.
     """
     owner_P = np.repeat(np.arange(pairs.n_images), [len(own) for own in pairs.captions])
     for step, caption_B in enumerate(row_batches(len(owner_P), batch_pairs, rng, keeps_rest=True)):

@@ -27,6 +27,7 @@ OF_PUBLISHED = (
     "text_model",
     "image_px",
     "max_tokens",
+    "embed_dim",
     "model",
     "width",
     "precision",
@@ -273,6 +274,9 @@ def refuse_unlike(one: FinishedRun, other: FinishedRun) -> None:
         value, others = (run.judged.get(setting, UNSET) for run in (one, other))
         _refuse_other(f"{one.section}.{setting}", value, others, one, other)
     own, theirs = (run.report["settings"]["evaluation"] for run in (one, other))
+    made = [next(iter(run.tested.values())) for run in (one, other)]
+    theirs_by, ours_by = ([*next(iter(students.values()))["inputs"][2:]] for students in made)
+    _refuse_other("the protocol's version or its teacher", theirs_by, ours_by, one, other)
     for part in ("test", "val"):
         if one.held_out.get(part) != other.held_out.get(part):
             for setting in (part, f"{part}_split", f"{part}_image_root", "max_pairs"):

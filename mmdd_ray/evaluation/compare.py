@@ -28,6 +28,7 @@ from mmdd_ray.engine.tasks import as_done
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.report.words import FULL
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.evaluation.tasks import tasks_of
 from mmdd_ray.evaluation.tasks.task import Task
@@ -37,7 +38,6 @@ from mmdd_ray.storage.store import Store
 EVALUATION = "evaluation.json"
 CURVE_PAIRS = "curve_pairs"  # in it, the sizes of nested sets
 FOLDER = "students"
-FULL = "full"
 VAL_SEED = 0  # of the students that choose the learning rate; those that are reported have the seeds 1, 2, …
 RETRIES = 5  # of a student whose worker or node was lost
 CURVE_POINTS = 100  # of a reported loss curve
@@ -78,10 +78,10 @@ def compare(
     """Trains students on every set and reports how well they do on the test data.
 
     For each set and learning rate of a protocol's grid one student is tested with ``val``; the rate with the best mean
-    recall or top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. With the rate
-    as many students as the protocol has, or ``evaluation.seeds``, are trained and tested with ``test``, each after its
-    last step. Students of one seed start alike. Where a protocol looks at students on their way, the figures of these
-    looks are kept beside those of the last step.
+    recall or top-1 accuracy (the first of equals) is the set's. A grid of one rate needs none of them. Then as many
+    students as the protocol has, or ``evaluation.seeds``, are trained at that rate and tested with ``test``, each after
+    its last step. Students of one seed start alike. Where a protocol looks at students on their way, the figures of
+    these looks are kept beside those of the last step.
 
     A set that was drawn several times has one learning rate, that with the best mean over its draws: one choice from
     all figures is less noisy than a choice for each draw, and all draws are then trained alike. Every draw has students
@@ -126,11 +126,17 @@ def compare(
             evaluation,
             seed,
             stage.store.child(folder_of(task, tasks[0].models)),
-            task.chance(test),
+            test,
         )
         for task in tasks
     ]
     return main | {"others": others}
+
+
+def count_students(found: Mapping[str, Any]) -> int:
+    """Students that were tested with the test data, in all panels of what `compare` gave."""
+    sets = [one for panel in (found, *found["others"]) for one in panel["sets"].values()]
+    return sum(len(next(iter(one["metrics"].values()))["runs"]) for one in sets)
 
 
 def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluation) -> bool:
@@ -138,11 +144,16 @@ def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluat
     if not folder.exists(EVALUATION):
         return True
     found = folder.read_json(EVALUATION)
-    panels = [(panel["protocol"]["name"], panel["models"]) for panel in (found, *found["others"])]
+    panels = [
+        (panel["protocol"]["name"], panel["protocol"]["version"], panel["models"])
+        for panel in (found, *found["others"])
+    ]
     wanted = tasks_of(students, evaluation)
     if found.get(CURVE_PAIRS, []) != [*evaluation.curve_pairs]:
         return False
-    return panels == [(task.protocol.shown_name(task.image_px), task.models) for task in wanted]
+    return panels == [
+        (task.protocol.shown_name(task.image_px), task.protocol.version, task.models) for task in wanted
+    ]
 
 
 def _panel(
@@ -152,25 +163,27 @@ def _panel(
     evaluation: Evaluation,
     seed: int,
     store: Store,
-    chance: Mapping[str, float],
+    test: HeldOut,
 ) -> dict[str, Any]:
     """The figures of all sets under one protocol, with one kind of student."""
-    _check_students(task, evaluation)
+    rates = task.learning_rates(test)
+    _check_students(task, rates, evaluation)
     if task.protocol.is_published:
         drawn = {name: one for name, one in drawn.items() if name[0] != FULL}
     bench = _Bench(drawn, held_out, task, evaluation.gpus_per_student, seed, store)
     seeds = task.protocol.students or evaluation.seeds
-    on_val, on_test = _train_all(bench, list(drawn), task, seeds)
+    on_val, on_test = _train_all(bench, list(drawn), task.main_metric, rates, seeds)
     return {
         "task": task.name,
-        "protocol": about_protocol(task),
+        "protocol": about_protocol(task, rates),
         "models": task.models,
         "folder": store.uri.rpartition("/")[2],
         "sets": {
             name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.sizes(name)
             for name in dict.fromkeys(name for name, _ in drawn)
         },
-        "chance": dict(chance),
+        "notes": bench.notes(),
+        "chance": task.chance(test),
     }
 
 
@@ -181,13 +194,13 @@ def folder_of(task: Task, own_models: str) -> str:
     return f"{FOLDER}-{safe_name(f'{task.protocol.name}-{task.models}'.lower())}"
 
 
-def about_protocol(task: Task) -> dict[str, Any]:
+def about_protocol(task: Task, learning_rates: Sequence[float]) -> dict[str, Any]:
     """What a report says of the protocol of a panel."""
     protocol = task.protocol
-    rates = " or ".join(f"{rate:g}" for rate in protocol.learning_rates)
+    rates = " or ".join(f"{rate:g}" for rate in learning_rates)
     if protocol.is_published:
         chosen = f"learning rate {rates}, as published; figures after the last step"
-    elif len(protocol.learning_rates) > 1:
+    elif len(learning_rates) > 1:
         chosen = f"learning rate of each set ({rates}) by its figures on validation data; figures after the last step"
     else:
         chosen = f"learning rate {rates} for all sets; figures after the last step"
@@ -204,20 +217,16 @@ def about_protocol(task: Task) -> dict[str, Any]:
 
 
 def _train_all(
-    bench: "_Bench", drawn: Sequence[Name], task: Task, seeds: int
+    bench: "_Bench", drawn: Sequence[Name], metric: str, rates: Sequence[float], seeds: int
 ) -> tuple[dict[Student, Result], dict[Student, Result]]:
     """Students that choose the learning rate of each set, and those that are reported."""
-    rates = task.protocol.learning_rates
     tried = rates if len(rates) > 1 else ()
     total = len(drawn) * (len(tried) + seeds)
     with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
         on_val = bench.train(
             [Student(name, rate, VAL_SEED, "val", draw) for name, draw in drawn for rate in tried], bar
         )
-        chosen = {
-            name: _best_rate(_of_set(on_val, name), task.main_metric) if tried else rates[0]
-            for name, _ in drawn
-        }
+        chosen = {name: _best_rate(_of_set(on_val, name), metric) if tried else rates[0] for name, _ in drawn}
         reported = range(VAL_SEED + 1, VAL_SEED + 1 + seeds)
         on_test = bench.train(
             [Student(name, chosen[name], i, "test", draw) for name, draw in drawn for i in reported], bar
@@ -225,8 +234,7 @@ def _train_all(
     return on_val, on_test
 
 
-def _check_students(task: Task, evaluation: Evaluation) -> None:
-    rates = task.protocol.learning_rates
+def _check_students(task: Task, rates: Sequence[float], evaluation: Evaluation) -> None:
     if not rates or evaluation.seeds < 1:
         raise UserError(
             f"{task.section}.learning_rates={rates} and evaluation.seeds={evaluation.seeds} "
@@ -270,6 +278,11 @@ class _Bench:
         # are used again.
         self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_test)
         self._prepare = ray.remote(max_retries=RETRIES, **resources)(_prepare)
+
+    def notes(self) -> dict[str, list[str]]:
+        """What people should know of how students take a set, by its name."""
+        found = {name: self._task.notes(ray.get(placed.pairs)) for (name, _), placed in self._sets.items()}
+        return {name: notes for name, notes in found.items() if notes}
 
     def sizes(self, name: str) -> dict[str, int]:
         return self._sets[name, 0].sizes
@@ -317,6 +330,7 @@ class _Bench:
         return [
             self._sets[student.set, student.draw].fingerprint,
             self._held_out[student.held_out].fingerprint,
+            *self._task.made_by,
         ]
 
 

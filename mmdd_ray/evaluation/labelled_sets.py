@@ -17,7 +17,7 @@ from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import EVALUATION, RETRIES, compare
+from mmdd_ray.evaluation.compare import EVALUATION, RETRIES, compare, count_students
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.sets import CLIP_SCORE, judge_held_out
@@ -273,7 +273,7 @@ def compare_classifiers(
     listed = RejectList(stage.store, run_store)
     sources = settings.evaluation.sources(settings.data)
     read: dict[str, HeldOut] = {}
-    if len(settings.classifiers.learning_rates) > 1:
+    if any(len(protocol.learning_rates) > 1 for protocol, _ in _label_trainings(settings)):
         val, read["val"] = held_out_images("val", sources["val"], settings, features, classes, listed)
     test, read["test"] = held_out_images("test", sources["test"], settings, features, classes, listed)
     if "val" not in read:
@@ -293,6 +293,6 @@ def compare_classifiers(
     stage.store.write_json(EVALUATION, found | {"held_out": about})
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
-        rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,
+        rows_out=count_students(found),
         rejects=Counter(reason for *_, reason in listed.rows),
     )

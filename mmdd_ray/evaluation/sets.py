@@ -18,7 +18,7 @@ from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.by_pairs import RANDOM, by_pairs
-from mmdd_ray.evaluation.compare import CURVE_PAIRS, EVALUATION, compare
+from mmdd_ray.evaluation.compare import CURVE_PAIRS, EVALUATION, compare, count_students
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.read import read_probes
@@ -351,6 +351,6 @@ def compare_with_baselines(
     )
     return StageResult(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
-        rows_out=sum(map(len, sets.values())) * settings.evaluation.seeds,
+        rows_out=count_students(result),
         rejects=Counter(reason for *_, reason in listed.rows),
     )

@@ -27,7 +27,7 @@ def start_from(
     if settings.long_captions == "refuse":
         _check_lengths(text, captions)
     with torch.no_grad():
-        device = encoders.image_head.weight.device
+        device = encoders.device
         pixels = encoders.image.normalise(torch.tensor(image_NHWC, device=device))
     tokens = text.tokenize(captions)
     words = tokens.ids_BL.cpu().numpy()

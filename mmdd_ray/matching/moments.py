@@ -40,7 +40,7 @@ class _Encoders:
 
     def __init__(self, encoders: Any, settings: PairLearning) -> None:
         self._encoders, self._settings = encoders, settings
-        self._device = encoders.image_head.weight.device
+        self._device = encoders.device
 
     def encode_images(self, images_BHWC: np.ndarray) -> "Tensor":
         import torch

@@ -71,7 +71,7 @@ class PairOptimizer:
         """
         self.settings, self.seed, self.rank, self.workers, self.whole = settings, seed, rank, workers, whole
         self.encoders = encoders.eval()
-        self.device = encoders.image_head.weight.device
+        self.device = encoders.device
         if settings.frozen_text:
             encoders.text.requires_grad_(False)
         self._start = start

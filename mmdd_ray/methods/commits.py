@@ -9,7 +9,8 @@ from mmdd_ray.storage.store import Store
 
 COMMITS = "commits.json"
 """In the run directory: commits by repository and revision."""
-URIS = {"data": ("uri", "image_root"), "evaluation": ("val", "test", "val_image_root", "test_image_root")}
+TESTED = ("val", "test", "zero_shot", "compositional")
+URIS = {"data": ("uri", "image_root"), "evaluation": (*TESTED, *(f"{part}_image_root" for part in TESTED))}
 
 
 def at_commits(settings: Any, run: Store) -> Any:
@@ -25,7 +26,8 @@ def at_commits(settings: Any, run: Store) -> Any:
         for section, fields in URIS.items()
         if (own := getattr(settings, section, None)) is not None
     }
-    sets: tuple[str, ...] = getattr(settings, "set", ())  # of the job that evaluates given ones
+    given: str | tuple[str, ...] = getattr(settings, "set", ())  # of the jobs that evaluate given ones
+    sets = (given,) if isinstance(given, str) else given
     if not any(named.values()) and not any(SCHEME in uri for uri in sets):
         return settings
     commits = run.read_json(COMMITS) if run.exists(COMMITS) else {}
@@ -35,7 +37,8 @@ def at_commits(settings: Any, run: Store) -> Any:
         found = {field: _pinned(uri, commits) for field, uri in uris.items()}
         sections[section] = replace(getattr(settings, section), **found)
     if sets:
-        sections["set"] = tuple(_pinned(uri, commits) for uri in sets)
+        held = tuple(_pinned(uri, commits) for uri in sets)
+        sections["set"] = held[0] if isinstance(given, str) else held
     if commits != known:
         run.write_json(COMMITS, commits)
     return replace(settings, **sections)

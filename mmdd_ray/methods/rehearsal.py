@@ -107,11 +107,18 @@ def rehearsed(settings: Any, method: Method[Any], folder: Path, limits: Limits) 
     if hasattr(short, "evaluation"):
         val, test = (_scenes(held_out, seed, method.labelled) for seed in (2, 3))
         changed["evaluation"] = replace(short.evaluation, val=val, test=test)
-    for setting, name in method.models(settings).items():
+    for setting, name in method.models(_of_its_own(settings)).items():
         section, _, part = setting.partition(".")
         built = build(zoo.ROLES[part], name, folder / "models", layers=limits.layers)
         changed[section] = replace(changed.get(section, getattr(short, section)), **{part: built})
     return replace(short, **changed)
+
+
+def _of_its_own(settings: Any) -> Any:
+    """The settings without further students."""
+    if not hasattr(settings, "evaluation"):
+        return settings
+    return replace(settings, evaluation=replace(settings.evaluation, students=()))
 
 
 def training_scenes(short: Any, labelled: bool) -> str:
@@ -162,11 +169,13 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
     if isinstance(section, Training):
         changes |= {"workers": 1, **_of_one_worker(section, limits)}
     if isinstance(section, Students | Classifiers):
-        changes |= {"steps": STEPS, "learning_rates": section.learning_rates[:1]}
+        changes |= {"steps": STEPS, "learning_rates": section.learning_rates[:1], "looks": 0}
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
     if isinstance(section, Evaluation):
         changes |= {"val_split": None, "test_split": None, "val_image_root": None, "test_image_root": None}
         changes |= dict.fromkeys(_PROBES) | {"linear_probe": False}
+        # other protocols are epochs by the thousand, and further students are models by name
+        changes |= {"protocols": ("equal-budget",), "students": (), "curve_pairs": ()}
         changes |= {"baselines": ("random",), "seeds": 1, "draws": 1, "max_pairs": SCENES_HELD_OUT}
     return replace(section, **changes)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmdd_ray.config import Students
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.students import DualEncoder
+from mmdd_ray.models.students import AS_IS, DualEncoder
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TEXT_TYPES = ("bert", "roberta", "xlm-roberta")
@@ -66,6 +66,11 @@ def export_open_clip(student: DualEncoder, folder: Path, temperature: float = St
 
 def _check_text(student: DualEncoder) -> None:
     encoder = student.text
+    if student.form != AS_IS:
+        raise UserError(
+            "open_clip has no model of the form that a published protocol gives its students; export one that was "
+            "trained under equal-budget"
+        )
     config, tokenizer = encoder.backbone.config, encoder.tokenizer
     if config.model_type not in TEXT_TYPES:
         raise UserError(
@@ -160,7 +165,7 @@ def _compare(student: DualEncoder, folder: Path) -> None:
             f"open_clip cannot hold this student ({reason[:200]}); choose another students.image_model or "
             "students.text_model"
         ) from error
-    device, px = student.image_head.weight.device, student.image.image_px
+    device, px = student.device, student.image.image_px
     pixels_BCHW = torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))
     pixels_BCHW = student.image.normalise(255 * pixels_BCHW.permute(0, 2, 3, 1).to(device))
     captions = list(SAMPLE_CAPTIONS)

@@ -371,4 +371,4 @@ def load_student(
     """
     image = ImageEncoder(settings.image_model, settings.image_px, settings.section, form)
     text = TextEncoder(settings.text_model, settings.max_tokens, settings.section, form)
-    return DualEncoder(image, text, settings.embed_dim, seed, form).to(device)
+    return DualEncoder(image, text, form.embed_dim or settings.embed_dim, seed, form).to(device)

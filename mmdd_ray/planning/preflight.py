@@ -7,8 +7,10 @@ from typing import Any
 from mmdd_ray.config import Evaluation, LabelledSettings, PairLearning, PairSettings, Pool, RunSettings
 from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.errors import UserError
+from mmdd_ray.protocols import LabelProtocol
 from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import folder_and_name
 
 PLACEHOLDER = "YOUR-"  # in what a preset, or an example of the docs, leaves to its user
 
@@ -99,7 +101,18 @@ def check_classifiers(settings: LabelledSettings) -> None:
         UserError: Images are too small for the network, or there is nothing to choose a learning rate with.
     """
     _ = settings.classifiers.poolings  # raises where the images are too small
-    if len(settings.classifiers.learning_rates) > 1 and settings.evaluation.val is None:
+    protocols = [protocol for protocol, _ in trainings(settings.classifiers, settings.evaluation)]
+    if (teacher := settings.classifiers.teacher) is not None:
+        if not any(isinstance(one, LabelProtocol) and one.needs_teacher for one in protocols):
+            raise UserError(
+                f"classifiers.teacher={redact(teacher)} is for soft labels; add soft-label to evaluation.protocols, or "
+                "leave it out"
+            )
+        store, name = folder_and_name(teacher)
+        if not store.exists(name):
+            raise UserError(f"classifiers.teacher={redact(teacher)} does not exist; name a file of weights")
+    chooses = len(settings.classifiers.learning_rates) > 1 and not all(one.is_published for one in protocols)
+    if chooses and settings.evaluation.val is None:
         raise UserError(
             f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
             "to choose with as evaluation.val, or give one rate"

@@ -35,7 +35,7 @@ COVMATCH_BOTH_ENCODERS = PairProtocol(
     weight_decay=5e-4,
     trained="both-encoders",
     encoder_share=0.1,
-    form=StudentForm(centred=False),
+    form=StudentForm(embed_dim=2304, centred=False),
     temperature=0.07,
     shifts=False,
     by_caption=True,

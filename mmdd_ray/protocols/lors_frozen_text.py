@@ -7,7 +7,7 @@ LoRS (Xu et al., ICML 2024, arXiv 2406.01112) after MTT-VL (Wu et al., arXiv 230
   through a projection head of two layers with a residual and layer norm; temperature 0.07; no centring.
 - Captions in lower case without punctuation, cut to 30 words.
 - SGD at 0.1 for image encoder and text projection, momentum 0.9, weight decay 5e-4, batches of 128 with the smaller
-  last one, InfoNCE (the weighted BCE for sets with a similarity matrix); no augmentation.
+  last one, InfoNCE; no augmentation. Sets with a similarity matrix: the weighted BCE, and each batch drawn anew.
 - 101 passes over the set, because its loop includes both ends; a tenth of the rate after 51.
 - Eleven tests on the *test* set, after the passes 1, 11, …, 101, and the best of them by mean recall is reported. Five
   students.
@@ -34,6 +34,7 @@ LORS_FROZEN_TEXT = PairProtocol(
         "test images are cropped to a square, where the release squeezes them",
         "the spread is the sample standard deviation; the release divides by the number of students",
         "all sets are trained at 0.1; the release trains LoRS' own sets at the rates that were learnt with them",
+        "an epoch has each pair once; with a similarity matrix the release draws each batch anew, 128 of all pairs",
         "equal scores count against a student; the release breaks such ties by the order of the data",
     ),
     unsure=(

@@ -111,7 +111,7 @@ class PairProtocol(Protocol):
     """Whether an epoch has each pair of an image and a caption once. Otherwise it has each image once, with one of its
     captions at random, so that no batch has an image twice."""
     training: Callable[[int], Training]
-    """The training on a set, by its number of pairs or images, whichever an epoch has."""
+    """The training on a set, by its number of pairs or images, whichever an epoch counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,6 +246,14 @@ class Store:
                     fs.put_file(str(file), f"{root}/{target_name}")
 
 
+def folder_and_name(uri: str) -> tuple[Store, str]:
+    """The store of the folder that a file is in, and its name there; a local path is made absolute."""
+    if "://" not in uri:
+        uri = str(Path(uri).expanduser().absolute())
+    folder, _, name = uri.rpartition("/")
+    return Store(folder or "/"), name
+
+
 def _cache_folder() -> Path:
     """Folder for downloads that only this user can write to, so that nobody else can plant files in it."""
     folder = Path(tempfile.gettempdir(), f"mmdd-ray-{os.getuid()}")

@@ -52,7 +52,7 @@ def _tell_apart(student: DualEncoder, contrasts: ContrastSet) -> dict[str, float
 
 
 def _image_features(student: DualEncoder, images_NHWC: np.ndarray) -> Tensor:
-    device = student.image_head.weight.device
+    device = student.device
     starts = range(0, len(images_NHWC), ENCODE_ROWS)
     chunks = (torch.tensor(images_NHWC[start : start + ENCODE_ROWS], device=device) for start in starts)
     return _finite(torch.cat([student.image(chunk) for chunk in chunks]))

@@ -96,6 +96,7 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
             "protocol": None,
             "models": "",
             "folder": "",
+            "notes": {},
             "scores": {},
             "extra_scores": {},
             "best_looks": {},
@@ -124,6 +125,7 @@ def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": evaluation["protocol"],
         "models": evaluation["models"],
         "folder": evaluation["folder"],
+        "notes": evaluation["notes"],
         "scores": scores,
         "extra_scores": _extra_scores(evaluation),
         "best_looks": {

@@ -14,6 +14,7 @@ from mmdd_ray.evaluation.report.text import (
     difference_rows,
     duration_text,
     full_is_part,
+    label_of,
     mean_std,
     metric_label,
     most_draws,
@@ -109,6 +110,8 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     lines = ["\n".join(notes) + "\n", *_lines(rows)]
     if differences := difference_rows(panel, report):
         lines += [*_difference_lines(differences, TASK_TEXTS[task]["main"]), ""]
+    for name, told in panel["notes"].items():
+        lines += [_noted(f"{label_of(name, report)}: {one}") for one in told]
     if extra := panel["extra_scores"]:
         lines += [
             f"{EXTRA_TITLE}: accuracy in percent\n",

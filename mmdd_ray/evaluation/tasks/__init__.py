@@ -11,6 +11,7 @@ from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.evaluation.tasks.task import Task
 from mmdd_ray.protocols import PairProtocol
 from mmdd_ray.protocols.trainings import trainings
+from mmdd_ray.storage.store import folder_and_name
 
 
 def tasks_of(
@@ -24,7 +25,10 @@ def tasks_of(
     Raises:
         UserError: `evaluation.students` names no encoders or no classifier.
     """
-    taught_by = Teacher(teacher, judged) if teacher and isinstance(judged, Classifiers) else None
+    taught_by = None
+    if teacher and isinstance(judged, Classifiers):
+        store, name = folder_and_name(teacher)
+        taught_by = Teacher(teacher, judged, store.checksum(name))
     return [
         Retrieval(kind, protocol)
         if isinstance(protocol, PairProtocol)

@@ -20,6 +20,8 @@ class Teacher:
     """Their file."""
     settings: Classifiers
     """What it is."""
+    checksum: str
+    """Of the file."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,18 @@ class Classification:
     @property
     def models(self) -> str:
         return f"{self.settings.model} at {self.image_px} px"
+
+    @property
+    def made_by(self) -> list[str]:
+        teacher = [self.teacher.checksum] if self.teacher and self.protocol.needs_teacher else []
+        return [f"{self.protocol.name} {self.protocol.version}", *teacher]
+
+    def learning_rates(self, held_out: LabelledSet) -> tuple[float, ...]:
+        rates = self.protocol.learning_rates
+        return tuple(self.protocol.rate_of(rate, len(held_out.classes)) for rate in rates)
+
+    def notes(self, given: LabelledSet) -> list[str]:
+        return []
 
     def images_seen(self, given: LabelledSet) -> int:
         return self.protocol.training(given.n_images, len(given.classes)).items_seen(given.n_images)

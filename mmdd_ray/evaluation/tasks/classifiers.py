@@ -18,7 +18,7 @@ from mmdd_ray.evaluation.batches import draw_shifts, row_batches, shifted
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.metrics import TOPS
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
-from mmdd_ray.evaluation.tasks.trainer import Look, descend, reproducible
+from mmdd_ray.evaluation.tasks.trainer import descend, looking, reproducible
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.protocols import LabelProtocol, Training, label_protocol
 from mmdd_ray.protocols.equal_budget import EQUAL_BUDGET
@@ -62,26 +62,15 @@ def train_classifier(
     rng = np.random.default_rng(seed)
     with reproducible(seed, device):
         network = build_classifier(settings, classes, protocol.norm).to(device).train()
-        rate = protocol.rate_of(learning_rate, classes)
-        optimizer = _optimizer(network, protocol, rate, protocol.decay_of(protocol.weight_decay, classes))
+        weight_decay = protocol.decay_of(protocol.weight_decay, classes)
+        optimizer = _optimizer(network, protocol, learning_rate, weight_decay)
         losses = descend(
             _batch_losses(network, images, settings, protocol, training, teacher, rng, device),
             optimizer,
             training,
-            _look_at(network, look),
+            looking(network, look),
         )
     return network.eval(), losses
-
-
-def _look_at(network: nn.Module, look: Callable[[nn.Module, int], None] | None) -> Look | None:
-    if look is None:
-        return None
-
-    def at_step(done: int) -> None:
-        look(network.eval(), done)
-        network.train()
-
-    return at_step
 
 
 def _optimizer(

@@ -33,6 +33,27 @@ class Retrieval:
     def models(self) -> str:
         return f"{self.settings.image_model} + {self.settings.text_model} at {self.image_px} px"
 
+    @property
+    def made_by(self) -> list[str]:
+        return [f"{self.protocol.name} {self.protocol.version}"]
+
+    def learning_rates(self, held_out: PairSet) -> tuple[float, ...]:
+        return self.protocol.learning_rates
+
+    def notes(self, given: PairSet | LearntPairs) -> list[str]:
+        if not isinstance(given, LearntPairs) or given.vectors is None:
+            return []
+        if self.protocol.trained != "frozen-text":
+            return [
+                "its learnt sentence vectors are for frozen text encoders; students got the captions they began as"
+            ]
+        if (given.pooling or "mean") != self.protocol.form.pooling:
+            return [
+                "its learnt sentence vectors are made otherwise than this protocol reads captions; students got the "
+                "captions they began as, and no similarities"
+            ]
+        return []
+
     def images_seen(self, given: PairSet | LearntPairs) -> int:
         items = given.n_pairs if self.protocol.by_caption else given.n_images
         return self.protocol.training(items).items_seen(items)

@@ -17,7 +17,7 @@ from mmdd_ray.evaluation.batches import Pairs, batches, caption_batches, draw_sh
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
-from mmdd_ray.evaluation.tasks.trainer import Look, descend, reproducible
+from mmdd_ray.evaluation.tasks.trainer import descend, looking, reproducible
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
     DualEncoder,
@@ -113,24 +113,8 @@ def train_student(
                 feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
                 student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
         optimizer = _optimizer(student, protocol, learning_rate)
-        losses = descend(batch_losses(), optimizer, training, _look_at(student, protocol, look))
+        losses = descend(batch_losses(), optimizer, training, looking(student, look))
     return student.eval(), losses
-
-
-def _look_at(
-    student: DualEncoder, protocol: PairProtocol, look: Callable[[DualEncoder, int], None] | None
-) -> Look | None:
-    """Lets `look` see the student as it is tested, and goes on with it as it was trained."""
-    if look is None:
-        return None
-
-    def at_step(done: int) -> None:
-        modes = {module: module.training for module in student.modules()}
-        look(student.eval(), done)
-        for module, was_training in modes.items():
-            module.training = was_training
-
-    return at_step
 
 
 @torch.inference_mode()

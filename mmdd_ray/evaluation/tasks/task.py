@@ -47,6 +47,19 @@ class Task(Protocol):
         """What is trained, for people."""
         ...
 
+    @property
+    def made_by(self) -> list[str]:
+        """What students depend on beside sets, settings and seeds: the protocol's version, and its teacher."""
+        ...
+
+    def learning_rates(self, held_out: Any) -> tuple[float, ...]:
+        """The rate of the protocol; several are a grid, to choose from on validation data."""
+        ...
+
+    def notes(self, given: Any) -> list[str]:
+        """What people should know of how students of the protocol take a set, a sentence each."""
+        ...
+
     def images_seen(self, given: Any) -> int:
         """Images that a student of a set sees in training, each as often as it is seen."""
         ...

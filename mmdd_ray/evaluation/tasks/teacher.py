@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from mmdd_ray.config import Classifiers
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.tasks.classifiers import train_classifier
+from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier, train_classifier
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.protocols import label_protocol
-from mmdd_ray.storage.store import Store
+from mmdd_ray.storage.store import folder_and_name
 
 RATE = 0.05
 PREFIX = "module."  # of weights that were saved from DataParallel
@@ -25,8 +25,6 @@ def train_teacher(
 ) -> tuple[dict[str, Tensor], float]:
     """Weights of `classifiers.model` with batch norm, trained on real images as its students are, on hard labels and
     without CutMix; and its accuracy on these images, in percent."""
-    from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier
-
     own = replace(settings, steps=settings.teacher_steps, learning_rates=(RATE,), cutmix=0.0, looks=0)
     protocol = replace(
         label_protocol("equal-budget", own),
@@ -51,8 +49,7 @@ def load_teacher(uri: str, settings: Classifiers, n_classes: int, device: str) -
     Raises:
         UserError: There is no such file, or it holds other weights.
     """
-    folder, _, name = uri.rpartition("/")
-    store = Store(folder or ".")
+    store, name = folder_and_name(uri)
     if not store.exists(name):
         raise UserError(f"classifiers.teacher={uri} does not exist; name a file of weights")
     network = build_classifier(settings, n_classes, "batch")

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -25,6 +26,20 @@ def reproducible(seed: int, device: str) -> Iterator[None]:
 
 Look = Callable[[int], None]
 """Tests a student on its way; is given the number of steps that are done."""
+
+
+def looking(student: nn.Module, look: Callable[[Any, int], None] | None) -> Look | None:
+    """Lets `look` see a student in eval mode on its way, which then goes on in the modes that its parts had."""
+    if look is None:
+        return None
+
+    def at_step(done: int) -> None:
+        modes = {module: module.training for module in student.modules()}
+        look(student.eval(), done)
+        for module, was_training in modes.items():
+            module.training = was_training
+
+    return at_step
 
 
 def descend(

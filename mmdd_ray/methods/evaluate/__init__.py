@@ -11,13 +11,16 @@ from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Method, Steps
 from mmdd_ray.planning.preflight import check_all_match, encoder_models
+from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 REHEARSED_PAIRS = 4
 
 
 def _check(settings: Evaluate) -> None:
-    from mmdd_ray.methods.evaluate.look import look_at_sets  # seconds that --help need not pay
+    # seconds that --help need not pay
+    from mmdd_ray.methods.evaluate.look import look_at_sets
+    from mmdd_ray.methods.evaluate.named import kind_of
 
     check_all_match(settings)
     if settings.evaluation.draws > 1:
@@ -26,6 +29,11 @@ def _check(settings: Evaluate) -> None:
             "leave it at 1, or give it to the job that distils"
         )
     look_at_sets(settings)
+    if settings.evaluation.audit and kind_of(settings.set[0]) != "distilled":
+        raise UserError(
+            f"evaluation.audit looks at distilled sets, and set={redact(settings.set[0])} is none; leave it out, or "
+            "name a distilled set first"
+        )
 
 
 def _models(settings: Evaluate) -> dict[str, str]:

@@ -20,7 +20,7 @@ from mmdd_ray.models.published import BERT
 from mmdd_ray.protocols import PairProtocol
 from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.redact import redact
-from mmdd_ray.storage.store import Store
+from mmdd_ray.storage.store import Store, folder_and_name
 
 FITTING = {128: "tiny-bert", 768: BERT, 1024: "google-bert/bert-large-uncased"}
 """Text encoders by the width of their vectors, for advice."""
@@ -86,9 +86,9 @@ def vectors_of(one: NamedSet, settings: Evaluate) -> LearntPairs:
         UserError: It is damaged or something else; its vectors are not of the width of ``students.text_model``; or
             some students read captions in another way than its vectors were made.
     """
-    folder, _, file = one.uri.rpartition("/")
+    store, file = folder_and_name(one.uri)
     try:
-        found = read_published(Store(folder or ("." if "/" not in one.uri else "/")).read_bytes(file))
+        found = read_published(store.read_bytes(file))
     except UserError as error:
         raise UserError(f"{one.shown} {error}") from error
     assert found.vectors is not None

@@ -35,6 +35,10 @@ def _check(settings: EvaluateLabelled) -> None:
         raise UserError(
             "evaluation.baselines has prompts, but this job has no generator to draw from them; leave it out"
         )
+    if settings.evaluation.audit:
+        raise UserError(
+            "evaluation.audit looks at distilled sets alone, in the job that makes them; leave it out"
+        )
     given = read_set(settings)
     given.decoded(tuple(given.counts), settings)  # small; finds what is damaged
     listing, rows = probed(settings.data, labelled=True)
