@@ -250,7 +250,7 @@ def refined(finished: Finished, tars: str, tmp_path_factory: pytest.TempPathFact
     return Store(str(run_dir))
 
 
-@pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_drawn_pairs_can_be_refined_and_keep_where_they_are_from(finished: Finished, refined: Store) -> None:
     report = refined.read_json("report.json")

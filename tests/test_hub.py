@@ -139,7 +139,7 @@ def test_a_read_that_breaks_goes_on_where_it_was(hub: Hub) -> None:
     assert second < large.stat().st_size
 
 
-@pytest.mark.job
+@pytest.mark.long
 def test_a_run_holds_on_to_the_commit_that_it_began_with(hub: Hub, tmp_path: Path) -> None:
     uri = f"{REPOSITORY}/{{00000..00001}}.tar"
 

@@ -83,8 +83,8 @@ def test_published_models_are_built_once(role: Any, name: str, weights: float, t
     assert file.stat().st_mtime_ns == written
 
 
-@pytest.mark.job
-@pytest.mark.parametrize("job", ["edge_cc3m", pytest.param("vlcp_imagenette", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("job", ["edge_cc3m", "vlcp_imagenette"])
 def test_a_rehearsal_says_what_every_stage_took_and_leaves_nothing(job: str, tmp_path: Path) -> None:
     options = ["--rehearse", "--rehearse.batch", "4", "--run.num_cpus", "2", "--plan.gpu_gib", "0.53"]
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "local", *options]

@@ -118,7 +118,7 @@ def test_the_image_folder_is_a_source_with_the_same_classes(finished):
     assert written == {sample.key: sample.image for sample in samples}
 
 
-@pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_run_ends_with_the_same_bytes(finished, kill_at, tmp_path):
     """Killed while it draws; what came before is done already, what follows, too, if the bytes are the same."""
