@@ -1,4 +1,4 @@
-# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | bench | scale | claims | flickr8k. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | bench | scale | claims | flickr8k | results. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test-fast test test-all lint fuzz chaos bench scale claims flickr8k lock
+.PHONY: setup demo test-fast test test-all lint fuzz chaos bench scale claims flickr8k results lock
 
 setup: $(READY)
 
@@ -74,6 +74,13 @@ claims: setup
 flickr8k: setup
 	@echo "== CovMatch against coresets on Flickr8k (hours on two cores)"
 	$(BIN)/python benchmarks/flickr8k.py --photos $(DATA)/flickr8k --tiny-imagenet $(DATA)/tiny-imagenet32
+
+# `make results DATA=FOLDER`: what is done is not done again; the tables of docs/results.md that benchmarks record
+results: setup
+	@echo "== claims on procedural worlds and published protocols, then docs/results.md (hours on two cores)"
+	for table in claims noise demo; do $(BIN)/python benchmarks/claims.py $$table || exit 1; done
+	$(BIN)/python benchmarks/protocols.py --tiny-imagenet $(DATA)/tiny-imagenet32
+	$(BIN)/python benchmarks/fill_results.py
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --extra dev \
