@@ -4,10 +4,10 @@
 
 - Pairs: EDGE's local preset on the procedural world, under `equal-budget`, `lors-frozen-text` and
   `covmatch-both-encoders`.
-- Labels: ten classes of Tiny-ImageNet, ten real images of each, chosen by herding, k-center and at random, under
+- Labels: ten classes of Tiny-ImageNet, five real images of each, chosen by herding, k-center and at random, under
   `equal-budget`, `hard-label` and `soft-label`, whose teacher is trained on the 4,500 images first.
 
-A quarter of an hour each on two idle cores. Killed at any point, the same command goes on. The tables are written to
+Some ten minutes each on two idle cores. Killed at any point, the same command goes on. The tables are written to
 `benchmarks/results/tables`, from which `make results` takes them.
 """
 
@@ -33,7 +33,7 @@ from mmdd_ray.evaluation.report.words import REPORT_JSON
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
-IMAGES_PER_CLASS = 10
+IMAGES_PER_CLASS = 5
 
 
 @dataclass
@@ -63,13 +63,14 @@ def labels_command(asked: Protocols) -> list[str]:
         f"evaluate_labelled local --run.dir {asked.out}/run --set {first_images(folder)} "
         f"--data.uri {folder}/train.parquet --data.caption_columns class_name "
         f"--evaluation.test {folder}/test.parquet --evaluation.baselines random herding k-center full "
-        "--evaluation.protocols equal-budget hard-label soft-label --classifiers.width 64 --classifiers.steps 300"
+        "--evaluation.protocols equal-budget hard-label soft-label --classifiers.width 32 --classifiers.steps 300 "
+        "--classifiers.teacher_steps 1000"
     ).split()
 
 
 def pairs_command(asked: Protocols) -> list[str]:
     return (
-        f"edge_cc3m local --run.dir {asked.out}/pairs "
+        f"edge_cc3m local --run.dir {asked.out}/pairs --evaluation.baselines random clip-score "
         "--evaluation.protocols equal-budget lors-frozen-text covmatch-both-encoders"
     ).split()
 
