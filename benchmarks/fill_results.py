@@ -17,7 +17,7 @@ PLACE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.D
 
 
 def places(page: str) -> dict[str, str]:
-    """What stands in each place of the page, by the name of its table."""
+    """The content of each place of the page, by the name of its table."""
     return {
         found["name"]: found[0].split("\n", 1)[1].rsplit("\n", 1)[0].strip() for found in PLACE.finditer(page)
     }

@@ -22,7 +22,7 @@ class StudentForm:
     centred: bool = True
     """Whether the mean feature of the set is taken from all features before the heads."""
     statistics: Literal["own", "clip"] = "own"
-    """What pixels are normalised by: the statistics of the image encoder's pretraining, or CLIP's."""
+    """Statistics that normalise pixels: those of the image encoder's pretraining, or CLIP's."""
     caption_words: int | None = None
     """Captions lose their punctuation and capitals, and all words after so many; None: they enter as they are."""
 

@@ -275,8 +275,8 @@ def refuse_unlike(one: FinishedRun, other: FinishedRun) -> None:
         _refuse_other(f"{one.section}.{setting}", value, others, one, other)
     own, theirs = (run.report["settings"]["evaluation"] for run in (one, other))
     made = [next(iter(run.tested.values())) for run in (one, other)]
-    theirs_by, ours_by = ([*next(iter(students.values()))["inputs"][2:]] for students in made)
-    _refuse_other("the protocol's version or its teacher", theirs_by, ours_by, one, other)
+    value, others = ([*next(iter(students.values()))["inputs"][2:]] for students in made)
+    _refuse_other("the protocol's version or its teacher", value, others, one, other)
     for part in ("test", "val"):
         if one.held_out.get(part) != other.held_out.get(part):
             for setting in (part, f"{part}_split", f"{part}_image_root", "max_pairs"):

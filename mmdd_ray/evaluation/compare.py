@@ -111,12 +111,12 @@ def compare(
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
             leave no student to train.
     """
-    drawn: dict[Name, ray.ObjectRef[Any]] = {
-        (name, draw): one if isinstance(one, ray.ObjectRef) else ray.put(one)
+    drawn = {
+        (name, draw): _Placed(one)
         for name, given in sets.items()
         for draw, one in enumerate(given if isinstance(given, list) else [given])
     }
-    held_out = {"val": ray.put(val), "test": ray.put(test)}
+    held_out = {"val": _Placed(val), "test": _Placed(test)}
     tasks = tasks_of(students, evaluation, teacher)
     main, *others = [
         _panel(
@@ -158,8 +158,8 @@ def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluat
 
 def _panel(
     task: Task,
-    drawn: Mapping[Name, ray.ObjectRef[Any]],
-    held_out: Mapping[str, ray.ObjectRef[Any]],
+    drawn: Mapping[Name, "_Placed"],
+    held_out: Mapping[str, "_Placed"],
     evaluation: Evaluation,
     seed: int,
     store: Store,
@@ -243,14 +243,13 @@ def _check_students(task: Task, rates: Sequence[float], evaluation: Evaluation) 
 
 
 class _Placed:
-    """A set in the object store, and what the driver needs to know about it."""
+    """A set in the object store, and what the driver needs to know about it, whatever students it has."""
 
-    def __init__(self, given: ray.ObjectRef[Any]) -> None:
-        self.pairs = given
-        pairs: TrainedOn = ray.get(given)
+    def __init__(self, given: Given) -> None:
+        self.pairs: ray.ObjectRef[Any] = given if isinstance(given, ray.ObjectRef) else ray.put(given)
+        pairs: TrainedOn = ray.get(self.pairs)
         self.sizes = {"pairs": pairs.n_pairs, "images": pairs.n_images, "bytes": pairs.n_bytes}
         self.fingerprint = pairs.fingerprint()
-        self.prepared: ray.ObjectRef[Any] | None = None  # what all students need of it, once one does
 
 
 class _Bench:
@@ -258,15 +257,17 @@ class _Bench:
 
     def __init__(
         self,
-        sets: Mapping[Name, ray.ObjectRef[Any]],
-        held_out: Mapping[str, ray.ObjectRef[Any]],
+        sets: Mapping[Name, _Placed],
+        held_out: Mapping[str, _Placed],
         task: Task,
         gpus_per_student: float,
         seed: int,
         store: Store,
     ) -> None:
-        self._sets = {name: _Placed(given) for name, given in sets.items()}
-        self._held_out = {name: _Placed(given) for name, given in held_out.items()}
+        self._sets, self._held_out = sets, held_out
+        self._prepared: dict[
+            _Placed, ray.ObjectRef[Any]
+        ] = {}  # what all students need of a set, once one does
         self._task = task
         self._seed = seed
         self._store = store
@@ -303,9 +304,9 @@ class _Bench:
         trained_on, held_out = self._sets[student.set, student.draw], self._held_out[student.held_out]
         return self._train.remote(
             trained_on.pairs,
-            self._prepared(trained_on),
+            self._prepared_of(trained_on),
             held_out.pairs,
-            self._prepared(held_out),
+            self._prepared_of(held_out),
             self._task,
             student.learning_rate,
             # one run seed and two students never share a stream, as they would with seed + index
@@ -314,10 +315,10 @@ class _Bench:
             student.held_out == "test",
         )
 
-    def _prepared(self, placed: _Placed) -> ray.ObjectRef[Any] | None:
-        if self._task.prepare is not None and placed.prepared is None:
-            placed.prepared = self._prepare.remote(self._task, placed.pairs, self._device)
-        return placed.prepared
+    def _prepared_of(self, placed: _Placed) -> ray.ObjectRef[Any] | None:
+        if self._task.prepare is not None and placed not in self._prepared:
+            self._prepared[placed] = self._prepare.remote(self._task, placed.pairs, self._device)
+        return self._prepared.get(placed)
 
     def _committed(self, student: Student) -> Result | None:
         """The result of an earlier attempt, unless it was trained on or searched with other pairs."""

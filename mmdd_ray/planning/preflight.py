@@ -94,6 +94,19 @@ def check_all_match(settings: RunSettings) -> None:
         )
 
 
+def check_one_draw(evaluation: Evaluation) -> None:
+    """Refuses several draws of a set that is given.
+
+    Raises:
+        UserError: `evaluation.draws` is above 1.
+    """
+    if evaluation.draws > 1:
+        raise UserError(
+            f"evaluation.draws={evaluation.draws}, but a set that is there already cannot be drawn again; "
+            "leave it at 1, or give it to the job that distils"
+        )
+
+
 def check_classifiers(settings: LabelledSettings) -> None:
     """Looks at what classifiers and their evaluation have to agree about.
 

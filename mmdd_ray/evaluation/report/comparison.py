@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, fitting, page_environment
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
 from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label
 from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
@@ -60,7 +60,7 @@ def comparison_table(found: Mapping[str, Any]) -> str:
         rows += [_row(one, METRICS[found["task"]]) for one in table["sets"]]
         means = [f"{table['chance'][metric]:.1f}" for metric in METRICS[found["task"]]]
         rows += [[LABELS[CHANCE], *means, *[""] * len(HEADINGS)]]
-        blocks += _lines(rows)
+        blocks += table_lines(rows)
         if table["differences"]:
             blocks.append(
                 f"{task['main']}, differences in points over the same student seeds, 95 % intervals"
@@ -91,18 +91,6 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
     whole = f"{sets}  {figures}"
     return [whole] if len(whole) <= TERMINAL_COLUMNS else [sets, f"    {figures}"]
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in columns, those that a terminal has no room for below the others."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for places in fitting(widths):
-        for row in rows:
-            cells = [f"{row[place]:>{widths[place]}}" for place in places]
-            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-        lines.append("")
-    return lines
 
 
 def signed(value: float) -> str:

@@ -28,7 +28,20 @@ def bytes_text(count: int) -> str:
     return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"
 
 
-def fitting(widths: Sequence[int]) -> list[list[int]]:
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table with its first column to the left, in as many parts as a terminal needs, each with an empty line after
+    it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for places in _fitting(widths):
+        for row in rows:
+            cells = [f"{row[place]:>{widths[place]}}" for place in places]
+            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+        lines.append("")
+    return lines
+
+
+def _fitting(widths: Sequence[int]) -> list[list[int]]:
     """The columns of a table in groups that a terminal has room for, each beside the first column."""
     groups: list[list[int]] = []
     room = 0

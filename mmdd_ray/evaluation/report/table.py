@@ -7,7 +7,7 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, fitting
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, table_lines
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     about_given,
@@ -107,7 +107,7 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         notes.append(f"of draws: standard deviation between the means of {draws} draws")
     if best:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
-    lines = ["\n".join(notes) + "\n", *_lines(rows)]
+    lines = ["\n".join(notes) + "\n", *table_lines(rows)]
     if differences := difference_rows(panel, report):
         lines += [*_difference_lines(differences, TASK_TEXTS[task]["main"]), ""]
     for name, told in panel["notes"].items():
@@ -115,7 +115,7 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     if extra := panel["extra_scores"]:
         lines += [
             f"{EXTRA_TITLE}: accuracy in percent\n",
-            *_lines(_score_rows(extra, next(iter(extra.values())))),
+            *table_lines(_score_rows(extra, next(iter(extra.values())))),
         ]
     return lines
 
@@ -131,16 +131,4 @@ def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[s
     title = f"{protocol_title(across['protocol'])}: {main} with other students"
     named = [f"{column} {models}" for column, models in zip(columns, across["models"], strict=True)]
     note = "drop: how far the mean of the others is below (1), in points"
-    return ["\n".join([title, *named, note]) + "\n", *_lines(rows)]
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table with its first column to the left, in as many parts as a terminal needs."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for places in fitting(widths):
-        for row in rows:
-            cells = [f"{row[place]:>{widths[place]}}" for place in places]
-            lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-        lines.append("")
-    return lines
+    return ["\n".join([title, *named, note]) + "\n", *table_lines(rows)]

@@ -10,7 +10,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Method, Steps
-from mmdd_ray.planning.preflight import check_all_match, encoder_models
+from mmdd_ray.planning.preflight import check_all_match, check_one_draw, encoder_models
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -23,11 +23,7 @@ def _check(settings: Evaluate) -> None:
     from mmdd_ray.methods.evaluate.named import kind_of
 
     check_all_match(settings)
-    if settings.evaluation.draws > 1:
-        raise UserError(
-            f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
-            "leave it at 1, or give it to the job that distils"
-        )
+    check_one_draw(settings.evaluation)
     look_at_sets(settings)
     if settings.evaluation.audit and kind_of(settings.set[0]) != "distilled":
         raise UserError(

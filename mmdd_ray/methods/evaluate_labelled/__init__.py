@@ -9,7 +9,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate_labelled.presets import PRESETS
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
 from mmdd_ray.methods.method import Method, Steps
-from mmdd_ray.planning.preflight import check_all_match, check_classifiers, check_template
+from mmdd_ray.planning.preflight import check_all_match, check_classifiers, check_one_draw, check_template
 from mmdd_ray.storage.store import Store
 
 
@@ -26,11 +26,7 @@ def _check(settings: EvaluateLabelled) -> None:
     check_all_match(settings)
     check_classifiers(settings)
     check_template("template", settings.template)
-    if settings.evaluation.draws > 1:
-        raise UserError(
-            f"evaluation.draws={settings.evaluation.draws}, but a set that is there already cannot be drawn again; "
-            "leave it at 1, or give it to the job that distils"
-        )
+    check_one_draw(settings.evaluation)
     if "prompts" in settings.evaluation.baselines:
         raise UserError(
             "evaluation.baselines has prompts, but this job has no generator to draw from them; leave it out"
