@@ -131,6 +131,8 @@ def report_table(run: Run) -> str:
 class Method(Generic[S]):
     """A method, or any other job that has a run directory."""
 
+    name: str
+    """Name of its command: `mmdd NAME`."""
     job: str
     """Name of its file in jobs/ and of its run directories."""
     settings: type[S]
