@@ -78,8 +78,8 @@ def test_an_empty_file_changes_nothing(text, tmp_path):
     [
         ("finetune:\n  stepz: 3\n", "finetune.stepz, which is no setting of this job; did you mean finetune.steps?"),
         ("fintune:\n  steps: 3\n", "has fintune, which is no setting of this job; did you mean finetune?"),
-        ("finetune: 3\n", "has finetune=3, but it is a section"),
-        ("finetune:\n  steps: many\n", "finetune.steps='many' in config="),
+        ("finetune: 3\n", "has finetune=3, but finetune is a section"),
+        ("finetune:\n  steps: many\n", "has finetune.steps='many': "),
         ("finetune:\n  steps: -1\n", "greater than or equal to 0"),
         ("finetune:\n  parameters: all\n", "input should be 'difffit', 'lora' or 'full'"),
         ("finetune:\n  steps: 1\n  steps: 2\n", "steps is there twice"),
@@ -88,7 +88,7 @@ def test_an_empty_file_changes_nothing(text, tmp_path):
         ("- a\n", "holds no settings"),
         ("job: vlcp_imagenette\n", "holds settings of the job vlcp_imagenette, not of edge_cc3m"),
         ("preset: flickr\n", "unknown preset flickr"),
-        ("data:\n  uri: s3://[redacted]@bucket/x\n", "data.uri in config="),
+        ("data:\n  uri: s3://[redacted]@bucket/x\n", "because credentials are never saved"),
     ],
 )  # fmt: skip
 def test_what_a_file_must_not_hold_is_refused(text, says, tmp_path):

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import tyro
 
-from mmdd_ray.cli.config_file import SavedSettings, applied, as_yaml, read_settings
+from mmdd_ray.cli.config_file import SavedSettings, as_yaml, read_settings
 from mmdd_ray.cli.help import count_settings, for_help
 from mmdd_ray.config import SOURCE_SETTINGS
-from mmdd_ray.data.listing import SOURCES
+from mmdd_ray.config.changes import changed
+from mmdd_ray.config.data import SOURCES
 from mmdd_ray.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -52,7 +53,7 @@ def parse(
         close = get_close_matches(preset, presets, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"unknown preset {preset}; {meant}choose one of {', '.join(presets)}")
-    default = applied(presets[preset](), saved)
+    default = changed(presets[preset](), saved.values, saved.where)
     helped = asked.help_all or not {"-h", "--help"}.isdisjoint(arguments)
     about = "\n".join(f"  {name:<12} {_first_line(function)}".rstrip() for name, function in presets.items())
     description = [_first_line(type(default)), f"Presets, the first argument:\n{about}", FURTHER_OPTIONS]

@@ -2,20 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
-from mmdd_ray.config import SOURCE_SETTINGS
-from mmdd_ray.data.listing import SOURCES
 from mmdd_ray.engine.run_dir import resolved
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.redact import REDACTED, redact
 from mmdd_ray.storage.store import folder_and_name
-
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -27,6 +22,11 @@ class SavedSettings:
     values: Mapping[str, Any] = field(default_factory=dict)
     """Sections by name, each with its settings; only those that the file changes."""
     file: str = ""
+
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return f"config={self.file}"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -71,67 +71,25 @@ def read_settings(uri: str, job: str | None) -> SavedSettings:
         raise UserError(
             f"{where} holds settings of the job {saved_job}, not of {job}; name a file of this job"
         )
+    for name, value in _leaves(values):
+        if REDACTED in str(value):
+            raise UserError(
+                f"{where} has {name}={value}, because credentials are never saved; take it out of the file, and give "
+                f"it as --{name} or in an environment variable"
+            )
     sections = {key: value for key, value in values.items() if key not in ("job", "preset")}
     return SavedSettings(saved_job, preset, sections, redact(uri))
 
 
-def applied(settings: Settings, saved: SavedSettings) -> Settings:
-    """The settings with the values of a file in their place.
-
-    Raises:
-        UserError: The file names a setting that is not there, or a value that the setting cannot have.
-    """
-    return _applied(settings, saved.values, saved, "", settings)
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def as_yaml(settings: Any, named: SavedSettings) -> str:
     """Settings as a file for ``--config``, credentials redacted."""
     names = {key: value for key, value in (("job", named.job), ("preset", named.preset)) if value}
     return yaml.safe_dump(names | resolved(settings), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _applied(part: Any, values: Mapping[str, Any], saved: SavedSettings, path: str, whole: Any) -> Any:
-    hints = get_type_hints(type(part), include_extras=True)
-    known = {one.name for one in fields(part)}
-    changes = {}
-    for name, value in values.items():
-        dotted = f"{path}{name}"
-        if name not in known:
-            close = get_close_matches(dotted, list(_names(whole)), n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"config={saved.file} has {dotted}, which is no setting of this job{meant}")
-        current = getattr(part, name)
-        if not is_dataclass(current):
-            changes[name] = _value(hints[name], value, saved.file, dotted)
-        elif isinstance(value, Mapping):
-            changes[name] = _applied(current, value, saved, f"{dotted}.", whole)
-        else:
-            raise UserError(
-                f"config={saved.file} has {dotted}={value!r}, but it is a section; nest its settings"
-            )
-    return replace(part, **changes)
-
-
-def _value(hint: Any, value: Any, file: str, dotted: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError  # seconds that --help need not pay
-
-    if REDACTED in str(value):
-        raise UserError(
-            f"{dotted} in config={file} was a credential and is not kept in files; take it out there, and give it as "
-            f"--{dotted}, or in an environment variable"
-        )
-    if dotted in SOURCE_SETTINGS and isinstance(value, list):
-        value = SOURCES.join(map(str, value))
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise UserError(f"{dotted}={value!r} in config={file}: {message[0].lower()}{message[1:]}") from error
-
-
-def _names(part: Any, path: str = "") -> Iterator[str]:
-    """Names of all sections and settings."""
-    for one in fields(part):
-        yield f"{path}{one.name}"
-        if is_dataclass(value := getattr(part, one.name)):
-            yield from _names(value, f"{path}{one.name}.")

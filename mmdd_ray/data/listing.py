@@ -14,9 +14,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from mmdd_ray.config.data import SOURCES
 from mmdd_ray.errors import UserError
 
-SOURCES = "::"  # between sources, as open_clip has it
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
