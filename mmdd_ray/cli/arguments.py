@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import tyro
 
-from mmdd_ray.cli.config_file import SavedSettings, as_yaml, read_settings
 from mmdd_ray.cli.help import count_settings, for_help
 from mmdd_ray.config import SOURCE_SETTINGS
 from mmdd_ray.config.changes import changed
 from mmdd_ray.config.data import SOURCES
+from mmdd_ray.engine.settings_file import SavedSettings, as_yaml, read_settings
 from mmdd_ray.errors import UserError
 
 Settings = TypeVar("Settings")
