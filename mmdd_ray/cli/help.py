@@ -50,6 +50,24 @@ def count_settings(settings: Any) -> tuple[int, int]:
     return shown, every
 
 
+def settings_table(settings: Any, path: str = "") -> str:
+    """A Markdown table of all settings with their values here and their meanings, essential ones in bold."""
+    head = "| setting | here | meaning |\n|---|---|---|\n" if not path else ""
+    kind = type(settings)
+    hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
+    rows = []
+    for one in fields(kind):
+        value, name = getattr(settings, one.name), f"{path}{one.name}"
+        if is_dataclass(value):
+            rows.append(settings_table(value, f"{name}."))
+        else:
+            mark = "**" if ESSENTIAL in getattr(hints[one.name], "__metadata__", ()) else ""
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            cells = (f"{mark}`{name}`{mark}", f"`{shown}`" if shown else "", texts.get(one.name, ""))
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
+    return head + "".join(rows)
+
+
 def _texts(kind: type) -> dict[str, str]:
     """The docstring of each field on one line; a field of a parent may have another one here."""
     found: dict[str, str] = {}

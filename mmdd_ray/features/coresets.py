@@ -128,8 +128,7 @@ def herding(
         (K,) int64 indices in order of choice.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     survey = survey_rows(features)
     _check_k(k, survey.n_rows)
@@ -177,8 +176,7 @@ def k_center(
         (K,) int64 indices in order of choice.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     survey = survey_rows(features)
     _check_k(k, survey.n_rows)
@@ -230,8 +228,7 @@ def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
         (K,) distinct int64 indices in order of the clusters.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     from sklearn.cluster import MiniBatchKMeans  # 3 s
 

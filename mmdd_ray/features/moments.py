@@ -151,8 +151,7 @@ class Moments:
         """Reads what ``to_bytes`` wrote.
 
         Raises:
-            ValueError: if the file holds no moments, or ``encoder`` is given and the moments are of another
-            one.
+            ValueError: if the file holds no moments, or those of another encoder than ``encoder``.
         """
         arrays, facts = unpack("moments", data)
         if encoder is not None and facts["encoder"] != encoder:
