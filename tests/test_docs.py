@@ -52,9 +52,12 @@ CONSOLE = [(page, command) for page, command in SHOWN if re.match(r"mmdd\b", com
 
 def takes(job: str, arguments: str) -> None:
     """Parses the arguments of a job; those of a pattern are only checked for the preset."""
-    words = shlex.split(arguments.rstrip("&"))
+    words = shlex.split(arguments.rstrip("&").partition(" > ")[0])
     if words and words[0] in ("PRESET", "…"):
         words = words[1:]
+    if "--config" in words:  # a file of the reader's
+        place = words.index("--config")
+        del words[place : place + 2]
     try:
         parse(job, METHODS[job].presets, [word for word in words if word != "…"])
     except (SystemExit, UserError) as stop:
@@ -103,7 +106,7 @@ def test_files_and_targets_of_the_commands_are_there(page: Path, command: str) -
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_of_shell_and_python_are_of_their_language(page: Path) -> None:
+def test_blocks_are_of_their_language(page: Path, tmp_path: Path) -> None:
     for language, block in BLOCK.findall(page.read_text()):
         if language in ("sh", "bash", "shell"):
             parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
@@ -112,6 +115,9 @@ def test_blocks_of_shell_and_python_are_of_their_language(page: Path) -> None:
             compile(block, page.name, "exec")
         elif language == "json":
             json.loads(block)
+        elif language == "yaml":
+            (tmp_path / "block.yaml").write_text(block)
+            parse("", METHODS["edge_cc3m"].presets, ["--config", str(tmp_path / "block.yaml")])
 
 
 RAY = [(page, shlex.split(command)[1:]) for page, command in SHOWN if re.match(r"ray \w", command)]
