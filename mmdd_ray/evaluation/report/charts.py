@@ -9,12 +9,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from markupsafe import escape
 
 WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
 BAR_IN = 0.42
 PANEL_IN = 1.25
 LINES_IN = 3.1
+SQUARE_IN = 4.6
 COLOURS = ("#3b7ddd", "#e8862e", "#2fa37c", "#a764d6", "#8b95a5", "#d9534f", "#c9a227")
+SCATTER_COLOURS = (COLOURS[4], COLOURS[1], COLOURS[0], COLOURS[2])  # the background first, and then what it is about
 INK = "#010203"  # stands for the page's text colour, which SVG calls currentColor
 
 _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its settings one by one
@@ -90,6 +93,48 @@ def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
         return _svg(figure)
+
+
+def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel: str) -> str:
+    """Points [x, y] of several kinds, the later ones on top, with equal scales of both axes."""
+    markers = "ox^s"
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scatter"}):
+        figure, (axes,) = _figure(1, SQUARE_IN)
+        for number, (name, own) in enumerate(points.items()):
+            x, y = np.array(own, dtype=float).reshape(-1, 2).T
+            marker, colour = markers[number % len(markers)], SCATTER_COLOURS[number % len(SCATTER_COLOURS)]
+            axes.plot(x, y, marker, color=colour, ms=3.2, mew=0.8, alpha=0.75, label=name, ls="")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+        return _svg(figure)
+
+
+def against_seconds(
+    timed: Mapping[str, tuple[float, float, float]], untimed: Mapping[str, float], ylabel: str
+) -> str:
+    """Scores against the seconds that a set took, on a logarithmic scale.
+
+    Args:
+        timed: Seconds, mean and standard deviation of the scores, by set.
+        untimed: Means of sets that take no time, as horizontal lines.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "seconds"}):
+        figure, (axes,) = _figure(1, LINES_IN)
+        colours = _cycle(len(timed) + len(untimed))
+        for (name, (seconds, mean, std)), colour in zip(timed.items(), colours, strict=False):
+            axes.errorbar([seconds], [mean], [std], fmt="o", color=colour, ecolor=colour, capsize=3, label=name)
+        for (name, mean), colour in zip(untimed.items(), colours[len(timed) :], strict=True):
+            axes.axhline(mean, color=colour, lw=1.2, ls="--", label=name)
+        axes.set(xlabel="time to make the set, seconds", ylabel=ylabel, xscale="log")
+        axes.margins(x=0.2)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure)
+
+
+def described(svg: str, words: str) -> str:
+    """A chart that is one picture with this description for readers who do not see it."""
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
 
 
 def spectra(curves: Mapping[str, Sequence[float]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
-from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label
+from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label, signed
 from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -91,11 +91,6 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
     whole = f"{sets}  {figures}"
     return [whole] if len(whole) <= TERMINAL_COLUMNS else [sets, f"    {figures}"]
-
-
-def signed(value: float) -> str:
-    """``+1.2`` or ``−0.3``, with the sign that typographers use."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def interval(score: Mapping[str, Any]) -> str:
