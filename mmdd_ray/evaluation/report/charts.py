@@ -7,9 +7,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from markupsafe import escape
 
 WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
 BAR_IN = 0.42
@@ -17,7 +17,7 @@ PANEL_IN = 1.25
 LINES_IN = 3.1
 SQUARE_IN = 4.6
 COLOURS = ("#3b7ddd", "#e8862e", "#2fa37c", "#a764d6", "#8b95a5", "#d9534f", "#c9a227")
-SCATTER_COLOURS = (COLOURS[4], COLOURS[1], COLOURS[0], COLOURS[2])  # the background first, and then what it is about
+BACKGROUND: dict[str, Any] = {"ms": 3.0, "color": COLOURS[4], "alpha": 0.55}  # the first kind of points
 INK = "#010203"  # stands for the page's text colour, which SVG calls currentColor
 
 _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its settings one by one
@@ -96,17 +96,18 @@ def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel
 
 
 def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel: str) -> str:
-    """Points [x, y] of several kinds, the later ones on top, with equal scales of both axes."""
-    markers = "ox^s"
+    """Points [x, y] of several kinds with equal scales of both axes: the first as a background, the others on top."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scatter"}):
         figure, (axes,) = _figure(1, SQUARE_IN)
         for number, (name, own) in enumerate(points.items()):
             x, y = np.array(own, dtype=float).reshape(-1, 2).T
-            marker, colour = markers[number % len(markers)], SCATTER_COLOURS[number % len(SCATTER_COLOURS)]
-            axes.plot(x, y, marker, color=colour, ms=3.2, mew=0.8, alpha=0.75, label=name, ls="")
+            look = BACKGROUND if number == 0 else {"ms": 4.2, "color": COLOURS[number % len(COLOURS)]}
+            axes.plot(x, y, "o", ls="", mew=0, label=name, **look)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+        axes.legend(
+            frameon=False, labelcolor=INK, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1)
+        )
         return _svg(figure)
 
 
@@ -123,11 +124,14 @@ def against_seconds(
         figure, (axes,) = _figure(1, LINES_IN)
         colours = _cycle(len(timed) + len(untimed))
         for (name, (seconds, mean, std)), colour in zip(timed.items(), colours, strict=False):
-            axes.errorbar([seconds], [mean], [std], fmt="o", color=colour, ecolor=colour, capsize=3, label=name)
+            axes.errorbar(
+                [seconds], [mean], [std], fmt="o", color=colour, ecolor=colour, capsize=3, label=name
+            )
         for (name, mean), colour in zip(untimed.items(), colours[len(timed) :], strict=True):
             axes.axhline(mean, color=colour, lw=1.2, ls="--", label=name)
         axes.set(xlabel="time to make the set, seconds", ylabel=ylabel, xscale="log")
         axes.margins(x=0.2)
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,.0f}")
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
         return _svg(figure)
 

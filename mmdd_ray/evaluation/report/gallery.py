@@ -12,10 +12,11 @@ from mmdd_ray.evaluation.copies import COPY_RMS
 from mmdd_ray.evaluation.report.words import AUDIT_STAGE, MOST_SHOWN, NEAREST_IMAGES
 from mmdd_ray.storage.store import Store
 
-MAX_LINK_BYTES = 2_600_000
-"""Of all pictures as links; with charts and text a page stays below 5 MB."""
+MAX_BYTES = 3_300_000
+"""Of all pairs in the page; with charts and sheets it stays below 5 MB."""
+MARKUP_BYTES = 2_000  # of a pair beside its texts and pictures
 MAX_LETTERS = 300  # of a caption; some of the web are whole pages
-MAX_CAPTIONS = 6  # of an image
+MAX_CAPTIONS = 5  # of an image
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Gallery:
     has_neighbours: bool
 
 
-def gallery(run: Store, most: int = MOST_SHOWN, max_bytes: int = MAX_LINK_BYTES) -> Gallery:
+def gallery(run: Store, most: int = MOST_SHOWN, max_bytes: int = MAX_BYTES) -> Gallery:
     """The gallery of the distilled set of a run that has one.
 
     Raises:
@@ -84,14 +85,16 @@ def gallery(run: Store, most: int = MOST_SHOWN, max_bytes: int = MAX_LINK_BYTES)
     samples = read_distilled(distilled)
     neighbours = _neighbours(run)
     tiles = [_tile(one, manifest, neighbours.get(one.key)) for one in spread(samples, most)]
-    taken = sum(_link_bytes(tile) for tile in tiles)
+    taken = sum(_bytes_of(tile) for tile in tiles)
     if taken > max_bytes:
         tiles = spread(tiles, max(len(tiles) * max_bytes // taken, 1))
     return Gallery(tiles, len(samples), bool(manifest.get("learnt")), bool(neighbours))
 
 
-def _link_bytes(tile: Tile) -> int:
-    return len(tile.picture) + (len(tile.nearest.picture) if tile.nearest else 0)
+def _bytes_of(tile: Tile) -> int:
+    texts = (tile.prompt, tile.prompt, tile.words, *tile.captions, *tile.figures.values())  # the prompt twice
+    links = len(tile.picture) + (len(tile.nearest.picture) if tile.nearest else 0)
+    return links + sum(len(text.encode()) for text in texts) + MARKUP_BYTES
 
 
 def _neighbours(run: Store) -> dict[str, RealNeighbour]:

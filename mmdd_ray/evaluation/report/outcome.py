@@ -41,7 +41,9 @@ def _outcome(report: Mapping[str, Any], name: str, is_own: bool) -> dict[str, An
     reasons = [sentence for sentence in found.values() if sentence]
     return {
         "tone": tone,
-        "title": _title(label_of(name, report), tone, [in_sentence(one, report) for one in others], bool(reasons)),
+        "title": _title(
+            label_of(name, report), tone, [in_sentence(one, report) for one in others], bool(reasons)
+        ),
         "reasons": reasons,
         "checked": [what for what, sentence in found.items() if not sentence],
         "advice": _advice(report, is_own, tone),

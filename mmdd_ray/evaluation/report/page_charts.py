@@ -9,6 +9,7 @@ from mmdd_ray.evaluation.report.panels import is_looked_at, learning_curves, of_
 from mmdd_ray.evaluation.report.text import main_scores, set_label
 from mmdd_ray.evaluation.report.words import CHANCE, FULL, TASK_TEXTS
 
+LEAST_SECONDS = 0.1  # a logarithmic scale has no 0
 AT_ONCE = ("random", FULL)  # sets that take no time
 
 
@@ -42,12 +43,16 @@ def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         told = f"Curves of {what} against the number of pairs, of {', '.join(points)}"
         yield "by_pairs", charts.described(charts.curves(points, "pairs", f"{what}, %"), told)
     timed = {
-        set_label(name, report): (seconds, main[name]["mean"], main[name]["std"])
+        set_label(name, report): (max(seconds, LEAST_SECONDS), main[name]["mean"], main[name]["std"])
         for name, seconds in report["seconds_of_sets"].items()
         if name in main
     }
-    if timed and (untimed := {set_label(name, report): main[name]["mean"] for name in AT_ONCE if name in main}):
-        told = ", ".join(f"{name} {mean:.1f} % in {seconds:.0f} s" for name, (seconds, mean, _) in timed.items())
+    if timed and (
+        untimed := {set_label(name, report): main[name]["mean"] for name in AT_ONCE if name in main}
+    ):
+        told = ", ".join(
+            f"{name} {mean:.1f} % in {seconds:.0f} s" for name, (seconds, mean, _) in timed.items()
+        )
         yield (
             "by_seconds",
             charts.described(
@@ -86,7 +91,9 @@ def _of_sets(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "spectrum",
         charts.described(
-            charts.spectra({"distilled set": spectrum["set"]["values"], "real data": spectrum["real"]["values"]}),
+            charts.spectra(
+                {"distilled set": spectrum["set"]["values"], "real data": spectrum["real"]["values"]}
+            ),
             f"Singular values of the distilled set and of the real data; effective ranks {ranks[0]} and {ranks[1]}",
         ),
     )

@@ -85,7 +85,9 @@ def uncertainty(case: Case) -> str | None:
     if not one["low"] <= 0 <= one["high"]:
         if case.tone != "level":
             return ""
-        return f"{told} The scores themselves spread more than that, so the first line counts the sets as alike."
+        return (
+            f"{told} The scores themselves spread more than that, so the first line counts the sets as alike."
+        )
     if case.tone != "level":
         return f"{told} It holds 0, so the evidence is weak."
     mean, half = one["mean"], (one["high"] - one["low"]) / 2
@@ -155,8 +157,8 @@ def losses(case: Case) -> str | None:
     if not stuck:
         return ""
     return (
-        f"The distillation did not lower every loss that it minimises beyond its noise: {'; '.join(stuck)}. More steps, "
-        "or another learning rate, may."
+        f"The distillation did not lower every loss that it minimises beyond its noise: {'; '.join(stuck)}. More steps "
+        "or another learning rate may help."
     )
 
 
@@ -207,8 +209,8 @@ def variety(case: Case) -> str | None:
     if ours >= NARROWER * real:
         return ""
     return (
-        f"The images of {case.label} are less varied than real ones: the variance of their CLIP features is {ours:.3f}, "
-        f"that of real images {real:.3f}."
+        f"The images of {case.label} are less varied than real ones: the variance of their CLIP features is "
+        f"{ours:.3f}, that of real images {real:.3f}."
     )
 
 
