@@ -126,7 +126,7 @@ def size(case: Case) -> str | None:
     ours, theirs = (case.report["sets"][name][unit] for name in (case.ours, case.theirs))
     if ours >= theirs:
         return ""
-    return f"{case.label} is smaller: {ours:,} {unit}, where {case.other} has {theirs:,}."
+    return f"{case.label} is smaller: it has {ours:,} {unit}, the other set {theirs:,}."
 
 
 def drawings(case: Case) -> str | None:
