@@ -231,7 +231,7 @@ def test_page_is_whole_needs_no_network_and_shows_captions_as_text(run: Store) -
     assert all((link or "").startswith("data:image/png;base64,") for link in links if link and link[0] != "#")
     ids = Counter(found["id"] for _, found in page.tags if "id" in found)
     assert all(count == 1 for count in ids.values())
-    assert sum(tag == "svg" and found.get("role") == "img" for tag, found in page.tags) == 4
+    assert sum(tag == "svg" and found.get("role") == "img" for tag, found in page.tags) == 5
     assert [text for tag, text in page.text if tag == "td" and text in ("Alignment", "0.2", "0.3")] == [
         "Alignment",
         "0.2",

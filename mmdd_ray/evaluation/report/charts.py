@@ -136,6 +136,23 @@ def against_seconds(
         return _svg(figure)
 
 
+def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> str:
+    """A point with its interval for each row (label, mean, low, high), the first on top, beside a line at 0."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "intervals"}):
+        figure, (axes,) = _figure(1, max(1.6, 0.7 + BAR_IN * len(rows)))
+        labels, means, lows, highs = zip(*rows, strict=True)
+        reach = np.abs([np.subtract(means, lows), np.subtract(highs, means)])
+        y = np.arange(len(rows))
+        axes.errorbar(
+            means, y, xerr=reach, fmt="o", color=COLOURS[0], ecolor=INK, elinewidth=1, capsize=3, ms=5
+        )
+        axes.axvline(0, color=INK, lw=1, ls=":")
+        axes.set(yticks=y, yticklabels=labels, xlabel=xlabel)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure)
+
+
 def described(svg: str, words: str) -> str:
     """A chart that is one picture with this description for readers who do not see it."""
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)

@@ -6,7 +6,7 @@ from typing import Any
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.panels import is_looked_at, learning_curves, of_other_protocols
-from mmdd_ray.evaluation.report.text import main_scores, set_label
+from mmdd_ray.evaluation.report.text import label_of, main_scores, set_label
 from mmdd_ray.evaluation.report.words import CHANCE, FULL, TASK_TEXTS
 
 LEAST_SECONDS = 0.1  # a logarithmic scale has no 0
@@ -35,13 +35,20 @@ def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"Bars of {what}: {told}; chance {main[CHANCE]['mean']:.1f} %",
         ),
     )
+    if rows := _differences(report):
+        points = "; ".join(
+            f"{name} {mean:+.1f} from {low:+.1f} to {high:+.1f}" for name, mean, low, high in rows
+        )
+        xlabel = f"difference of {what}, percentage points"
+        told = f"Differences of {what} in percentage points with 95 % intervals: {points}"
+        yield "differences", charts.described(charts.intervals(rows, xlabel), told)
     if report["by_pairs"]:
-        points = {
+        parts_of = {
             set_label(name, report): ([one["pairs"] for one in parts], [one["mean"] for one in parts])
             for name, parts in report["by_pairs"].items()
         }
-        told = f"Curves of {what} against the number of pairs, of {', '.join(points)}"
-        yield "by_pairs", charts.described(charts.curves(points, "pairs", f"{what}, %"), told)
+        told = f"Curves of {what} against the number of pairs, of {', '.join(parts_of)}"
+        yield "by_pairs", charts.described(charts.curves(parts_of, "pairs", f"{what}, %"), told)
     timed = {
         set_label(name, report): (max(seconds, LEAST_SECONDS), main[name]["mean"], main[name]["std"])
         for name, seconds in report["seconds_of_sets"].items()
@@ -60,6 +67,19 @@ def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{what} against the time to make a set: {told}; without any: {', '.join(untimed)}",
             ),
         )
+
+
+def _differences(report: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Set − other, mean, low and high of the deciding metric."""
+    metric = MAIN_METRIC[report["task"]]
+    return [
+        (
+            f"{label_of(ours, report)} − {label_of(theirs, report)}",
+            *(found["metrics"][metric][part] for part in ("mean", "low", "high")),
+        )
+        for ours, others in report["differences"].items()
+        for theirs, found in others.items()
+    ]
 
 
 def _of_trainings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -182,6 +182,8 @@ def about_full(report: Mapping[str, Any]) -> str:
         return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
     if full_is_part(report):
         return "The real images are a random part of the data, chance is the floor."
+    if FULL not in main:
+        return "Chance is the floor."
     return "The full data is the ceiling, chance the floor."
 
 
