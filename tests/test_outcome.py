@@ -101,6 +101,10 @@ def _audit(**changes: Any) -> dict[str, Any]:
             "“b” was 1.12 on average over the first 4 steps and 3.88 over the last",
         ),
         (
+            {"refinement": {"step": [0.0] * 40, "total": [1.0, 1.2] * 20}},
+            "“total of the refinement” was 1.1 on average",
+        ),
+        (
             _audit(spectrum={"set": SPECTRUM | {"effective_rank": 9.0}, "real": SPECTRUM}),
             "an effective rank of 9.0, that of the real data 20.0",
         ),

@@ -319,7 +319,7 @@ def test_the_page_tells_a_bad_outcome_rejects_costs_and_changes(opened: Any) -> 
     assert rows == [["blank caption", "2", "s0/k1, s0/(no key)"], ["late", "1", "s1/k2"]]
     stage = page.locator("#stages tbody tr").first.inner_text()
     assert "30 min 0 s" in stage
-    assert "3,000.0 MB" in stage
+    assert "3.0 GB" in stage
     assert "2.00" in stage
     page.locator("#settings summary").first.click()
     changed = page.locator("#settings tr.changed").all_inner_texts()

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
 BAR_IN = 0.42
@@ -131,7 +132,9 @@ def against_seconds(
             axes.axhline(mean, color=colour, lw=1.2, ls="--", label=name)
         axes.set(xlabel="time to make the set, seconds", ylabel=ylabel, xscale="log")
         axes.margins(x=0.2)
-        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,.0f}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
         return _svg(figure)
 

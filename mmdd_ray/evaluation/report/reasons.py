@@ -146,8 +146,8 @@ def drawings(case: Case) -> str | None:
 def losses(case: Case) -> str | None:
     """Whether the losses of the distillation fell from the first tenth of their steps to the last."""
     curves = {
-        name: [value for value in values if value is not None]
-        for part in ("losses", "refinement")
+        f"{name}{of_part}": [value for value in values if value is not None]
+        for part, of_part in (("losses", ""), ("refinement", " of the refinement"))
         for name, values in _decisive(case.report[part]).items()
     }
     curves = {name: values for name, values in curves.items() if len(values) >= FEW_STEPS}
