@@ -156,6 +156,20 @@ def test_students_of_the_two_sets_are_compared(changes: dict[str, Any], told: st
     assert told in reason
 
 
+def test_a_title_names_all_baselines_at_once() -> None:
+    report = report_of(*BELOW)
+    scores = report["scores"]
+    names = ["random", "herding", "k-center"]
+    report["scores"] = dict.fromkeys(names, scores["random"]) | {
+        name: scores[name] for name in ("edge", "chance")
+    }
+    report["sets"] |= dict.fromkeys(names, report["sets"]["random"])
+    report["standings"]["edge"] = dict.fromkeys(names, "below")
+    assert outcome(report)["title"] == "EDGE is below all its baselines here; no reason found"
+    report["standings"]["edge"]["herding"] = "above"
+    assert outcome(report)["title"].startswith("EDGE is below random real pairs and k-center here")
+
+
 def test_students_near_chance_come_first() -> None:
     all_low = outcome(report_of([0.9, 0.9, 1.0], [1.2, 1.2, 1.3]))
     assert "the best of them reach 1.2 % where chance is 0.8 %" in all_low["reasons"][0]
@@ -178,7 +192,7 @@ def test_a_spread_above_the_difference_tells_how_many_students_it_takes() -> Non
 
 def test_single_students_and_missing_classes() -> None:
     single = outcome(report_of([6.0], [9.0]))
-    assert single["tone"] == "below"
+    assert single["title"] == "EDGE scores lower than random real pairs here; likely reasons"
     assert single["reasons"][0].startswith("A single student was trained on EDGE")
     report = report_of([30.0, 30.1], [40.0, 40.1], task="classification")
     report["sets"]["edge"]["images"] = 7

@@ -125,12 +125,16 @@ def _tile(sample: Sample, manifest: Mapping[str, Any], nearest: RealNeighbour | 
         captions=[cut(text) for text in others[:MAX_CAPTIONS]],
         more_captions=max(len(others) - MAX_CAPTIONS, 0),
         words=cut(str(sample.extra.get(NEAREST, ""))),
-        figures={name: _figure(value) for name, value in sample.extra.items() if name != NEAREST},
+        figures={
+            name: _figure(value) for name, value in sample.extra.items() if name != NEAREST and value != label
+        },
         nearest=nearest,
     )
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return cut(", ".join(_figure(one) for one in value))
     return f"{value:.4g}" if isinstance(value, float) else cut(str(value))
 
 

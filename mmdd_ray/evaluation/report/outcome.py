@@ -41,20 +41,27 @@ def _outcome(report: Mapping[str, Any], name: str, is_own: bool) -> dict[str, An
     reasons = [sentence for sentence in found.values() if sentence]
     return {
         "tone": tone,
-        "title": _title(
-            label_of(name, report), tone, [in_sentence(one, report) for one in others], bool(reasons)
-        ),
+        "title": _title(report, name, tone, others, bool(reasons)),
         "reasons": reasons,
         "checked": [what for what, sentence in found.items() if not sentence],
         "advice": _advice(report, is_own, tone),
     }
 
 
-def _title(label: str, tone: str, others: Sequence[str], explained: bool) -> str:
+def _title(report: Mapping[str, Any], name: str, tone: str, others: Sequence[str], explained: bool) -> str:
+    standings = report["standings"][name]
+    is_single = {standings[other] for other in others} <= {HIGHER, LOWER}  # nothing is known of the spread
+    stands = {
+        "below": "scores lower than" if is_single else "is below",
+        "level": "cannot be told from",
+        "above": "scores higher than" if is_single else "is above",
+    }[tone]
+    every = len(others) == len(standings) > 2
+    named = "all its baselines" if every else listed([in_sentence(other, report) for other in others])
+    told = f"{label_of(name, report)} {stands} {named} here"
     if tone == "above":
-        return f"{label} is above {listed(others)} here"
-    stands = "is below" if tone == "below" else "cannot be told from"
-    return f"{label} {stands} {listed(others)} here; {'likely reasons' if explained else 'no reason found'}"
+        return told
+    return f"{told}; {'likely reasons' if explained else 'no reason found'}"
 
 
 def _advice(report: Mapping[str, Any], is_own: bool, tone: str) -> list[str]:

@@ -67,6 +67,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         verdict=verdict(report),
         headline=headline(report),
         tiles=tiles(report),
+        outcomes=[one for one in report["outcome"].values() if one["tone"] != "above" or one["reasons"]],
         metrics=METRICS.get(report["task"], ()),
         metric_label=metric_label,
         extra_panels=[
