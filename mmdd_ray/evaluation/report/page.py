@@ -12,7 +12,7 @@ from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.gallery import gallery
 from mmdd_ray.evaluation.report.layout import page_environment
-from mmdd_ray.evaluation.report.page_charts import page_charts
+from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.panels import (
     about_protocols,
     across_students,
@@ -89,7 +89,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         main_metric=MAIN_METRIC.get(report["task"], ""),
         about_source=about_source(report["source"]) if report["source"] else [],
         about_held_out=about_held_out(report["held_out"]),
-        charts={name: Markup(svg) for name, svg in page_charts(report).items()},
+        charts={name: Markup(svg) for name, svg in report_charts(report).items()},
         gallery=gallery(run) if report["distilled"] else None,
         exact_px=EXACT_PX,
         total=totals(report["stages"]),

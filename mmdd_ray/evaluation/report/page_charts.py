@@ -13,7 +13,7 @@ LEAST_SECONDS = 0.1  # a logarithmic scale has no 0
 AT_ONCE = ("random", FULL)  # sets that take no time
 
 
-def page_charts(report: Mapping[str, Any]) -> dict[str, str]:
+def report_charts(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by name: those that the figures of the report allow."""
     return dict([*_of_scores(report), *_of_trainings(report), *_of_sets(report)])
 
