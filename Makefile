@@ -1,4 +1,4 @@
-# make setup | demo | test-fast | test | test-all | lint | fuzz | chaos | bench | scale | claims | flickr8k | results. Each sets up what it needs: Python 3.11, pip and make are enough.
+# make setup | demo | test-fast | test | test-all | docs | lint | fuzz | chaos | bench | scale | claims | flickr8k | results. Each sets up what it needs: Python 3.11, pip and make are enough.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test-fast test test-all lint fuzz chaos bench scale claims flickr8k results lock
+.PHONY: setup demo test-fast test test-all docs lint fuzz chaos bench scale claims flickr8k results lock
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ test-fast: setup
 # what takes too long for every change
 test-all: test fuzz chaos
 	$(BIN)/python -m pytest -m long
+
+# the documentation as a site, in site/
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: setup
 	@echo "== lint: ruff, mypy"

@@ -31,7 +31,7 @@ class Zoo:
 
 
 def main() -> int:
-    _, settings = cli.parse("train_zoo", {"zoo": Zoo})
+    _, settings = cli.parse("python jobs/train_zoo.py", {"zoo": Zoo})
     from mmdd_ray.pretrain import train_zoo
 
     train_zoo(settings.models, settings.out, seed=settings.seed, threads=settings.threads)

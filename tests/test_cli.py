@@ -112,7 +112,7 @@ def test_an_optional_section_stays_as_the_preset_has_it():
 
 
 def test_help_shows_presets_settings_meanings_and_the_presets_own_defaults():
-    shown = run_job("cc3m", "--help")
+    shown = run_job("cc3m", "--help_all")
     assert shown.returncode == 0
     for part in (
         "Distils a toy.",
@@ -130,7 +130,7 @@ def test_help_imports_neither_torch_nor_ray():
     script = (
         "import sys\n"
         "from mmdd_ray.cli import parse; from mmdd_ray.config import Run\n"
-        "try: parse('toy', {'local': Run}, ['--help'])\n"
+        "try: parse('toy', {'local': Run}, ['--help_all'])\n"
         "except SystemExit: pass\n"
         "print([name for name in ('ray', 'torch') if name in sys.modules], file=sys.stderr)\n"
     )

@@ -11,14 +11,17 @@ import click
 import pytest
 
 from mmdd_ray.cli import parse
+from mmdd_ray.cli.commands import commands as mmdd
+from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("mmdd_ray/zoo/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("mmdd_ray/zoo/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}((?:make|python|ray) .*)$", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
-JOB = re.compile(r"(?:\S*/)?python3? (jobs/(\w+)\.py)\b *(.*)")
+JOB = re.compile(r"(?:\S*/)?(?:python3? jobs/(\w+)\.py|mmdd (?:plan )?([a-z-]+))(?!\S) *(.*)")
+BY_COMMAND = {method.name: job for job, method in METHODS.items()}
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -39,28 +42,38 @@ def inline(page: Path) -> list[str]:
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 JOBS = [
-    (page, match[2], match[3])
+    (page, job, match[3])
     for page in PAGES
     for command in [*commands(page), *inline(page)]
-    if (match := JOB.search(command)) and match[2] in METHODS
+    if (match := JOB.search(command)) and (job := BY_COMMAND.get(match[2] or "", match[1])) in METHODS
 ]
+CONSOLE = [(page, command) for page, command in SHOWN if re.match(r"mmdd\b", command)]
 
 
 def takes(job: str, arguments: str) -> None:
     """Parses the arguments of a job; those of a pattern are only checked for the preset."""
-    words = shlex.split(arguments.rstrip("&"))
+    words = shlex.split(arguments.rstrip("&").partition(" > ")[0])
     if words and words[0] in ("PRESET", "…"):
         words = words[1:]
+    if "--config" in words:  # a file of the reader's
+        place = words.index("--config")
+        del words[place : place + 2]
     try:
         parse(job, METHODS[job].presets, [word for word in words if word != "…"])
-    except SystemExit as stop:
-        if stop.code:
-            pytest.fail(f"{job} does not take {arguments}")
+    except (SystemExit, UserError) as stop:
+        if getattr(stop, "code", stop):
+            pytest.fail(f"{job} does not take {arguments}: {stop}")
 
 
 @pytest.mark.parametrize(("page", "job", "arguments"), JOBS, ids=lambda one: str(one)[-60:])
 def test_the_command_line_takes_the_commands_of_the_docs(page: Path, job: str, arguments: str) -> None:
     takes(job, arguments)
+
+
+@pytest.mark.parametrize(("page", "command"), CONSOLE, ids=lambda one: str(one)[-60:])
+def test_commands_of_the_console_script_are_there(page: Path, command: str) -> None:
+    word = command.split()[1]
+    assert word in mmdd().commands or word in ("--version", "--help"), f"{page.name}: {command}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -93,7 +106,7 @@ def test_files_and_targets_of_the_commands_are_there(page: Path, command: str) -
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_of_shell_and_python_are_of_their_language(page: Path) -> None:
+def test_blocks_are_of_their_language(page: Path, tmp_path: Path) -> None:
     for language, block in BLOCK.findall(page.read_text()):
         if language in ("sh", "bash", "shell"):
             parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
@@ -102,6 +115,9 @@ def test_blocks_of_shell_and_python_are_of_their_language(page: Path) -> None:
             compile(block, page.name, "exec")
         elif language == "json":
             json.loads(block)
+        elif language == "yaml":
+            (tmp_path / "block.yaml").write_text(block)
+            parse("", METHODS["edge_cc3m"].presets, ["--config", str(tmp_path / "block.yaml")])
 
 
 RAY = [(page, shlex.split(command)[1:]) for page, command in SHOWN if re.match(r"ray \w", command)]

@@ -14,8 +14,12 @@ import fsspec
 import numpy as np
 import pytest
 
+import mmdd_ray
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.distilled.read import read_distilled, read_learnt
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.report.notebook import notebook_html
+from mmdd_ray.evaluation.report.table import summary_table
 from mmdd_ray.methods.verify import verify
 from mmdd_ray.storage.store import Store
 
@@ -83,6 +87,22 @@ def finished(s3_server: str, tars: str) -> Finished:
     result = run_edge("s3://edge-bucket/run", tars)
     assert result.returncode == 0, result.stderr[-3000:]
     return "s3://edge-bucket/run", result
+
+
+@pytest.mark.job
+@pytest.mark.timeout(1200)
+def test_a_finished_run_is_opened_from_python(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    run = mmdd_ray.load_run(finished[0])
+    assert (len(run.pairs), len(run.pairs.samples), run.preset) == (12, 6, "local")
+    assert run.settings.synthesis.pairs == 12
+    assert set(run.stages) == set(STAGES)
+    run.show()
+    assert capsys.readouterr().out == f"{summary_table(run.report)}\n"
+    shown = notebook_html(run.report, run.store)
+    assert shown.count("<svg") >= 3
+    assert "data:image/png;base64," in shown
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        run.resume({"synthesis.pairs": 14})
 
 
 @pytest.mark.job

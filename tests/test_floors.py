@@ -15,7 +15,7 @@ FLOORS = (
     ("evaluation",),
     ("matching",),
     ("methods", "pretrain"),
-    ("cli",),
+    ("api", "cli"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -92,6 +92,7 @@ def test_half_of_the_broad_corpus_shows_one_labelled_object() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 @pytest.mark.job
 def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdd_ray.models.clip import load_clip
@@ -118,6 +119,7 @@ def test_the_whole_chain_from_clip_to_pipeline(tmp_path: Path, monkeypatch: pyte
     assert load_clip(str(tmp_path / "clip")).encode_texts(["a red disc"]).shape == (1, 128)
 
 
+@pytest.mark.long
 @pytest.mark.job
 def test_captioner_and_students(tmp_path: Path) -> None:
     from PIL import Image

@@ -5,9 +5,20 @@ what a run depends on. `job_settings.py` says which sections a job must have. Si
 Imports nothing but `errors`.
 """
 
-from mmdd_ray.config.data import Data
+from mmdd_ray.config.data import SOURCE_SETTINGS, Data
 from mmdd_ray.config.evaluation import Evaluation, LabelledBaseline, LabelledEvaluation
-from mmdd_ray.config.fields import Count, Positive, Precision, Rate, Weight, extending, operational, share
+from mmdd_ray.config.fields import (
+    ESSENTIAL,
+    Count,
+    Essential,
+    Positive,
+    Precision,
+    Rate,
+    Weight,
+    extending,
+    operational,
+    share,
+)
 from mmdd_ray.config.generation import Finetune, Synthesis
 from mmdd_ray.config.job_settings import (
     EncoderSettings,
@@ -23,10 +34,13 @@ from mmdd_ray.config.run import Plan, Rehearse, Run
 from mmdd_ray.config.students import Classifiers, StudentForm, Students
 
 __all__ = [
+    "ESSENTIAL",
+    "SOURCE_SETTINGS",
     "Classifiers",
     "Count",
     "Data",
     "EncoderSettings",
+    "Essential",
     "Evaluation",
     "Features",
     "Finetune",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le, MinLen
 
 from mmdd_ray.config.data import Data
-from mmdd_ray.config.fields import Count, Weight, extending, operational
+from mmdd_ray.config.fields import Count, Essential, Weight, extending, operational
 from mmdd_ray.errors import UserError
 
 SLOT = "{}"  # the place of a class's name in a template
@@ -21,9 +21,9 @@ LabelProtocols = Annotated[tuple[Literal["equal-budget", "hard-label", "soft-lab
 class Evaluation:
     """Comparing sets by the students they make."""
 
-    val: str
+    val: Essential[str]
     """Pairs on which learning rates are chosen: a URI of the same kind as data.uri."""
-    test: str
+    test: Essential[str]
     """Pairs on which students are tested; never looked at before."""
     val_split: str | None = None
     """Split of `val`, where its source holds several."""
@@ -37,20 +37,20 @@ class Evaluation:
     max_pairs: Count = 1000
     """At most this many images of val and of test are used, drawn over all of their source by their content: the same
     ones in every run."""
-    protocols: PairProtocols = extending(("equal-budget",))
+    protocols: Essential[PairProtocols] = extending(("equal-budget",))
     """How students are trained and tested; each protocol has tables of its own. "equal-budget" gives every set the same
     steps, and its own learning rate from validation data; the others are as published, in epochs, with five students.
     A finished run with further protocols makes the missing students."""
-    students: tuple[str, ...] = extending(())
+    students: Essential[tuple[str, ...]] = extending(())
     """Further pairs of encoders that are trained on the same sets, as IMAGE_MODEL+TEXT_MODEL, to see what a set is
     worth to others than those that it was made with; for instance nf_resnet50+google-bert/bert-base-uncased."""
     curve_pairs: tuple[Count, ...] = extending(())
     """Further sizes, in images, for the curve of recall against pairs: students of so many images of each given set and
     of random real ones, in one random order of each, so that a larger part holds the smaller ones. A finished run with
     further sizes makes the missing students."""
-    seeds: Count = 3
+    seeds: Essential[Count] = 3
     """Students per set under "equal-budget"; the report gives mean and standard deviation over them."""
-    draws: Count = extending(1)
+    draws: Essential[Count] = extending(1)
     """Distillations, each with a seed of its own, beside which random, k-center and other baselines with a seed are
     drawn as often. The report then gives the spread of draws beside that of students: a difference between sets that
     is smaller is noise. A finished run with a larger number keeps what it has and makes the missing draws."""
@@ -88,7 +88,7 @@ class Evaluation:
     such file, or shapes:ROWS?seed=S."""
     compositional_image_root: str | None = None
     """Folder of the image files that `compositional` names. Default: the folder of its JSON files."""
-    audit: bool = extending(False)
+    audit: Essential[bool] = extending(False)
     """The report then says whether the distilled set (of the first draw) has copies of real images, whether test images
     are nearly training images, and what spectrum and saturation the set has. Takes a pass over the data, since the
     nearest real images are read again. A finished run takes it on."""
@@ -158,13 +158,13 @@ LabelledBaseline = Literal["random", "herding", "k-center", "clip-score", "promp
 class LabelledEvaluation(Evaluation):
     """Comparing labelled sets by the classifiers they make."""
 
-    val: str | None = None  # type: ignore[assignment]
+    val: Essential[str | None] = None  # type: ignore[assignment]
     """Images on which learning rates are chosen, where classifiers.learning_rates has several."""
-    protocols: LabelProtocols = extending(("equal-budget",))  # type: ignore[assignment]
+    protocols: Essential[LabelProtocols] = extending(("equal-budget",))  # type: ignore[assignment]
     """How classifiers are trained and tested; each protocol has tables of its own. "equal-budget" gives every set the
     same steps; "hard-label" (Minimax Diffusion, VLCP) and "soft-label" (RDED, on a teacher's answers) are as published,
     in epochs, with three classifiers. A finished run with further protocols makes the missing classifiers."""
-    students: tuple[str, ...] = extending(())
+    students: Essential[tuple[str, ...]] = extending(())
     """Further classifiers that are trained on the same sets, by the names that classifiers.model takes."""
     baselines: tuple[LabelledBaseline, ...] = (  # type: ignore[assignment]
         "random",

@@ -1,11 +1,17 @@
 """Types of fields, and what a field says of resuming."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt
 
 from mmdd_ray.errors import UserError
+
+T = TypeVar("T")
+
+ESSENTIAL = "essential"
+Essential = Annotated[T, ESSENTIAL]
+"""Type of a setting that ``--help`` shows; ``--help_all`` shows the others, too."""
 
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]

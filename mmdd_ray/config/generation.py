@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from mmdd_ray.config.fields import Count, Positive, Rate, Weight, operational, share
+from mmdd_ray.config.fields import Count, Essential, Positive, Rate, Weight, operational, share
 from mmdd_ray.config.pools import Pool, Training
 
 
@@ -13,24 +13,24 @@ from mmdd_ray.config.pools import Pool, Training
 class Finetune(Training):
     """Fine-tuning of a text-to-image diffusion model."""
 
-    generator: str = "tiny-sd"
+    generator: Essential[str] = "tiny-sd"
     """Text-to-image model to start from: a zoo name, a hub name, or a folder; of Stable Diffusion
     or Stable Diffusion XL."""
     image_px: Count = 32
     """Side of the images the generator sees and draws."""
-    steps: Annotated[int, Ge(0)] = 60
+    steps: Essential[Annotated[int, Ge(0)]] = 60
     """Optimiser steps; 0 keeps the generator as it is."""
     batch_pairs: Annotated[int, Ge(2)] = 32
     """Pairs in a step, over all workers. They are each other's negatives where the loss contrasts them."""
     accumulate: Count = 1
     """Batches whose gradients are averaged before each optimiser step."""
-    parameters: Literal["difffit", "lora", "full"] = "difffit"
+    parameters: Essential[Literal["difffit", "lora", "full"]] = "difffit"
     """Trained parameters: biases, norms and scale factors; low-rank adapters; or the whole UNet."""
     lora_rank: Count = 8
     """Rank of the adapters of "lora"."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser; EDGE's authors use SGD, VLCP's AdamW."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Essential[Positive] = 1e-3
     """Learning rate."""
     momentum: Rate = 0.9
     """Momentum of SGD."""
@@ -55,9 +55,9 @@ class Finetune(Training):
 class Synthesis(Pool):
     """Drawing images with the generator."""
 
-    inference_steps: Count = 20
+    inference_steps: Essential[Count] = 20
     """DPM-Solver++ steps an image."""
-    guidance: Weight = 3.0
+    guidance: Essential[Weight] = 3.0
     """Classifier-free guidance scale; 1 switches guidance off."""
     batch_images: Count = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from mmdd_ray.config.fields import Count, Positive, Precision, Rate, Weight, operational, share
+from mmdd_ray.config.fields import Count, Essential, Positive, Precision, Rate, Weight, operational, share
 from mmdd_ray.config.pools import Training
 
 
@@ -19,7 +19,7 @@ class PairLearning(Training):
     """Treatment of captions to start from that are longer than ``max_tokens``."""
     learn: Literal["both", "pixels", "texts"] = "both"
     """The modalities that are learnt; the rest stays as the pairs were in the beginning."""
-    iterations: Annotated[int, Ge(0)] = 200
+    iterations: Essential[Annotated[int, Ge(0)]] = 200
     """Updates of the pairs; 0 keeps them as they begin."""
     real_batch: Annotated[int, Ge(2)] = 128
     """Real pairs of an iteration, over all workers: to match, and to update the encoders on."""
@@ -41,17 +41,17 @@ class PairLearning(Training):
     error of the batches is recorded. Encoders that were updated are always matched on batches."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the pairs; published: SGD."""
-    pixel_rate: Positive = 1.0
+    pixel_rate: Essential[Positive] = 1.0
     """Learning rate of the pixels, which are normalised."""
-    token_rate: Positive = 1.0
+    token_rate: Essential[Positive] = 1.0
     """Learning rate of the token embeddings."""
     momentum: Rate = 0.5
     """Momentum of SGD."""
     keep_range: bool = True
     """Keeps pixels in the range of an image after every update; otherwise they are cut in the end."""
-    image_model: str = "tiny-nf"
+    image_model: Essential[str] = "tiny-nf"
     """Image encoder to match under; students may have another. Names as for students.image_model."""
-    text_model: str = "tiny-bert"
+    text_model: Essential[str] = "tiny-bert"
     """Text encoder to match under, whose token embeddings are learnt. Students with another text encoder are trained
     on the captions that the texts began as."""
     image_px: Count = 32

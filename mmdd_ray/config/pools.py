@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from mmdd_ray.config.fields import Count, Weight, operational
+from mmdd_ray.config.fields import Count, Essential, Weight, operational
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class Pool:
 class Features(Pool):
     """CLIP features of every pair and the moments of their distribution."""
 
-    clip: str = "tiny-clip"
+    clip: Essential[str] = "tiny-clip"
     """CLIP model of features, losses and selection: a zoo name, an open_clip "MODEL/PRETRAINED" such as
     "ViT-B-32/laion2b_s34b_b79k", "hf-hub:ORG/REPO", or "local-dir:/FOLDER"."""
     image_px: Count = 32
     """Side to which images are decoded for CLIP; its own input size is best."""
     chunk_pairs: Count = 256
     """Images encoded and written together; one output file each."""
-    clip_score_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    clip_score_fraction: Essential[Annotated[float, Gt(0), Le(1)]] = 1.0
     """Share of the real pairs, those whose image and caption agree best by CLIP, whose moments are matched: in EDGE's
     selection among candidates, and by CovMatch, whose real batches leave out the others. Below 1 where captions are
     noisy."""

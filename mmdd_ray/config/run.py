@@ -6,16 +6,16 @@ from typing import Annotated
 import tyro
 from annotated_types import Ge
 
-from mmdd_ray.config.fields import Count, Positive, Weight, operational
+from mmdd_ray.config.fields import Count, Essential, Positive, Weight, operational
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Where a run lives and how it behaves as a whole."""
 
-    dir: str | None = operational(None)
+    dir: Essential[str | None] = operational(None)
     """Run directory, a local path or an s3:// URI. Default: runs/<job>-<preset>."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Essential[Annotated[int, Ge(0)]] = 0
     """Root of every random choice: samples, models and students derive seeds of their own from it; coresets use it
     as it is."""
     ray_address: str | None = operational(None)
@@ -37,7 +37,7 @@ class Run:
 class Plan:
     """The cost of a run, printed before it starts."""
 
-    show: Annotated[bool, tyro.conf.arg(name="plan", prefix_name=False)] = operational(False)
+    show: Essential[Annotated[bool, tyro.conf.arg(name="plan", prefix_name=False)]] = operational(False)
     """Print the plan of the run, and stop."""
     like: str | None = operational(None)
     """Run directory whose times the plan is made from. Default: figures of the local preset, on two CPU cores."""
@@ -55,7 +55,7 @@ class Plan:
 class Rehearse:
     """Every stage for two steps, with random weights and procedural scenes, before a run is worth anything."""
 
-    show: Annotated[bool, tyro.conf.arg(name="rehearse", prefix_name=False)] = operational(False)
+    show: Essential[Annotated[bool, tyro.conf.arg(name="rehearse", prefix_name=False)]] = operational(False)
     """Rehearse the run on this machine, and stop: nothing is downloaded, and no data is read. With a GPU batches are
     those of the run, without one they are small. With --plan.gpu_gib it says what would not fit on such a card."""
     batch: Annotated[int, Ge(2)] | None = operational(None)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from mmdd_ray.config.fields import Count, Positive, Precision, Rate, Weight
+from mmdd_ray.config.fields import Count, Essential, Positive, Precision, Rate, Weight
 from mmdd_ray.errors import UserError
 
 
@@ -36,11 +36,11 @@ class Students:
 
     section: ClassVar[str] = "students"
     """Name of this section, for messages."""
-    image_model: str = "tiny-nf"
+    image_model: Essential[str] = "tiny-nf"
     """Image encoder: a zoo name, any timm name, or "local-dir:/FOLDER"."""
-    text_model: str = "tiny-bert"
+    text_model: Essential[str] = "tiny-bert"
     """Text encoder: a zoo name, a transformers hub name, or a folder."""
-    image_px: Count = 32
+    image_px: Essential[Count] = 32
     """Side of the images that students see."""
     max_tokens: Annotated[int, Ge(3)] = 48
     """Captions are cut to this many tokens."""
@@ -48,7 +48,7 @@ class Students:
     """Width of the shared space."""
     protocol: Literal["frozen-text", "both-encoders"] = "frozen-text"
     """"frozen-text" trains the image encoder and both heads (LoRS and its followers); "both-encoders" all."""
-    steps: Count = 80
+    steps: Essential[Count] = 80
     """Optimiser steps of every student, whatever the size of its set."""
     batch_pairs: Annotated[int, Ge(2)] = 64
     """Pairs in a step; a smaller set is trained on whole."""
@@ -80,9 +80,9 @@ class Classifiers:
     """Network of the field; its normalisation is the protocol's."""
     width: Count = 128
     """Channels of a ConvNet; ResNets have 64 to 512."""
-    image_px: Count = 32
+    image_px: Essential[Count] = 32
     """Side of the images that classifiers see."""
-    steps: Count = 300
+    steps: Essential[Count] = 300
     """Optimiser steps of every classifier, whatever the size of its set."""
     batch_images: Annotated[int, Ge(2)] = 64
     """Images in a step; a smaller set is trained on whole."""

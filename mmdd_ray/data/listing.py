@@ -14,9 +14,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from mmdd_ray.config.data import SOURCES
 from mmdd_ray.errors import UserError
 
-SOURCES = "::"  # between sources, as open_clip has it
 LIST_THREADS = 16  # a brace range is one request per file: 332 of them in about a second
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
@@ -155,6 +155,9 @@ def expand_braces(pattern: str) -> list[str]:
     """``a{0..2}`` -> a0, a1, a2 (``{00..10}`` keeps the width) and ``{a,b}`` -> a, b; nested ones too.
 
     Other braces stand for themselves, as in a shell.
+
+    >>> expand_braces("s3://bucket/{train,val}-{08..10}.tar")[:4]
+    ['s3://bucket/train-08.tar', 's3://bucket/train-09.tar', 's3://bucket/train-10.tar', 's3://bucket/val-08.tar']
     """
     group = BRACES.search(pattern)
     if group is None:

@@ -51,6 +51,9 @@ def pair_scores(image_BD: np.ndarray, text_BD: np.ndarray) -> np.ndarray:
     """CLIP score of each pair: the cosine of its image's and its caption's features, (B,) float32.
 
     A pair's score does not depend on the rows beside it, so copies have exactly the same score.
+
+    >>> pair_scores(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[6.0, 8.0], [0.0, 2.0]])).tolist()
+    [1.0, 0.0]
     """
     image_BD, text_BD = (np.ascontiguousarray(part_BD, np.float32) for part_BD in (image_BD, text_BD))
     norms_B = np.sqrt(dots(image_BD, image_BD)) * np.sqrt(dots(text_BD, text_BD))
@@ -125,8 +128,7 @@ def herding(
         (K,) int64 indices in order of choice.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     survey = survey_rows(features)
     _check_k(k, survey.n_rows)
@@ -174,8 +176,7 @@ def k_center(
         (K,) int64 indices in order of choice.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     survey = survey_rows(features)
     _check_k(k, survey.n_rows)
@@ -227,8 +228,7 @@ def k_means(features: FeatureBlocks, k: int, seed: int) -> np.ndarray:
         (K,) distinct int64 indices in order of the clusters.
 
     Raises:
-        ValueError: if k is below 1 or above the number of rows, or the features are not finite (rows, D)
-        blocks.
+        ValueError: if k is not in 1 … number of rows, or the features are not finite (rows, D) blocks.
     """
     from sklearn.cluster import MiniBatchKMeans  # 3 s
 

@@ -36,7 +36,12 @@ class Moments:
     """Count, means and centred scatter matrices of pairs (h_v, h_l); all arrays are float64.
 
     A scatter matrix is the sum, not the mean, of outer products of centred rows: ``vl = Σ w (h_v − μ_v)(h_l −
-    μ_l)ᵀ`` with the weights w, which are 1 unless others are given.
+    μ_l)ᵀ`` with the weights w, which are 1 unless others are given. Moments of parts add up to those of the whole:
+
+    >>> image, text = np.array([[1.0], [2.0], [6.0]]), np.array([[0.0], [1.0], [2.0]])
+    >>> parts = Moments.of(image[:1], text[:1]) + Moments.of(image[1:], text[1:])
+    >>> parts.count, parts.mean_v.tolist(), parts.vl.tolist()
+    (3, [3.0], [[5.0]])
     """
 
     count: int | float
@@ -146,8 +151,7 @@ class Moments:
         """Reads what ``to_bytes`` wrote.
 
         Raises:
-            ValueError: if the file holds no moments, or ``encoder`` is given and the moments are of another
-            one.
+            ValueError: if the file holds no moments, or those of another encoder than ``encoder``.
         """
         arrays, facts = unpack("moments", data)
         if encoder is not None and facts["encoder"] != encoder:

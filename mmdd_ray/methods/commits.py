@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mmdd_ray.data.listing import SOURCES
+from mmdd_ray.config.data import SOURCES
 from mmdd_ray.storage.hub import SCHEME, pinned
 from mmdd_ray.storage.store import Store
 

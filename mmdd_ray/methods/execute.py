@@ -51,14 +51,14 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
     """
     method = method_of(settings)
     with open_session(method, settings, preset) as run:
-        settings = at_commits(settings, run.store)
+        pinned = at_commits(settings, run.store)
         steps = method.steps()
-        contexts = list(_run_stages(run, steps, settings))
+        contexts = list(_run_stages(run, steps, pinned))
         if steps.compare is None:
-            return Run(run.store, {}, contexts[0].done)
+            return Run(run.store, {}, contexts[0].done, settings, preset)
         compare = steps.compare
         seen = [_needing(one, compare.needs) for one in contexts]
-        if not compare.is_current(run.store.child(compare.name), settings):
+        if not compare.is_current(run.store.child(compare.name), pinned):
             run.reopen(compare.name)
         compared = run.stage(
             compare.name,
@@ -69,6 +69,8 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
             run.store,
             _report(method, run, contexts[0], compared, steps, command),
             {**contexts[0].done, compare.name: compared},
+            settings,
+            preset,
         )
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mmdd_ray.data.inventory import Source, look_at
 from mmdd_ray.engine.draws import Draw, draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.errors import UserError
 from mmdd_ray.planning.costs import OTHER_DRAWS, StageCost
+from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:
-    from mmdd_ray.distilled.sample import Sample
+    from mmdd_ray.distilled.dataset import DistilledSet
 
 S = TypeVar("S")
 Redraw = Callable[[Store, Mapping[str, Any]], Any]
@@ -101,23 +103,59 @@ class Steps(Generic[S]):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A run as far as it has come; a finished one where a function that runs gave it."""
 
     store: Store
     """Its folder."""
     report: dict[str, Any]
-    """Content of `report.json`; empty where nothing was compared."""
+    """Content of `report.json`; empty where nothing was compared yet."""
     stages: Mapping[str, StageDir]
-    """The stages of the first draw, and the comparison."""
+    """The stages of the first draw that are done, and the comparison."""
+    settings: Any
+    preset: str
+    """Name of the settings that it began with."""
 
     @cached_property
-    def pairs(self) -> "list[Sample]":
-        """The distilled set; empty where none was made."""
-        from mmdd_ray.distilled.read import read_distilled
-        from mmdd_ray.distilled.sample import FOLDER, MANIFEST
+    def pairs(self) -> "DistilledSet":
+        """The distilled set, as a dataset of PyTorch.
 
-        folder = self.store.child(FOLDER)
-        return read_distilled(folder) if folder.exists(MANIFEST) else []
+        Raises:
+            UserError: The run has made none.
+        """
+        from mmdd_ray.distilled.dataset import load_set
+        from mmdd_ray.distilled.sample import FOLDER
+
+        return load_set(self.store.child(FOLDER))
+
+    def show(self) -> None:
+        """Shows table, curves and contact sheet in a notebook; elsewhere prints the table.
+
+        Raises:
+            UserError: Nothing was compared yet.
+        """
+        from mmdd_ray.evaluation.report.notebook import show
+
+        if not self.report:
+            raise UserError(f"{redact(self.store.uri)} has no report yet; resume() finishes the run")
+        show(self.report, self.store)
+
+    def resume(self, changes: Mapping[str, Any] | None = None) -> "Run":
+        """Does whatever is left to do, and gives the finished run.
+
+        Args:
+            changes: Values of settings that may change in a run directory, such as ``{"evaluation.draws": 3}``.
+
+        Raises:
+            UserError: A setting cannot change any more, or other mistakes, as `mmdd_ray.distill` finds them.
+        """
+        from mmdd_ray.config.changes import changed
+        from mmdd_ray.engine.environment import set_environment
+        from mmdd_ray.methods.execute import check, execute
+
+        set_environment()
+        settings = changed(self.settings, {"run.dir": self.store.uri, **(changes or {})}, "resume()")
+        check(settings)
+        return execute(settings, self.preset)
 
 
 def report_table(run: Run) -> str:
@@ -131,6 +169,8 @@ def report_table(run: Run) -> str:
 class Method(Generic[S]):
     """A method, or any other job that has a run directory."""
 
+    name: str
+    """Name of its command: `mmdd NAME`."""
     job: str
     """Name of its file in jobs/ and of its run directories."""
     settings: type[S]
@@ -160,6 +200,10 @@ class Method(Generic[S]):
     rehearsal's folder."""
     labelled: bool = False
     """Whether it needs images with labels; captions may then be missing."""
+
+    def settings_of(self, preset: str | None) -> S:
+        """The settings of a preset; those of the first for a name that is none, as of a run that had its own."""
+        return self.presets.get(preset or "", next(iter(self.presets.values())))()
 
     def costs(self, settings: S, source: Source) -> Iterator[StageCost]:
         """The cost of each stage of a run, in order; those of all draws but the first in one."""

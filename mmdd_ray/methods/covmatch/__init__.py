@@ -33,6 +33,7 @@ def _shortened(settings: Covmatch, batch: Callable[[int], int], folder: Path) ->
 
 
 METHOD = Method(
+    name="covmatch",
     job="covmatch_flickr30k",
     settings=Covmatch,
     presets=PRESETS,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from mmdd_ray.config import Data, Evaluation, Features, PairLearning, Plan, Rehearse, Run, Students
+from mmdd_ray.config import Data, Essential, Evaluation, Features, PairLearning, Plan, Rehearse, Run, Students
 
 CORESETS = ("random", "herding", "k-center", "clip-score")
 
@@ -15,9 +15,9 @@ class Match(PairLearning):
     """CovMatch's optimisation of pixels and token embeddings (arXiv 2510.18583)."""
 
     section: ClassVar[str] = "match"
-    pairs: Annotated[int, Ge(2)] = 100
+    pairs: Essential[Annotated[int, Ge(2)]] = 100
     """Image-caption pairs of the distilled set."""
-    init: str = "random"
+    init: Essential[str] = "random"
     """Pairs to start from: "random", "herding", "k-center" or "clip-score" real pairs; or the folder or URI of any
     distilled set with match.pairs pairs (an image with c captions is c pairs). Its learnt pairs are taken up where
     their vocabulary is that of match.text_model, otherwise its images and captions."""
@@ -30,7 +30,7 @@ class Match(PairLearning):
 
 @dataclass(frozen=True, kw_only=True)
 class Covmatch:
-    """Everything a CovMatch run depends on."""
+    """CovMatch: learnt pairs with the cross-covariance of the real ones."""
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)

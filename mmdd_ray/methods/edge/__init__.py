@@ -62,6 +62,7 @@ def _shortened(settings: Edge, batch: Callable[[int], int], folder: Path) -> Edg
 
 
 METHOD = Method(
+    name="edge",
     job="edge_cc3m",
     settings=Edge,
     presets=PRESETS,

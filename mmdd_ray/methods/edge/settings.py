@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from mmdd_ray.config import (
     Count,
     Data,
+    Essential,
     Evaluation,
     Features,
     Finetune,
@@ -46,11 +47,11 @@ class EdgeFinetune(Finetune):
 class EdgeSynthesis(Synthesis):
     """Drawing images from captions."""
 
-    pairs: Count = 100
+    pairs: Essential[Count] = 100
     """Image-caption pairs of the distilled set; an image with c captions counts as c pairs."""
     prompts: Literal["random", "k-means"] = "k-means"
     """Real captions to draw from: random ones, or one for each k-means cluster of CLIP's text features."""
-    candidates_per_image: Count = 1
+    candidates_per_image: Essential[Count] = 1
     """Images drawn for each one kept, each from a caption of its own. Above 1, the subset is kept whose moments match
     the real data best."""
     clip_score_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -65,9 +66,9 @@ class EdgeSynthesis(Synthesis):
 class Captions(Pool):
     """Further captions, written by a vision-language model that looks at the synthetic images."""
 
-    model: str = "tiny-captioner"
+    model: Essential[str] = "tiny-captioner"
     """Captioner: a zoo name, a hub name or a folder of any transformers model that describes images."""
-    per_image: Count = 2
+    per_image: Essential[Count] = 2
     """Captions of each image: the prompt it was drawn from and per_image - 1 written ones."""
     instructions: Annotated[tuple[str, ...], MinLen(1)] = ("Describe the image in one sentence.",)
     """Instructions for a chat model, one per further caption, in turn. Others ignore them."""
@@ -83,7 +84,7 @@ class Refine(PairLearning):
 
     section: ClassVar[str] = "refine"
     long_captions: ClassVar[Literal["refuse", "cut"]] = "cut"
-    iterations: Annotated[int, Ge(0)] = 0
+    iterations: Essential[Annotated[int, Ge(0)]] = 0
     """Updates of the pairs; 0 leaves EDGE's images and captions as they are."""
     max_tokens: Annotated[int, Ge(3)] = 48
     """Length of the texts; longer captions are cut to it, as for students."""
@@ -91,7 +92,7 @@ class Refine(PairLearning):
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """Everything an EDGE run depends on."""
+    """EDGE: pairs that a fine-tuned diffusion model draws from real captions."""
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)

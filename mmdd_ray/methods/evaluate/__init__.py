@@ -66,6 +66,7 @@ def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) ->
 
 
 METHOD = Method(
+    name="evaluate",
     job="evaluate",
     settings=Evaluate,
     presets=PRESETS,

@@ -8,7 +8,8 @@ from typing import Literal
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.data.listing import BRACES, SOURCES, reachable
+from mmdd_ray.config.data import SOURCES
+from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
 from mmdd_ray.distilled.published import SUFFIXES

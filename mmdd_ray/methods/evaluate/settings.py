@@ -5,14 +5,14 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from mmdd_ray.config import Data, Evaluation, Features, Plan, Rehearse, Run, Students
+from mmdd_ray.config import Data, Essential, Evaluation, Features, Plan, Rehearse, Run, Students
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Students trained on given sets of pairs, and on real pairs beside them."""
+    """Compare given sets of pairs with real ones, by the students they train."""
 
-    set: Annotated[tuple[str, ...], MinLen(1)]
+    set: Essential[Annotated[tuple[str, ...], MinLen(1)]]
     """One set or more: a distilled one (a folder or URI with its manifest.json), any source of pairs that data.uri
     takes, or a .pt file as LoRS and RepBlend save their pairs. Baselines have as many pairs as the first."""
     set_split: str | None = None

@@ -78,6 +78,7 @@ def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: 
 
 
 METHOD = Method(
+    name="evaluate-labelled",
     job="evaluate_labelled",
     settings=EvaluateLabelled,
     presets=PRESETS,

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
+from mmdd_ray.config.data import SOURCES
 from mmdd_ray.data.checks import NAMED_BY
 from mmdd_ray.data.class_names import check_same_names, class_folder, read_class_names, shared_captions
-from mmdd_ray.data.listing import SOURCES, reachable
+from mmdd_ray.data.listing import reachable
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes import CLASS_NAMES

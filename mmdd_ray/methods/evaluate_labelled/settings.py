@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass, field
 
-from mmdd_ray.config import Classifiers, Data, Features, LabelledEvaluation, Plan, Rehearse, Run
+from mmdd_ray.config import Classifiers, Data, Essential, Features, LabelledEvaluation, Plan, Rehearse, Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateLabelled:
-    """Classifiers trained on a labelled set that is there already, and on real images beside it."""
+    """Compare a labelled set with real images, by the classifiers it trains."""
 
-    set: str
+    set: Essential[str]
     """The labelled set: the folder of a distilled one with its manifest.json, or a source of labelled images as
     data.uri takes it, such as a folder for each class. Its classes are those of the data, by number and, where both
     have names, by name."""
     set_split: str | None = None
     """Split of `set`, where its source holds several."""
-    class_names: str | None = None
+    class_names: Essential[str | None] = None
     """Text file, a local path or a URI, with the name of a class of the data on each line, from class 0 on. Default:
     the one caption that the images of a class share, as in image folders; labelled shapes have their own."""
     template: str = "a photo of a {class_name}"

@@ -18,6 +18,7 @@ def _summary(run: Run) -> str:
 
 
 METHOD = Method(
+    name="precompute",
     job="precompute",
     settings=Precompute,
     presets=PRESETS,

@@ -7,7 +7,7 @@ from mmdd_ray.config import Data, Features, Plan, Rehearse, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Precompute:
-    """CLIP features and moments of a dataset, and nothing else."""
+    """CLIP features and moments of a dataset, without a distillation."""
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)

@@ -37,6 +37,7 @@ def _shortened(settings: Trajectory, batch: Callable[[int], int], folder: Path) 
 
 
 METHOD = Method(
+    name="trajectory",
     job="trajectory_flickr30k",
     settings=Trajectory,
     presets=PRESETS,

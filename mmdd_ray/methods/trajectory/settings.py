@@ -8,6 +8,7 @@ from annotated_types import Ge
 from mmdd_ray.config import (
     Count,
     Data,
+    Essential,
     Evaluation,
     Features,
     Plan,
@@ -26,9 +27,9 @@ from mmdd_ray.config import (
 class Experts:
     """Students of all real pairs, whose parameters are kept after every epoch."""
 
-    count: Count = 20
+    count: Essential[Count] = 20
     """Experts, each with heads and batches of its own."""
-    epochs: Count = 3
+    epochs: Essential[Count] = 3
     """Passes of each over all pairs, at least match.max_start_epoch + match.expert_epochs; later ones (published: 10 in
     all) would not be looked at."""
     learning_rate: Positive = 0.1
@@ -49,11 +50,11 @@ class Trajectories(Training):
 
     section: ClassVar[str] = "match"
     """Name of this section, for messages."""
-    pairs: Annotated[int, Ge(2)] = 100
+    pairs: Essential[Annotated[int, Ge(2)]] = 100
     """Image-caption pairs of the distilled set."""
-    init: Literal["random", "herding", "k-center", "clip-score"] = "random"
+    init: Essential[Literal["random", "herding", "k-center", "clip-score"]] = "random"
     """Real pairs to start from."""
-    iterations: Count = 3000
+    iterations: Essential[Count] = 3000
     """Updates of the pairs."""
     student_steps: Count = 8
     """N, steps of a student on synthetic pairs in each iteration."""
@@ -71,7 +72,7 @@ class Trajectories(Training):
     """Learning rate of the text vectors."""
     student_rate_rate: Weight = 1e-2
     """Learning rate of alpha, the rate of a student's steps."""
-    similarity: Literal["identity", "low-rank"] = "identity"
+    similarity: Essential[Literal["identity", "low-rank"]] = "identity"
     """Whether a pair is similar to itself alone (MTT-VL), or learnt how similar pairs are (LoRS, arXiv 2406.01112)."""
     rank: Count = 10
     """Rank of the learnt similarity; published: 10, 5 and 20 at 100, 200 and 500 pairs."""
@@ -81,9 +82,9 @@ class Trajectories(Training):
     """Learning rate of the similarity."""
     momentum: Rate = 0.5
     """Momentum of SGD."""
-    image_model: str = "tiny-nf"
+    image_model: Essential[str] = "tiny-nf"
     """Image encoder of experts and of the students that follow them."""
-    text_model: str = "tiny-bert"
+    text_model: Essential[str] = "tiny-bert"
     """Text encoder, which stands still. Students with another one are trained on the captions that the texts began
     as."""
     image_px: Count = 32
@@ -100,7 +101,7 @@ class Trajectories(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """Everything a run of trajectory matching depends on."""
+    """Trajectory matching: learnt pairs on which a student moves as experts did."""
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)

@@ -60,6 +60,7 @@ def _shortened(settings: Vlcp, batch: Callable[[int], int], folder: Path) -> Vlc
 
 
 METHOD = Method(
+    name="vlcp",
     job="vlcp_imagenette",
     settings=Vlcp,
     presets=PRESETS,

@@ -9,6 +9,7 @@ from mmdd_ray.config import (
     Classifiers,
     Count,
     Data,
+    Essential,
     Features,
     Finetune,
     LabelledEvaluation,
@@ -25,12 +26,12 @@ from mmdd_ray.config import (
 class Describe(Pool):
     """VLCP's descriptions of real images (arXiv 2506.23580, section 3)."""
 
-    source: Literal["captions", "vlm", "template"] = "captions"
+    source: Essential[Literal["captions", "vlm", "template"]] = "captions"
     """Where descriptions come from: the data's own captions, a vision-language model, or a template."""
     template: str = "a photo of a {class_name}"
     """Description of every image under "template", and of one that the model has nothing to say of. The sets that
     are drawn without text prototypes are prompted with it."""
-    class_names: str | None = None
+    class_names: Essential[str | None] = None
     """Text file, a local path or a URI, with the name of a class on each line, from class 0 on. Default: the one
     caption that the images of a class share, as in image folders; labelled shapes have their own."""
     model: str = "tiny-captioner"
@@ -55,7 +56,7 @@ class Describe(Pool):
 class Prototypes(Pool):
     """VLCP's image and text prototypes of each class."""
 
-    images_per_class: Count = 10
+    images_per_class: Essential[Count] = 10
     """Prototypes, and so images, of each class of the distilled set (IPC)."""
     neighbours: Count = 10
     """Neighbours of the Local Outlier Factor that drops outliers."""
@@ -79,7 +80,7 @@ class VlcpSynthesis(Synthesis):
     """Starts from the image prototype; otherwise from noise alone."""
     use_text: bool = True
     """Prompts with the text prototype; otherwise with describe.template."""
-    strength: Annotated[float, Gt(0), Le(1)] = 0.7
+    strength: Essential[Annotated[float, Gt(0), Le(1)]] = 0.7
     """Noise added to the image prototype, as a share of the schedule."""
     negative_prompt: str = "cartoon, anime, painting"
     """Text that guidance leads away from."""
@@ -87,7 +88,7 @@ class VlcpSynthesis(Synthesis):
 
 @dataclass(frozen=True, kw_only=True)
 class Vlcp:
-    """Everything a VLCP run depends on."""
+    """VLCP: labelled images, drawn from image and text prototypes of each class."""
 
     run: Run = field(default_factory=Run)
     plan: Plan = field(default_factory=Plan)

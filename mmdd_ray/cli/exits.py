@@ -1,105 +1,20 @@
-"""The command line of the jobs: ``python jobs/<job>.py [PRESET] [--section.field value ...]``.
+"""Exit statuses, and errors as the sentences that a terminal shows. Imports neither torch nor Ray."""
 
-Imports neither torch nor ray, so ``--help`` answers at once.
-"""
-
-import inspect
 import os
 import re
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
-import tyro
-
-from mmdd_ray.data.listing import SOURCES
 from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.errors import ClusterError, StorageError, UserError
 from mmdd_ray.storage.redact import redact
 
-Settings = TypeVar("Settings")
-
-# which take several sources
-SOURCE_SETTINGS = ("data.uri", "evaluation.val", "evaluation.test", "evaluation.zero_shot")
 RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on retries to every message
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|StorageError): (.*)$", re.MULTILINE)
 # of pyarrow, through which Ray Train writes
 STORAGE_ERROR = re.compile(r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE)
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
-
-
-def parse(
-    job: str, presets: Mapping[str, Callable[[], Settings]], argv: Sequence[str] | None = None
-) -> tuple[str, Settings]:
-    """Name of the chosen preset (default: the first) and its settings with the command line's changes.
-
-    ``presets`` maps a name to a function whose docstring's first line describes it; ``argv`` defaults to the
-    process's. ``--help`` lists the presets and every setting with the chosen preset's value, and exits with
-    status 0; an unknown preset or setting exits with status 2.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset = arguments.pop(0) if named else next(iter(presets))
-    if preset not in presets:
-        print(f"error: unknown preset {preset}; choose one of {', '.join(presets)}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
-    default = presets[preset]()
-    about = "\n".join(f"  {name:<12} {_first_line(function)}".rstrip() for name, function in presets.items())
-    settings = tyro.cli(
-        type(default),
-        default=default,
-        args=_joined(arguments),
-        prog=f"jobs/{job}.py {preset}",
-        description=f"{_first_line(type(default))}\n\nPresets, the first argument:\n{about}",
-        use_underscores=True,  # as the error messages spell them
-        config=(tyro.conf.AvoidSubcommands,),  # an optional section is given by the preset
-    )
-    return preset, settings
-
-
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with several behind an option that names data as the one that ``::`` makes of them."""
-    joined: list[str] = []
-    joining = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            joining = argument.removeprefix("--").partition("=")[0] in SOURCE_SETTINGS
-        elif joining and (not joined[-1].startswith("--") or "=" in joined[-1]):
-            joined[-1] += f"{SOURCES}{argument}"
-            continue
-        joined.append(argument)
-    return joined
-
-
-def start(job: str) -> int:
-    """Run a job: read the command line, look for mistakes, and plan or run; gives the exit status.
-
-    Neither torch nor ray is imported before the settings are checked.
-    """
-    from mmdd_ray.methods import METHODS
-    from mmdd_ray.methods.execute import check, execute
-
-    method = METHODS[job]
-    preset, settings = parse(job, method.presets)
-    if settings.rehearse.show:
-        from mmdd_ray.methods.rehearsal import rehearse
-
-        print(rehearse(settings, preset))
-        return 0
-    check(settings)
-    if settings.plan.show:
-        from mmdd_ray.planning.plan import show_plan
-
-        print(show_plan(settings, method, METHODS))
-    else:
-        print(method.summary(execute(settings, preset, shlex.join(["python", *sys.argv]))))
-    return 0
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 def main(job: Callable[[], int | None]) -> int:

@@ -1,0 +1,70 @@
+"""Tools around the jobs, each a dataclass of arguments and what is done with them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from mmdd_ray.cli.exits import EXIT_FAILED
+
+
+@dataclass(frozen=True)
+class Compare:
+    """One table of several finished runs, and the paired differences of their distilled sets."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories: local folders or URIs, at least two. Their students must be alike: the same task, settings and
+    test data."""
+    out: str = "comparison"
+    """Folder or URI for comparison.json and comparison.html."""
+
+
+def compare(argv: Sequence[str] | None = None, called: str = "mmdd compare") -> int:
+    """Finished runs in one table, with the paired differences of their sets."""
+    asked = tyro.cli(Compare, args=argv, prog=called)
+    from mmdd_ray.evaluation.beside_runs import compare_runs
+    from mmdd_ray.evaluation.report.comparison import comparison_table, write_comparison
+    from mmdd_ray.storage.store import Store
+
+    found = compare_runs(asked.runs)
+    print(comparison_table(found))
+    print("\n".join(write_comparison(found, Store(asked.out))))
+    return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Checks a distilled set: all checksums, and that its images can be made again."""
+
+    set: tyro.conf.Positional[str]
+    """The distilled set: a folder or URI with its manifest.json."""
+    regenerate: Annotated[int, tyro.conf.arg(metavar="K")] = 0
+    """Make K of its images again, chosen at random, and compare. The set must lie in its run directory."""
+    tolerance: Annotated[int, tyro.conf.arg(metavar="LEVELS")] = 0
+    """Greatest difference of a pixel, of 255, at which an image still counts as the same. Other devices and other
+    versions of libraries round otherwise."""
+    seed: int = 0
+    """Seed of the choice of the images."""
+
+
+def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> int:
+    """Check a set: all checksums, and that its images can be made again."""
+    asked = tyro.cli(Verify, args=argv, prog=called)
+    from mmdd_ray.methods import verify as verifying
+
+    found = verifying.verify(asked.set, asked.regenerate, asked.seed)
+    print(f"{found.images:,} images, whole; checksum {found.checksum}")
+    for name, (then, now) in found.changed.items():
+        print(f"made with {name} {then}, here is {now}")
+    if not found.differences:
+        return 0
+    others = {key: levels for key, levels in found.differences.items() if levels > asked.tolerance}
+    for key, levels in others.items():
+        print(f"{key} differs by up to {levels} of 255 levels")
+    print(f"{len(found.differences) - len(others):,} of {len(found.differences):,} images made again alike")
+    return EXIT_FAILED if others else 0
+
+
+TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {"compare": compare, "verify": verify}
+"""Tools by their command."""

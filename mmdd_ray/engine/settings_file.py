@@ -1,0 +1,95 @@
+"""Settings in a file: YAML or JSON that people write, and the settings.json of a run."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mmdd_ray.engine.run_dir import resolved
+from mmdd_ray.errors import StorageError, UserError
+from mmdd_ray.storage.redact import REDACTED, redact
+from mmdd_ray.storage.store import folder_and_name
+
+
+@dataclass(frozen=True)
+class SavedSettings:
+    """The content of a settings file."""
+
+    job: str | None = None
+    preset: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Sections by name, each with its settings; only those that the file changes."""
+    file: str = ""
+
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return f"config={self.file}"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_settings(uri: str, job: str | None) -> SavedSettings:
+    """Reads a settings file: sections with their settings, and optionally the names of a job and a preset.
+
+    Args:
+        uri: A local path or a URI.
+        job: The job that the settings are for.
+
+    Raises:
+        UserError: The file is not there, is neither YAML nor JSON, or holds settings of another job.
+    """
+    where = f"config={redact(uri)}"
+    store, name = folder_and_name(uri)
+    try:
+        text = store.read_bytes(name).decode()
+        content = json.loads(text) if name.endswith(".json") else yaml.load(text, _UniqueKeys)
+    except (OSError, StorageError) as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:  # no text, too
+        raise UserError(f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    if content is None:  # an empty file, or comments alone
+        content = {}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} holds no settings; write sections, such as data: and their settings below")
+    values = content.get("settings", content)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} has no sections in its settings")
+    saved_job, preset = content.get("job"), content.get("preset")
+    if job and saved_job and saved_job != job:
+        raise UserError(
+            f"{where} holds settings of the job {saved_job}, not of {job}; name a file of this job"
+        )
+    for name, value in _leaves(values):
+        if REDACTED in str(value):
+            raise UserError(
+                f"{where} has {name}={value}, because credentials are never saved; take it out of the file, and give "
+                f"it as --{name} or in an environment variable"
+            )
+    sections = {key: value for key, value in values.items() if key not in ("job", "preset")}
+    return SavedSettings(saved_job, preset, sections, redact(uri))
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def as_yaml(settings: Any, named: SavedSettings) -> str:
+    """Settings as a file for ``--config``, credentials redacted."""
+    names = {key: value for key, value in (("job", named.job), ("preset", named.preset)) if value}
+    return yaml.safe_dump(names | resolved(settings), sort_keys=False, allow_unicode=True, width=100)
