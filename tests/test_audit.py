@@ -108,6 +108,15 @@ def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_pat
     assert listed[0]["by_pixels"]["address"] == [rows[7].shard, rows[7].index]
     assert listed[0]["by_clip"]["cosine"] > 0.99
     assert stage.store.read_bytes("copies.png").startswith(b"\x89PNG")
+    shown = stage.store.read_parquet("nearest_images.parquet").to_pylist()
+    assert [one["key"] for one in shown] == [one.key for one in samples]
+    assert shown[0]["real"] == rows[7].name
+    assert shown[0]["rms"] == listed[0]["by_pixels"]["rms"]
+    assert np.array_equal(decode_image(shown[0]["image"], max_pixels=10**6), real[7])
+    found = about["map"]
+    assert (len(found["set"]), len(found["real"])) == (6, 60)
+    image_RD = np.concatenate([block for block, _ in features.image_blocks()]).astype(np.float64)
+    assert found["variance"]["real"] == pytest.approx(image_RD.var(axis=0).sum(), rel=1e-6)
 
     fewer = replace(DATA, uri="shapes:55?seed=3&world=clean")
     with pytest.raises(UserError, match=r"has changed since its features were made: 5 images are missing"):

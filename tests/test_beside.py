@@ -15,7 +15,8 @@ from mmdd_ray.config import Data
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.evaluation.agreement import Agreement
 from mmdd_ray.evaluation.report import beside
-from mmdd_ray.evaluation.report.beside import MAX_LETTERS, beside_real
+from mmdd_ray.evaluation.report.beside import beside_real
+from mmdd_ray.evaluation.report.gallery import MAX_LETTERS
 from mmdd_ray.features.store import FeatureStore, feature_table
 from mmdd_ray.storage.store import Store
 
@@ -172,4 +173,4 @@ def test_a_large_photograph_is_shown_whole_and_small(
     rng = np.random.default_rng(4)
     _, (one,) = beside_real(drawings([5], unit_rows(rng, 1), unit_rows(rng, 1)), features, data)
     assert one.real is not None
-    assert Image.open(io.BytesIO(one.real)).size == (192, 96)
+    assert Image.open(io.BytesIO(one.real)).size == (160, 80)

@@ -127,6 +127,22 @@ def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Pat
     json.dumps(found, allow_nan=False)
 
 
+def test_scores_stand_against_time_where_the_times_of_two_sets_are_known(tmp_path: Path) -> None:
+    runs = []
+    for name, seconds in (("edge", 60.0), ("covmatch", 3600.0)):
+        runs.append(finish(tmp_path / name, {name: [9.0, 11.0], "random": [6.0, 7.0]}))
+        store = Store(runs[-1])
+        times = {"seconds_of_sets": {name: seconds}}
+        store.write_json("report.json", store.read_json("report.json") | times)
+    found = compare_runs(runs)
+    sets = {one["label"]: one["making_seconds"] for one in found["tables"][0]["sets"]}
+    assert sets == {"edge": 60.0, "covmatch": 3600.0, "Random real data": None}
+    told = "mean recall against the time to make a set: edge, covmatch"
+    assert f'role="img" aria-label="{told}"' in comparison_html(found)
+    found["tables"][0]["sets"][0]["making_seconds"] = None
+    assert told not in comparison_html(found)
+
+
 def test_classifiers_stand_in_a_table_of_their_accuracy(tmp_path: Path) -> None:
     one = finish(tmp_path / "a", {"vlcp": [30.0, 34.0], "prompts": [20.0, 21.0]}, task="classification")
     other = finish(tmp_path / "b", {"chosen": [31.0, 33.0]}, task="classification")

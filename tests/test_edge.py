@@ -126,7 +126,7 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
     assert -1 <= agreement["real"] <= 1
     page = store.read_bytes("report.html").decode()
     assert page.count('alt="Real image"') == page.count('alt="Drawn image"') == 6
-    assert page.count("EDGE is ") == 1
+    assert page.count("<strong>EDGE is ") == 1
     for name in ("settings.json", "rejects.parquet", "report.html", "distilled/README.md"):
         assert store.read_bytes(name)
     assert store.read_bytes("distilled/contact_sheet.png").startswith(b"\x89PNG")

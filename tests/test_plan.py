@@ -28,7 +28,7 @@ from mmdd_ray.methods.vlcp.presets import imagenet1k as vlcp_imagenet1k
 from mmdd_ray.methods.vlcp.presets import local as vlcp_local
 from mmdd_ray.planning.costs import StageCost, planned_as
 from mmdd_ray.planning.fit import check_fit
-from mmdd_ray.planning.plan import plan_run, planned_seconds
+from mmdd_ray.planning.plan import plan_run, planned_stages
 from mmdd_ray.planning.reference import reference_run
 from mmdd_ray.planning.run_plan import RunPlan
 from mmdd_ray.planning.show import render
@@ -168,8 +168,8 @@ def test_draws_multiply_what_depends_on_the_seed(tmp_path: Path) -> None:
     assert plan.driver_bytes["synthesis.pairs"] == (5 + 2 * 4) * 100 * 3 * 32**2
     kept = Store(str(tmp_path / "kept"))
     kept.write_json("plan.json", plan.as_json())
-    assert planned_seconds(kept)[planned_as("draws/2/finetune")] == pytest.approx(50)
-    assert planned_seconds(kept)[planned_as("finetune")] == pytest.approx(50)
+    assert planned_stages(kept)[planned_as("draws/2/finetune")]["seconds"] == pytest.approx(50)
+    assert planned_stages(kept)[planned_as("finetune")]["seconds"] == pytest.approx(50)
     # a run of several draws tells as much as one of its first
     like = write_run(
         tmp_path / "like", edge, "edge_cc3m", {"features": (30.0, 10.0), "finetune": (50.0, 20.0)}
@@ -422,13 +422,20 @@ def test_fine_tuning_leaves_its_generator_in_float32(tmp_path: Path) -> None:
     assert stages["finetune"].writes_bytes == pytest.approx(saved, rel=0.01)
 
 
-def test_planned_seconds_are_kept_where_there_are_any(tmp_path: Path) -> None:
+def test_planned_stages_are_kept(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    assert planned_seconds(store) == {}
+    assert planned_stages(store) == {}
     done = write_run(tmp_path / "like", edge_local(), "edge_cc3m", {"features": (30.0, 10.0)})
     plan = planned(replace(edge_local(), plan=Plan(like=done)), LAPTOP)
     store.write_json("plan.json", plan.as_json())
-    assert planned_seconds(store) == {"features": pytest.approx(30.0)}
+    found = planned_stages(store)
+    assert found["features"] == {
+        "seconds": pytest.approx(30.0),
+        "gpus": 0.0,
+        "gpu_hours": 0.0,
+        "peak_bytes": found["features"]["peak_bytes"],
+    }
+    assert (found["finetune"]["seconds"], found["finetune"]["gpu_hours"]) == (None, None)
 
 
 def test_asking_for_the_plan_starts_no_run(tmp_path: Path) -> None:

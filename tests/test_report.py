@@ -174,6 +174,10 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
         "seconds",
         "resumed",
         "planned_seconds",
+        "peak_bytes",
+        "planned_peak_bytes",
+        "gpu_hours",
+        "planned_gpu_hours",
     }
     assert read["real_images"] == 9
     assert (read["stages"]["features"]["rows_in"], read["stages"]["synthesis"]["rows_out"]) == (12, 3)
@@ -227,7 +231,7 @@ def test_page_is_whole_needs_no_network_and_shows_captions_as_text(run: Store) -
     assert all((link or "").startswith("data:image/png;base64,") for link in links if link and link[0] != "#")
     ids = Counter(found["id"] for _, found in page.tags if "id" in found)
     assert all(count == 1 for count in ids.values())
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert sum(tag == "svg" and found.get("role") == "img" for tag, found in page.tags) == 5
     assert [text for tag, text in page.text if tag == "td" and text in ("Alignment", "0.2", "0.3")] == [
         "Alignment",
         "0.2",
@@ -363,7 +367,7 @@ def test_without_evaluation_there_is_a_report_without_recall(run: Store) -> None
     assert (report["scores"], report["sets"]) == ({}, {})
     assert headline(report) == "3 synthetic images with 7 captions, not evaluated."
     page = _Page(report_html(report, run))
-    assert "svg" not in dict(page.tags)
+    assert not any(tag == "svg" and found.get("role") == "img" for tag, found in page.tags)
     assert ("td", "features") in page.text
     assert summary_table(report).startswith("set          3 images, 7 pairs")
 
@@ -412,7 +416,7 @@ def test_a_random_part_of_the_data_is_not_called_all_of_them(tmp_path: Path) -> 
     texts = _Page(page).text
     assert texts.count(("td", part)) == 2
     assert ("span", f"of the recall of {part}") in texts
-    assert page.count(part) == 6  # headline, tile, two tables, two charts
+    assert page.count(part) == 8  # headline, tile, two tables, two charts with their descriptions
     assert "ull data" not in page
     assert "* This stage was resumed" not in page
 

@@ -17,7 +17,8 @@ import ray
 from mmdd_ray.config import Data, LabelledSettings, PairSettings
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.pair import Row, digest64
-from mmdd_ray.data.sources import READ_CPUS, fetch_pairs, rows_at
+from mmdd_ray.data.sources import READ_CPUS, rows_at
+from mmdd_ray.distilled.contact_sheet import spread
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.distilled.sample import Sample
@@ -29,6 +30,7 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import learnt_texts
+from mmdd_ray.evaluation.audit_pictures import MAX_PIXELS, SHOWN, nearest_images, picture_of_copies
 from mmdd_ray.evaluation.compare import RETRIES
 from mmdd_ray.evaluation.copies import (
     COPY_RMS,
@@ -44,9 +46,9 @@ from mmdd_ray.evaluation.copies import (
     small,
     spread_of,
 )
-from mmdd_ray.evaluation.copies_sheet import BesideReal, copies_sheet
+from mmdd_ray.evaluation.feature_map import feature_map
 from mmdd_ray.evaluation.held_out import read_held_out
-from mmdd_ray.evaluation.report.words import AUDIT, COPIES
+from mmdd_ray.evaluation.report.words import AUDIT, COPIES, MOST_SHOWN, NEAREST_IMAGES
 from mmdd_ray.evaluation.spectrum import about_spectrum
 from mmdd_ray.features.coresets import random_subset
 from mmdd_ray.features.moments import Moments
@@ -57,10 +59,8 @@ from mmdd_ray.storage.store import Store
 NEAREST = "nearest.json"
 REFERENCE = 500  # real images that give the scale, drawn by seed
 MOST_CHECKED = 1000  # images of the set whose pixels are compared: the nearest to real ones by CLIP
-SHOWN = 10
 TEST_NEIGHBOURS = 4  # of a test image, whose copies are its nearest ones: all but a few have none
 TEXTS_SHOWN, CAPTIONS_ASKED = 20, 5000
-MAX_PIXELS = 2**31  # of an image that this package has written
 STREAM = 17  # of seeds: other than those of coresets and of draws
 
 
@@ -78,8 +78,8 @@ class _Encoded:
 def audit_set(
     stage: StageDir, distilled: Store, features: FeatureStore, settings: PairSettings | LabelledSettings
 ) -> StageResult:
-    """Writes `audit.json`, which the report repeats; `nearest.json` with the nearest real image of every image; and
-    the picture `copies.png`.
+    """Writes `audit.json`, which the report repeats; `nearest.json` with the nearest real image of every image;
+    `nearest_images.parquet` with small pictures of those that the report shows; and the picture `copies.png`.
 
     Raises:
         UserError: The set is damaged or has no image that can be decoded, the test data cannot be read, or the data
@@ -92,12 +92,14 @@ def audit_set(
     texts = _start_texts(learnt, features, settings, seed)
     # while both tasks start
     scale_rows = _sample(len(features.addresses), REFERENCE, seed)
-    scale_nearest = _nearest_of_real(features, scale_rows)
+    scale_RD, digest_R = _features_of_rows(features, scale_rows)
+    scale_nearest = nearest_rows(scale_RD, features.image_blocks(), NEIGHBOURS, digest_R)
     encoded, progress.peak_bytes = ray.get(encoding)
     if not len(encoded.usable[0]):
         raise UserError(f"{redact(distilled.uri)} has no image that can be decoded; write the set again")
     clip = settings.features.clip
     about: dict[str, Any] = {"clip": clip, "spectrum": _about_spectrum(samples, encoded, features, clip)}
+    about["map"] = feature_map(np.stack(spread(list(encoded.image[0]), REFERENCE)), scale_RD)
     samples = [samples[at] for at in encoded.usable[0]]
     tested = [test.rows[at] for at in encoded.usable[1]]
     nearest, test_nearest = _nearest_of_both(features, encoded)
@@ -128,9 +130,11 @@ def audit_set(
     }
     about["learnt"] = _about_learnt(learnt, texts)
     stage.store.write_bytes(
-        COPIES, _picture([samples[at] for at in checked], found, features, settings.data, real)
+        COPIES, picture_of_copies([samples[at] for at in checked], found, features, settings.data, real.names)
     )
-    stage.store.write_json(NEAREST, _listed(samples, nearest, checked, found, features))
+    listed = _listed(samples, nearest, checked, found, features)
+    stage.store.write_json(NEAREST, listed)
+    stage.store.write_parquet(NEAREST_IMAGES, nearest_images(spread(listed, MOST_SHOWN), settings.data))
     stage.store.write_json(AUDIT, about)
     return StageResult(rows_in=len(samples) + len(tested), rows_out=len(samples))
 
@@ -286,16 +290,15 @@ def _small(image: bytes, most: int, side: int) -> np.ndarray:
 # ---- neighbours by CLIP
 
 
-def _nearest_of_real(features: FeatureStore, rows: np.ndarray) -> Nearest:
-    """The nearest of these rows among all others whose image file is another one."""
+def _features_of_rows(features: FeatureStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (R, D) of these rows, and digests (R,) of their image files, by which each is told from its copies."""
     start, feature_parts, digest_parts = 0, [], []
     for feature_RD, digest_R in features.image_blocks():
         own = rows[(rows >= start) & (rows < start + len(digest_R))] - start
         feature_parts.append(feature_RD[own])
         digest_parts.append(digest_R[own])
         start += len(digest_R)
-    digests = np.concatenate(digest_parts)
-    return nearest_rows(np.concatenate(feature_parts), features.image_blocks(), NEIGHBOURS, digests)
+    return np.concatenate(feature_parts), np.concatenate(digest_parts)
 
 
 def _nearest_of_both(features: FeatureStore, encoded: _Encoded) -> tuple[Nearest, Nearest]:
@@ -420,29 +423,3 @@ def _listed(
             }
         listed.append(one)
     return listed
-
-
-def _picture(
-    samples: Sequence[Sample],
-    found: Closest,
-    features: FeatureStore,
-    data: Data,
-    real: RealImages,
-) -> bytes:
-    first = [at for at in np.argsort(found.rms_N, kind="stable")[:SHOWN].tolist() if found.row_N[at] >= 0]
-    rows = [int(found.row_N[at]) for at in first]
-    files = fetch_pairs(data, [features.addresses[row] for row in rows])
-    return copies_sheet(
-        [
-            BesideReal(
-                key=samples[at].key,
-                image=decode_image(samples[at].image, max_pixels=MAX_PIXELS),
-                real=decode_image(file.image or b"", max_pixels=data.max_image_pixels),
-                real_name=real.names[row],
-                cosine=float(found.cosine_N[at]),
-                rms=float(found.rms_N[at]),
-                is_copy=bool(found.is_copy_N[at]),
-            )
-            for at, row, file in zip(first, rows, files, strict=True)
-        ]
-    )

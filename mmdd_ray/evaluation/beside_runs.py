@@ -108,7 +108,8 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         people; and ``tables``, one for each protocol: ``protocol``, ``runs``, ``sets``, ``chance`` by metric, and
         ``differences``. A set has ``label``, ``set`` (its name in the run), ``runs`` (several, where they have the
         same baseline with the same figures), ``distilled``, ``draws``, ``students`` of each draw, ``scores`` as the
-        report has them, ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
+        report has them, ``making_seconds``, the time that the run took to make it (None where that is not known),
+        ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
         ``images_seen``, the images that one student sees in training. A difference has ``ours``, ``theirs`` (labels),
         ``students`` (pairs of one seed) and ``metrics``: ``mean``, ``low`` and ``high`` in percentage points, the
         latter two the 95 % confidence interval, null where one pair says nothing of the spread. Where a set has several
@@ -378,6 +379,7 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "draws": about["draws"],
         "students": figures // about["draws"],
         "scores": scores,
+        "making_seconds": run.report.get("seconds_of_sets", {}).get(entry.name),  # older reports have none
         **{
             key: about[key] for key in ("pairs", "images", "bytes", "seconds", "learning_rate", "images_seen")
         },

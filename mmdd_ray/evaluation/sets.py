@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ def compared_coresets(evaluation: Evaluation) -> list[str]:
 def save_coresets(stage: StageDir, features: FeatureStore, settings: PairSettings, pairs: int) -> StageResult:
     """Writes what `choose_coresets` gives for the baselines of the settings; read it with `read_coresets`.
 
+    The extra figure ``seconds`` of its manifest has the time of each coreset that this attempt chose. The first one
+    includes reading the features that coresets share.
+
     Raises:
         UserError: There are fewer real pairs than `pairs`, or clip-score keeps fewer.
     """
@@ -132,9 +136,14 @@ def save_coresets(stage: StageDir, features: FeatureStore, settings: PairSetting
     _check_pairs(features, settings.data, pairs)
     check_kept(features, settings, pairs)
     missing = [name for name in names if not stage.store.exists(f"{name}.json")]
+    seconds, started = {}, monotonic()
     for name, rows in choose_coresets(features, missing, pairs, settings.run.seed, settings.evaluation):
         stage.store.write_json(f"{name}.json", rows.tolist())
-    return StageResult(rows_in=len(features.addresses), rows_out=len(names) * pairs)
+        now = monotonic()
+        seconds[name], started = round(now - started, 3), now
+    return StageResult(
+        rows_in=len(features.addresses), rows_out=len(names) * pairs, extra={"seconds": seconds}
+    )
 
 
 def read_coresets(store: Store | None, evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdd_ray.config import RunSettings
 from mmdd_ray.engine.draws import draws_of
-from mmdd_ray.engine.run_dir import RunDir, StageDir
+from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
@@ -147,7 +147,14 @@ def _report(
         labels=figures.labels,
         words=method.words(first.settings),
         commits=run.store.read_json(COMMITS) if run.store.exists(COMMITS) else {},
+        preset_settings=_preset_settings(method, run),
         command=command,
     )
     write_report(report, run.store, figures.beside)
     return report
+
+
+def _preset_settings(method: Method[Any], run: RunDir) -> dict[str, Any] | None:
+    """The settings of the preset that the run began with; None where its name is none of a preset."""
+    preset = method.presets.get(run.store.read_json(SETTINGS)["preset"])
+    return resolved(preset()) if preset else None

@@ -10,6 +10,7 @@ devices of the same kind is known, there is no time, and the memory of a GPU is 
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from mmdd_ray.config import Evaluation, RunSettings, judged_by
 from mmdd_ray.data.inventory import Source
@@ -114,11 +115,15 @@ def _scratch_bytes(settings: RunSettings, source: Source) -> float:
     return max(2 * each if joint else 0, each * source.captions_per_row if k_means else 0)
 
 
-def planned_seconds(run: Store) -> dict[str, float]:
-    """Seconds of each stage by the plan of a run, where it knew them, for one repetition."""
+def planned_stages(run: Store) -> dict[str, dict[str, Any]]:
+    """Each stage by the plan of a run, for one repetition: `seconds`, `gpus` that it holds, `gpu_hours` and
+    `peak_bytes` of a process; None where the plan did not know them. Empty where the run has no plan."""
     stages = run.read_json(PLAN)["stages"] if run.exists(PLAN) else {}
     return {
-        name: one["seconds"] / one.get("times", 1)
+        name: {key: one.get(key) for key in ("gpus", "peak_bytes")}
+        | {
+            key: None if one[key] is None else one[key] / one.get("times", 1)
+            for key in ("seconds", "gpu_hours")
+        }
         for name, one in stages.items()
-        if one["seconds"] is not None
     }

@@ -81,6 +81,7 @@ class RunPlan:
                     "parallel": one.parallel,
                     "times": one.cost.times,
                     "seconds": one.seconds,
+                    "gpus": one.parallel * one.gpus_each,
                     "gpu_hours": one.gpu_hours,
                     "peak_bytes": one.peak_bytes,
                 }

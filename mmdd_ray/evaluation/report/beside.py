@@ -10,18 +10,18 @@ from PIL import Image
 from mmdd_ray.config import Data
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.sources import fetch_pairs
-from mmdd_ray.distilled.contact_sheet import png_bytes, shrunk, thumbnail
+from mmdd_ray.distilled.thumbnails import open_rgb, small_file
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.agreement import Agreement
+from mmdd_ray.evaluation.report.gallery import cut
 from mmdd_ray.features.store import FeatureStore
 
 SHOWN = 8
-MAX_LETTERS = 300  # of a caption; some of the web are whole pages
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A caption with two images, small PNG files, and CLIP's cosine of the caption with each."""
+    """A caption with two images, small PNG or JPEG files, and CLIP's cosine of the caption with each."""
 
     caption: str
     real: bytes | None
@@ -53,9 +53,9 @@ def beside_real(
     images = _real_images({names[number]: real[names[number]].address for number in worst}, data)
     return agreement.figures(), [
         Beside(
-            caption=_cut(drawn[number]["prompt"]),
+            caption=cut(drawn[number]["prompt"]),
             real=images.get(names[number]),
-            drawn=png_bytes(thumbnail(drawn[number]["image"])),
+            drawn=small_file(open_rgb(drawn[number]["image"])),
             real_score=float(agreement.real_N[number]),
             drawn_score=float(agreement.drawn_N[number]),
         )
@@ -79,9 +79,5 @@ def _real_images(
             pixels = decode_image(row.image, max_pixels=data.max_image_pixels)
         except BadImage:
             continue
-        found[name, caption] = png_bytes(shrunk(Image.fromarray(pixels)))
+        found[name, caption] = small_file(Image.fromarray(pixels))
     return found
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"

@@ -1,7 +1,7 @@
 """The content of ``report.json``, from the manifests of a run directory and the figures of its comparison."""
 
+import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +9,18 @@ from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS, extra_metrics
 from mmdd_ray.evaluation.report.differences import differences
+from mmdd_ray.evaluation.report.outcome import outcomes
+from mmdd_ray.evaluation.report.stages import (
+    all_rejects,
+    beside_plan,
+    merged,
+    reject_examples,
+    seconds_of_sets,
+    stage_manifests,
+)
 from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
-from mmdd_ray.planning.costs import planned_as
-from mmdd_ray.planning.plan import planned_seconds
+from mmdd_ray.planning.plan import planned_stages
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -29,6 +37,7 @@ def build_report(
     labels: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     commits: Mapping[str, str] | None = None,
+    preset_settings: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The content of ``report.json``, from the manifests of the run directory ``run`` and these figures.
@@ -43,6 +52,7 @@ def build_report(
         labels: of sets, where people write them otherwise than files.
         words: titles and notes of the method's part.
         commits: that data on the Hugging Face hub were read at, by repository and revision.
+        preset_settings: as the preset of the run has them, resolved; None where it is not known.
         command: what the user typed to start the run.
 
     Scores are in percent: ``scores.<set>.<metric>`` = ``{mean, std, runs}`` with the metrics ``METRICS`` of ``task``;
@@ -58,13 +68,16 @@ def build_report(
     ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students
     were asked for them.
     ``real_images`` are the usable ones of the source, of which "full" may be a random part; ``seconds`` of a stage
-    that was ``resumed`` are those of its last attempt; ``planned_seconds`` is what the plan said before, or None.
+    that was ``resumed`` are those of its last attempt; ``planned_…`` is what the plan said before, or None.
+    ``outcome`` says in words how each distilled set compares, and what in the run's figures may be the reason, as
+    ``outcome.outcomes`` gives it. ``changed`` has the value of the preset for each setting that differs from it, by
+    ``section.field``; None where the preset is not known. ``seconds_of_sets`` is what ``stages.seconds_of_sets`` gives.
     """
     saved = run.read_json(SETTINGS)
     folders = _draw_folders(saved["settings"])
-    stages = _stage_manifests(run, folders)
+    stages = stage_manifests(run, folders)
     features = stages.get("features")
-    return {
+    report = {
         "job": saved["job"],
         "preset": saved["preset"],
         "command": redact(command),
@@ -72,20 +85,42 @@ def build_report(
         "real_images": features["rows_out"] if features else None,
         "source": features["extra"].get("source") if features else None,
         "commits": dict(commits or {}),
-        "stages": _beside_plan(stages, planned_seconds(run)),
+        "stages": beside_plan(stages, planned_stages(run)),
         "seconds": round(sum(manifest["seconds"] for manifest in stages.values()), 3),
-        "rejects": _all_rejects(stages),
+        "rejects": all_rejects(stages),
+        "reject_examples": reject_examples(run),
         "losses": _curves(losses),
         "refinement": _curves(refinement),
         "quality": {name: dict(values) for name, values in (quality or {}).items()},
         "agreement": dict(agreement or {}),
         "audit": dict(audit or {}),
         "words": dict(words or {}),
-        "devices": _merged(manifest["devices"] for manifest in stages.values()),
-        "versions": _merged(manifest["versions"] for manifest in stages.values()),
+        "devices": merged(manifest["devices"] for manifest in stages.values()),
+        "versions": merged(manifest["versions"] for manifest in stages.values()),
         "settings": saved["settings"],
+        "changed": None if preset_settings is None else changed(saved["settings"], preset_settings),
         **_of_distilled(run, saved["job"], folders, labels or {}),
     }
+    ours = set_name(report["method"]) if report["distilled"] else ""
+    report["seconds_of_sets"] = seconds_of_sets(stages, ours) if ours else {}
+    report["outcome"] = outcomes(report, ours)
+    return report
+
+
+def changed(saved: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset's value of each setting that differs from it, by ``section.field``."""
+    ours, theirs = _flat(saved), _flat(json.loads(json.dumps(preset)))  # tuples become lists, as in the file
+    return {name: theirs.get(name) for name, value in ours.items() if value != theirs.get(name)}
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = value
+    return found
 
 
 def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -161,21 +196,6 @@ def _without_metrics(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _beside_plan(stages: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Rows and seconds of each stage, beside the seconds that were planned."""
-    return {
-        name: {key: manifest[key] for key in ("rows_in", "rows_out", "seconds", "resumed")}
-        | {"planned_seconds": planned.get(planned_as(name))}
-        for name, manifest in stages.items()
-    }
-
-
-def _all_rejects(stages: Mapping[str, Any]) -> dict[str, int]:
-    """Refused rows of all stages by reason, the most frequent first."""
-    counts = (Counter[str](manifest["rejects"]) for manifest in stages.values())
-    return dict(sum(counts, Counter[str]()).most_common())
-
-
 def _draw_folders(settings: Mapping[str, Any]) -> list[str]:
     """Where the draws of a run with these settings lie in it: as prefixes of names."""
     draws = settings.get("evaluation", {}).get("draws", 1)
@@ -185,17 +205,6 @@ def _draw_folders(settings: Mapping[str, Any]) -> list[str]:
 def _draw(run: Store, folder: str) -> dict[str, Any]:
     manifest = run.read_json(f"{folder}{FOLDER}/{MANIFEST}")
     return {"set": f"{folder}{FOLDER}", **{key: manifest[key] for key in ("seed", "checksum")}}
-
-
-def _stage_manifests(run: Store, folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Manifests of the finished stages in their order; that of the distilled set is none of them."""
-    names = [
-        f"{folder}{name}/{MANIFEST}"
-        for folder in folders
-        for name in (run.child(folder) if folder else run).entries()
-    ]
-    found = [manifest for name in names if run.exists(name) and "stage" in (manifest := run.read_json(name))]
-    return {manifest["stage"]: manifest for manifest in sorted(found, key=lambda m: m["finished"])}
 
 
 def _extra_scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -230,16 +239,6 @@ def _ordered(sets: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The distilled set first, the full data last."""
     place = {name: i for i, name in enumerate(BASELINES)}
     return sorted(sets.items(), key=lambda item: place.get(item[0], -1))
-
-
-def _merged(parts: Any) -> dict[str, Any]:
-    """One value for each name; several in order, where a resumed run met different ones."""
-    found: dict[str, list[Any]] = {}
-    for part in parts:
-        for name, value in part.items():
-            if value not in found.setdefault(name, []):
-                found[name].append(value)
-    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
 def _curves(columns: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]]:

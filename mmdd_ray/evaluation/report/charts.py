@@ -7,14 +7,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
 BAR_IN = 0.42
 PANEL_IN = 1.25
 LINES_IN = 3.1
+SQUARE_IN = 4.6
 COLOURS = ("#3b7ddd", "#e8862e", "#2fa37c", "#a764d6", "#8b95a5", "#d9534f", "#c9a227")
+BACKGROUND: dict[str, Any] = {"ms": 3.0, "color": COLOURS[4], "alpha": 0.55}  # the first kind of points
 INK = "#010203"  # stands for the page's text colour, which SVG calls currentColor
 
 _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its settings one by one
@@ -90,6 +94,71 @@ def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
         return _svg(figure)
+
+
+def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel: str) -> str:
+    """Points [x, y] of several kinds with equal scales of both axes: the first as a background, the others on top."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scatter"}):
+        figure, (axes,) = _figure(1, SQUARE_IN)
+        for number, (name, own) in enumerate(points.items()):
+            x, y = np.array(own, dtype=float).reshape(-1, 2).T
+            look = BACKGROUND if number == 0 else {"ms": 4.2, "color": COLOURS[number % len(COLOURS)]}
+            axes.plot(x, y, "o", ls="", mew=0, label=name, **look)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(
+            frameon=False, labelcolor=INK, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1)
+        )
+        return _svg(figure)
+
+
+def against_seconds(
+    timed: Mapping[str, tuple[float, float, float]], untimed: Mapping[str, float], ylabel: str
+) -> str:
+    """Scores against the seconds that a set took, on a logarithmic scale.
+
+    Args:
+        timed: Seconds, mean and standard deviation of the scores, by set.
+        untimed: Means of sets that take no time, as horizontal lines.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "seconds"}):
+        figure, (axes,) = _figure(1, LINES_IN)
+        colours = _cycle(len(timed) + len(untimed))
+        for (name, (seconds, mean, std)), colour in zip(timed.items(), colours, strict=False):
+            axes.errorbar(
+                [seconds], [mean], [std], fmt="o", color=colour, ecolor=colour, capsize=3, label=name
+            )
+        for (name, mean), colour in zip(untimed.items(), colours[len(timed) :], strict=True):
+            axes.axhline(mean, color=colour, lw=1.2, ls="--", label=name)
+        axes.set(xlabel="time to make the set, seconds", ylabel=ylabel, xscale="log")
+        axes.margins(x=0.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        return _svg(figure)
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> str:
+    """A point with its interval for each row (label, mean, low, high), the first on top, beside a line at 0."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "intervals"}):
+        figure, (axes,) = _figure(1, max(1.6, 0.7 + BAR_IN * len(rows)))
+        labels, means, lows, highs = zip(*rows, strict=True)
+        reach = np.abs([np.subtract(means, lows), np.subtract(highs, means)])
+        y = np.arange(len(rows))
+        axes.errorbar(
+            means, y, xerr=reach, fmt="o", color=COLOURS[0], ecolor=INK, elinewidth=1, capsize=3, ms=5
+        )
+        axes.axvline(0, color=INK, lw=1, ls=":")
+        axes.set(yticks=y, yticklabels=labels, xlabel=xlabel)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure)
+
+
+def described(svg: str, words: str) -> str:
+    """A chart that is one picture with this description for readers who do not see it."""
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
 
 
 def spectra(curves: Mapping[str, Sequence[float]]) -> str:

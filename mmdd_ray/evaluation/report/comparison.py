@@ -2,11 +2,16 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
+from markupsafe import Markup
+
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
+from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
-from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label
+from mmdd_ray.evaluation.report.page_charts import AT_ONCE
+from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label, signed
 from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -37,7 +42,14 @@ def comparison_html(found: Mapping[str, Any]) -> str:
         .get_template("comparison.html.jinja")
         .render(
             found=found,
-            tables=list(zip(found["tables"], small, strict=True)),
+            tables=list(
+                zip(
+                    found["tables"],
+                    small,
+                    map(_time_chart, found["tables"], repeat(found["task"])),
+                    strict=True,
+                )
+            ),
             metrics=METRICS[found["task"]],
             metric_label=metric_label,
             task=TASK_TEXTS[found["task"]],
@@ -47,6 +59,22 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             chance=LABELS[CHANCE],
         )
     )
+
+
+def _time_chart(table: Mapping[str, Any], task: str) -> Markup | None:
+    """The deciding metric against the time to make a set, where the times of two sets are known."""
+    metric, what = MAIN_METRIC[task], TASK_TEXTS[task]["main"]
+    scores = {one["label"]: one["scores"][metric] for one in table["sets"]}
+    timed = {
+        one["label"]: (one["making_seconds"], scores[one["label"]]["mean"], scores[one["label"]]["std"])
+        for one in table["sets"]
+        if one["making_seconds"]
+    }
+    if len(timed) < 2:
+        return None
+    untimed = {one["label"]: scores[one["label"]]["mean"] for one in table["sets"] if one["set"] in AT_ONCE}
+    chart = charts.against_seconds(timed, untimed, f"{what}, %")
+    return Markup(charts.described(chart, f"{what} against the time to make a set: {', '.join(timed)}"))
 
 
 def comparison_table(found: Mapping[str, Any]) -> str:
@@ -91,11 +119,6 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
     whole = f"{sets}  {figures}"
     return [whole] if len(whole) <= TERMINAL_COLUMNS else [sets, f"    {figures}"]
-
-
-def signed(value: float) -> str:
-    """``+1.2`` or ``−0.3``, with the sign that typographers use."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def interval(score: Mapping[str, Any]) -> str:

@@ -25,7 +25,10 @@ def page_environment() -> jinja2.Environment:
 
 
 def bytes_text(count: int) -> str:
-    return f"{count / 1000:,.0f} kB" if count < 10**6 else f"{count / 10**6:,.1f} MB"
+    """``35 kB``, ``1.2 MB`` or ``1.2 GB``, in powers of 1,000."""
+    if count < 10**6:
+        return f"{count / 10**3:,.0f} kB"
+    return f"{count / 10**6:,.1f} MB" if count < 10**9 else f"{count / 10**9:,.1f} GB"
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:

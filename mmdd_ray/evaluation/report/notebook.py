@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
-from mmdd_ray.evaluation.report.page import report_charts
+from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.table import summary_table
 from mmdd_ray.storage.store import Store
 

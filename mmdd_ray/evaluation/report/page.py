@@ -1,28 +1,25 @@
 """The page ``report.html``: one file that needs no network."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from mmdd_ray.data.inventory import about_source
-from mmdd_ray.distilled.contact_sheet import png_bytes, spread, thumbnail
-from mmdd_ray.distilled.read import read_distilled
-from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
+from mmdd_ray.distilled.thumbnails import EXACT_PX, data_uri, jpeg_of
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
+from mmdd_ray.evaluation.report.gallery import gallery
 from mmdd_ray.evaluation.report.layout import page_environment
+from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.panels import (
     about_protocols,
     across_students,
-    is_looked_at,
-    learning_curves,
     of_other_protocols,
     protocol_title,
 )
+from mmdd_ray.evaluation.report.stages import totals
 from mmdd_ray.evaluation.report.text import (
     about_full,
     about_given,
@@ -30,7 +27,6 @@ from mmdd_ray.evaluation.report.text import (
     difference_rows,
     headline,
     label_of,
-    main_scores,
     metric_label,
     most_draws,
     set_label,
@@ -48,7 +44,7 @@ from mmdd_ray.evaluation.report.words import (
 )
 from mmdd_ray.storage.store import Store
 
-EXAMPLES = 12
+MAX_SHEET_BYTES = 400_000  # of a picture as it is; a larger one is shown as JPEG
 
 
 def write_report(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] = ()) -> None:
@@ -66,12 +62,12 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
     environment = page_environment()
     environment.filters["label"] = lambda name: label_of(name, report)
     environment.filters["set_label"] = lambda name: set_label(name, report)
-    distilled = run.child(FOLDER)
     return environment.get_template("report.html.jinja").render(
         report=report,
         verdict=verdict(report),
         headline=headline(report),
         tiles=tiles(report),
+        outcomes=[one for one in report["outcome"].values() if one["tone"] != "above" or one["reasons"]],
         metrics=METRICS.get(report["task"], ()),
         metric_label=metric_label,
         extra_panels=[
@@ -91,56 +87,17 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         protocols=about_protocols(report),
         protocol_title=protocol_title,
         main_metric=MAIN_METRIC.get(report["task"], ""),
-        has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
         about_held_out=about_held_out(report["held_out"]),
         charts={name: Markup(svg) for name, svg in report_charts(report).items()},
-        examples=[
-            (sample, _data_uri(png_bytes(thumbnail(sample.image))))
-            for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
-        ],
-        beside=[(one, one.real and _data_uri(one.real), _data_uri(one.drawn)) for one in beside],
-        copies_sheet=_data_uri(run.read_bytes(f"{AUDIT_STAGE}/{COPIES}")) if report["audit"] else "",
-        contact_sheet=_data_uri(distilled.read_bytes(CONTACT_SHEET)) if report["distilled"] else "",
+        gallery=gallery(run) if report["distilled"] else None,
+        exact_px=EXACT_PX,
+        total=totals(report["stages"]),
+        gpu_hour_price=report["settings"].get("plan", {}).get("gpu_hour_price", 0),
+        beside=[(one, one.real and data_uri(one.real), data_uri(one.drawn)) for one in beside],
+        copies_sheet=_sheet(run.read_bytes(f"{AUDIT_STAGE}/{COPIES}")) if report["audit"] else "",
     )
 
 
-def report_charts(report: Mapping[str, Any]) -> dict[str, str]:
-    """The charts of a report by name, as SVG."""
-    found = {}
-    main = main_scores(report)
-    if scored := {name: score for name, score in main.items() if name != CHANCE}:
-        means, stds = ([score[part] for score in scored.values()] for part in ("mean", "std"))
-        labels = [set_label(name, report) for name in scored]
-        what = TASK_TEXTS[report["task"]]["main"]
-        draws = [score.get("draw_means", ()) for score in scored.values()]
-        found["scores"] = charts.bars(labels, means, stds, main[CHANCE]["mean"], what, draws)
-    for part in ("losses", "refinement"):
-        terms = {name: values for name, values in report[part].items() if name != "step"}
-        if terms:
-            found[part] = charts.panels(report[part]["step"], terms)
-    if curves := {set_label(name, report): one["loss_curve"] for name, one in report["sets"].items()}:
-        found["students"] = charts.lines(curves, "training done, %", TASK_TEXTS[report["task"]]["loss"])
-    for number, panel in enumerate([report, *of_other_protocols(report)] if main else []):
-        if is_looked_at(panel):
-            task = TASK_TEXTS[report["task"]]
-            curves = learning_curves(panel, MAIN_METRIC[report["task"]])
-            found[f"learning-{number}"] = charts.curves(
-                {set_label(name, report): curve for name, curve in curves.items()},
-                "steps",
-                f"{task['main']}, %",
-            )
-    if report["by_pairs"]:
-        points = {
-            set_label(name, report): ([one["pairs"] for one in parts], [one["mean"] for one in parts])
-            for name, parts in report["by_pairs"].items()
-        }
-        found["by_pairs"] = charts.curves(points, "pairs", f"{TASK_TEXTS[report['task']]['main']}, %")
-    if report["audit"]:
-        values = {name: one["values"] for name, one in report["audit"]["spectrum"].items()}
-        found["spectrum"] = charts.spectra({"distilled set": values["set"], "real data": values["real"]})
-    return found
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _sheet(png: bytes) -> str:
+    return data_uri(png if len(png) <= MAX_SHEET_BYTES else jpeg_of(png))

@@ -68,15 +68,15 @@ def sentence(subject: str, standings: Mapping[str, str]) -> str:
     groups = {word: names for word, names in groups.items() if names}
     if len(groups) == 1 and len(standings) > 1:
         ((word, names),) = groups.items()
-        words = f"{WORDS[word]} all its baselines: {_listed(names)}"
+        words = f"{WORDS[word]} all its baselines: {listed(names)}"
     else:
-        clauses = [f"{WORDS[word]} {_listed(names)}" for word, names in groups.items()]
+        clauses = [f"{WORDS[word]} {listed(names)}" for word, names in groups.items()]
         words = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
     if groups.keys() & {HIGHER, EQUAL, LOWER}:
         words += "; single students say nothing about the spread"
     return f"{subject} is {words}."
 
 
-def _listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``; of one name at least."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

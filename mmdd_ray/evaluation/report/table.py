@@ -51,6 +51,9 @@ def summary_table(report: Mapping[str, Any]) -> str:
     if report["source"]:
         blocks += [f"{'source':<13}{line}" for line in about_source(report["source"])[:-1]]
     blocks += [f"{'held out':<13}{line}" for line in about_held_out(report["held_out"])]
+    for outcome in report["outcome"].values():
+        if outcome["tone"] != "above" and outcome["reasons"]:
+            blocks += [_noted(outcome["title"] + ":"), *(_noted(one) for one in outcome["reasons"])]
     resumed = [name for name, stage in report["stages"].items() if stage["resumed"]]
     footnote = f" (only the last attempt of {', '.join(resumed)})" if resumed else ""
     blocks.append(f"{'time':<13}{duration_text(report['seconds'])}{footnote}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.report.standing import sentence
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, LABELS, TASK_TEXTS
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, IN_SENTENCES, LABELS, TASK_TEXTS
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -136,6 +136,11 @@ def mean_stds(score: Mapping[str, Any]) -> str:
     return f"{shown if '±' in shown else f'{shown} ± –'} ± {score['std_between_draws']:.1f}"
 
 
+def signed(value: float) -> str:
+    """``+1.2`` or ``−0.3``, with the sign that typographers use."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
 def metric_label(name: str) -> str:
     return (
         name.replace("_", " ")
@@ -148,6 +153,13 @@ def metric_label(name: str) -> str:
 
 def label_of(name: str, report: Mapping[str, Any]) -> str:
     return report["labels"].get(name, LABELS.get(name, name))
+
+
+def in_sentence(name: str, report: Mapping[str, Any]) -> str:
+    """A set as a sentence names it."""
+    if name in report["labels"] or name not in IN_SENTENCES:
+        return label_of(name, report)
+    return IN_SENTENCES[name].format(unit=TASK_TEXTS[report["task"]]["unit"])
 
 
 def set_label(name: str, report: Mapping[str, Any]) -> str:
@@ -170,6 +182,8 @@ def about_full(report: Mapping[str, Any]) -> str:
         return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
     if full_is_part(report):
         return "The real images are a random part of the data, chance is the floor."
+    if FULL not in main:
+        return "Chance is the floor."
     return "The full data is the ceiling, chance the floor."
 
 

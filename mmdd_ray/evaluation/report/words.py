@@ -4,6 +4,9 @@ from mmdd_ray.data.pair import safe_name
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 AUDIT_STAGE, AUDIT, COPIES = "audit", "audit.json", "copies.png"
+MOST_SHOWN = 500
+"""Pairs of a set that a page shows at most."""
+NEAREST_IMAGES = "nearest_images.parquet"
 FULL, CHANCE = "full", "chance"
 BASELINES = ("random", "herding", "k-center", "clip-score", "prompts", FULL)
 LABELS = {
@@ -15,6 +18,14 @@ LABELS = {
     FULL: "Full data",
     CHANCE: "Chance",
 }
+IN_SENTENCES = {
+    "random": "random real {unit}",
+    "herding": "herding",
+    "clip-score": "the {unit} with the best CLIP scores",
+    "prompts": "{unit} drawn from class names",
+    FULL: "the full data",
+}
+"""Baselines within a sentence, where that is another text than their label."""
 
 EXTRA_TITLE = "Beyond retrieval"
 EXTRA_NOTE = (
