@@ -66,5 +66,43 @@ def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> in
     return EXIT_FAILED if others else 0
 
 
-TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {"compare": compare, "verify": verify}
+@dataclass(frozen=True)
+class Push:
+    """Publishes a distilled set on the Hugging Face hub: shards, card with its licence, and a Croissant description."""
+
+    set: tyro.conf.Positional[str]
+    """The distilled set: a folder or URI with its manifest.json."""
+    to: tyro.conf.Positional[str]
+    """hf://datasets/OWNER/NAME; made if it is not there. The token is HF_TOKEN's, or that of hf auth login."""
+    license: str | None = None
+    """An identifier of the hub, such as cc-by-4.0. Default: the licence that all models and data of the set have."""
+    private: bool = False
+    """Make the repository private, if it is made."""
+    message: str | None = None
+    """Message of the commit."""
+
+
+def push(argv: Sequence[str] | None = None, called: str = "mmdd push") -> int:
+    """Publish a set on the Hugging Face hub."""
+    asked = tyro.cli(Push, args=argv, prog=called)
+    from mmdd_ray.distilled import push as pushing
+
+    done = pushing.push(
+        asked.set, asked.to, license=asked.license, private=asked.private, message=asked.message
+    )
+    for name, size in done.uploaded.items():
+        print(f"uploaded {name}, {size:,} bytes")
+    for name in done.removed:
+        print(f"removed {name}, of an earlier set")
+    if not done.uploaded and not done.removed:
+        print("nothing to upload: the hub has this set already")
+    print(f"{done.url}, licence {done.licence}")
+    return 0
+
+
+TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
+    "verify": verify,
+    "push": push,
+}
 """Tools by their command."""

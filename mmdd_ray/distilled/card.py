@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from mmdd_ray.distilled.contact_sheet import spread
-from mmdd_ray.distilled.licences import data_licence, model_licence
+from mmdd_ray.distilled.licences import data_licence, model_licence, set_licence
 from mmdd_ray.distilled.sample import CARD_EXAMPLES, Sample
 
 
@@ -30,10 +30,29 @@ def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     }
     return environment.get_template("card.md.jinja").render(
         manifest=manifest,
+        licence=set_licence(manifest),
+        limits=limits(manifest),
         size_category=_size_category(manifest["images"]),
         examples=spread(samples, CARD_EXAMPLES),
         last_shard=manifest["shards"][-1]["name"].removesuffix(".tar"),
     )
+
+
+def limits(manifest: Mapping[str, Any]) -> list[str]:
+    """What users of a set must know, a paragraph each."""
+    several, learnt = manifest["captions_per_image"]["max"] > 1, manifest.get("learnt")
+    captioned = "Captions after the first" if several else "Captions that are not the real one"
+    written = several or (learnt and "captioner" in manifest["models"])
+    network = "network" if manifest.get("classes") else "pair of encoders"
+    return [
+        "The images are synthetic: they show no real event and may look unlike any photograph. The set is made for "
+        "training, not for viewing.",
+        f"{f'{captioned} were written by a model and may be wrong. ' if written else ''}The first captions come from "
+        "the real dataset, with its errors, its biases and its licence; the licences of the models above apply as "
+        "well. They are named to our knowledge: check them before publishing the set.",
+        "A model trained on a set this small is worse than one trained on all the real data. The report of the run "
+        f"says by how much, for one {network}; others may gain less.",
+    ]
 
 
 def escape_markdown(text: object) -> str:

@@ -1,0 +1,361 @@
+"""Sharing a set: a push to a hub on loopback, its licence and Croissant, and exports that other tools read."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import yaml
+from conftest import _wait_for
+from PIL import Image
+from test_distilled import _samples, _write
+
+from mmdd_ray.distilled.croissant import CONFORMS_TO
+from mmdd_ray.distilled.licences import set_licence
+from mmdd_ray.distilled.push import push
+from mmdd_ray.distilled.read import read_distilled
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.errors import StorageError, UserError
+
+TARGET = "hf://datasets/me/pairs"
+MODELS = {
+    "clip": {"name": "tiny-clip", "version": None},
+    "captioner": {"name": "tiny-captioner", "version": None},
+}
+OURS: dict[str, Any] = {"models": MODELS, "settings": {"data": {"uri": "shapes:1000"}}}
+"""A set that is Apache-2.0 in all its parts."""
+
+
+@dataclass
+class Hub:
+    """A hub on loopback, with this process as its client."""
+
+    folder: Path
+    endpoint: str
+    environment: dict[str, str]
+    """For a client that is another process."""
+
+    def order(self, **fault: object) -> None:
+        """Has requests for a part of a path fail."""
+        (self.folder / "faults.json").write_text(json.dumps([{"times": 99, **fault}]))
+
+    def heal(self) -> None:
+        (self.folder / "faults.json").unlink()
+
+    def commits(self, repository: str = "me/pairs") -> int:
+        """How many commits follow the first, empty one."""
+        return sum(path.is_dir() for path in (self.folder / repository).iterdir()) - 1
+
+    def newest(self, repository: str = "me/pairs") -> Path:
+        own = self.folder / repository
+        return own / (own / "main").read_text()
+
+    def requests(self, part: str) -> int:
+        """How many requests had this part since the last call."""
+        log = self.folder / "log"
+        lines = log.read_text().splitlines()
+        log.write_text("")
+        return sum(part in line for line in lines)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    port, folder = free_port(), tmp_path / "hub"
+    folder.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "hub_server.py", folder, str(port), folder / "log"],
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_of_me",
+        "HF_HUB_DISABLE_XET": "1",  # whose storage is no server of ours
+    }
+    # the library has read its variables already when a test begins
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_me")
+    try:
+        _wait_for(f"{endpoint}/api/health")
+        yield Hub(folder, endpoint, {**os.environ, **settings})
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _front(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n", 2)[1])
+
+
+def test_a_push_is_one_commit_that_is_the_set_and_another_makes_none(hub: Hub, tmp_path: Path) -> None:
+    samples = _samples(5)
+    _write(samples, tmp_path / "set", rows_per_shard=2, **OURS)
+    done = push(str(tmp_path / "set"), TARGET)
+    assert (done.url, done.licence) == (f"{hub.endpoint}/datasets/me/pairs", "apache-2.0")
+    there = {path.name: path.stat().st_size for path in hub.newest().iterdir()}
+    del there[".gitattributes"]
+    assert done.uploaded == there
+    assert there.keys() == {
+        *(f"0000{shard}.tar" for shard in range(3)),
+        *("README.md", "contact_sheet.png", "croissant.json", "manifest.json", "records.json"),
+    }
+    assert read_distilled(str(hub.newest())) == samples
+    assert _front((hub.newest() / "README.md").read_text())["license"] == "apache-2.0"
+
+    again = push(str(tmp_path / "set"), TARGET)
+    assert (again.uploaded, again.removed) == ({}, ())
+    assert push(str(hub.newest()), TARGET).uploaded == {}  # of a copy from the hub
+    assert hub.commits() == 1
+
+
+def test_a_push_from_an_object_store_is_the_same(hub: Hub, tmp_path: Path, s3_server: str) -> None:
+    import s3fs
+
+    _write(_samples(3), tmp_path / "set", **OURS)
+    s3fs.S3FileSystem().mkdir("shared-bucket")
+    s3fs.S3FileSystem().put(str(tmp_path / "set"), "s3://shared-bucket/set", recursive=True)
+    push("s3://shared-bucket/set", TARGET)
+    assert push(str(tmp_path / "set"), TARGET).uploaded == {}
+
+
+def test_a_smaller_set_takes_the_place_of_a_larger_one(hub: Hub, tmp_path: Path) -> None:
+    labelled = [replace(sample, label=number % 2) for number, sample in enumerate(_samples(4))]
+    _write(labelled, tmp_path / "set", rows_per_shard=2, class_names={0: "cat", 1: "dog"}, **OURS)
+    push(str(tmp_path / "set"), TARGET)
+    assert (hub.newest() / "images" / "0001_dog" / "edge-000001.png").read_bytes() == labelled[1].image
+    _write(_samples(2), tmp_path / "set", **OURS)
+    removed = push(str(tmp_path / "set"), TARGET, message="Fewer").removed
+    assert {name for name in removed if not name.startswith("images/")} == {"00001.tar"}
+    assert not list((hub.newest() / "images").rglob("*.png"))
+    assert read_distilled(str(hub.newest())) == _samples(2)
+
+
+def test_a_push_goes_on_where_it_was_broken_off(hub: Hub, tmp_path: Path) -> None:
+    _write(_samples(4), tmp_path / "set", rows_per_shard=2, **OURS)
+    hub.order(path="/commit/", status=503)
+    with pytest.raises(StorageError, match="while uploading to hf://datasets/me/pairs"):
+        push(str(tmp_path / "set"), TARGET)
+    assert hub.requests("PUT /lfs/") == 3  # two shards and the contact sheet
+    assert hub.commits() == 0
+    hub.heal()
+    push(str(tmp_path / "set"), TARGET)
+    assert hub.requests("PUT /lfs/") == 0
+    assert read_distilled(str(hub.newest())) == _samples(4)
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "says"),
+    [
+        ("hf://datasets/me/pairs", 401, "the hub does not know you; log in with hf auth login"),
+        ("hf://datasets/me/pairs", 403, "your token may not write there"),
+        ("hf://datasets/me/pairs", 402, "the hub refuses it: .*402"),
+        ("hf://datasets/others/pairs", None, "hf://datasets/others/pairs: your token may not write there"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(
+    hub: Hub, tmp_path: Path, target: str, status: int | None, says: str
+) -> None:
+    _write(_samples(1), tmp_path / "set", **OURS)
+    if status:
+        hub.order(path="/api/", status=status)
+    with pytest.raises(UserError, match=says):
+        push(str(tmp_path / "set"), target)
+
+
+def test_a_large_file_that_the_hub_refuses_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    _write(_samples(1), tmp_path / "set", **OURS)
+    hub.order(path="/lfs/", status=403)
+    with pytest.raises(UserError, match="your token may not write there"):
+        push(str(tmp_path / "set"), TARGET)
+    assert hub.commits() == 0
+
+
+def test_nobody_is_sent_to_log_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    _write(_samples(1), tmp_path / "set", **OURS)
+    with pytest.raises(UserError, match="log in with hf auth login, or set HF_TOKEN"):
+        push(str(tmp_path / "set"), TARGET)
+
+
+def test_a_hub_that_cannot_be_reached_is_worth_another_try(
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    _write(_samples(1), tmp_path / "set", **OURS)
+    with pytest.raises(StorageError, match="uploading to hf://datasets/me/pairs"):
+        push(str(tmp_path / "set"), TARGET)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "me/pairs",
+        "hf://me/pairs",
+        "hf://datasets/pairs",
+        "hf://datasets/me/pairs@main",
+        "hf://datasets/a/b/c",
+        "s3://b/c",
+    ],
+)
+def test_a_target_that_is_no_dataset_of_the_hub_is_refused_before_the_set_is_read(target: str) -> None:
+    with pytest.raises(UserError, match="name a dataset on the hub, hf://datasets/OWNER/NAME"):
+        push("no/such/set", target)
+    with pytest.raises(UserError, match="no name that the hub allows"):
+        push("no/such/set", "hf://datasets/me/a--b")
+
+
+def test_a_damaged_set_and_one_without_its_card_are_not_pushed(tmp_path: Path) -> None:
+    _write(_samples(2), tmp_path / "set", **OURS)
+    card = (tmp_path / "set" / "README.md").read_bytes()
+    (tmp_path / "set" / "README.md").unlink()
+    with pytest.raises(UserError, match=r"has no README\.md; copy the distilled set again"):
+        push(str(tmp_path / "set"), TARGET)
+    (tmp_path / "set" / "README.md").write_bytes(card)
+    (tmp_path / "set" / "00000.tar").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"00000\.tar is damaged"):
+        push(str(tmp_path / "set"), TARGET)
+
+
+def test_a_repository_of_something_else_and_a_public_one_are_left_alone(hub: Hub, tmp_path: Path) -> None:
+    _write(_samples(1), tmp_path / "set", **OURS)
+    api = huggingface_hub.HfApi()
+    api.create_repo("me/other", repo_type="dataset")
+    api.upload_file(path_or_fileobj=b"1", path_in_repo="data.csv", repo_id="me/other", repo_type="dataset")
+    with pytest.raises(UserError, match=r"holds no distilled set but other files, e\.g\. data\.csv"):
+        push(str(tmp_path / "set"), "hf://datasets/me/other")
+    push(str(tmp_path / "set"), TARGET)
+    with pytest.raises(UserError, match="is public already"):
+        push(str(tmp_path / "set"), TARGET, private=True)
+    push(str(tmp_path / "set"), "hf://datasets/me/secret", private=True)
+    assert (hub.folder / "me" / "secret" / "private").exists()
+
+
+def test_a_licence_is_derived_where_all_parts_agree_and_asked_for_otherwise(hub: Hub, tmp_path: Path) -> None:
+    drawn = {**MODELS, "generator": {"name": "stable-diffusion-v1-5/stable-diffusion-v1-5", "version": None}}
+    _write(_samples(1), tmp_path / "set", **OURS | {"models": drawn})
+    with pytest.raises(UserError, match=r"v1-5 \(generator\): CreativeML OpenRAIL-M.*--license, such as"):
+        push(str(tmp_path / "set"), TARGET)
+    assert "license" not in _front((tmp_path / "set" / "README.md").read_text())
+    with pytest.raises(UserError, match="no identifier of a licence"):
+        push(str(tmp_path / "set"), TARGET, license="my own")
+    with pytest.raises(UserError, match=r'the hub refuses it: .*"license" must be one of'):
+        push(str(tmp_path / "set"), TARGET, license="mine")
+    assert push(str(tmp_path / "set"), TARGET, license="CC-BY-4.0").licence == "cc-by-4.0"
+    card = (hub.newest() / "README.md").read_text()
+    assert _front(card)["license"] == "cc-by-4.0"
+    assert "CreativeML OpenRAIL-M" in card
+    assert "contact_sheet.png" in card
+    # what somebody wrote into the card is taken
+    (tmp_path / "set" / "README.md").write_text(card.replace("cc-by-4.0", "other"))
+    assert push(str(tmp_path / "set"), TARGET).licence == "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "licence"),
+    [
+        ({}, "apache-2.0"),
+        ({"models": {}}, None),
+        ({"models": {"clip": {"name": "ViT-B-32/laion2b_s34b_b79k"}}}, None),
+        ({"settings": {"data": {"uri": "photos/"}}}, None),
+        ({"settings": {"data": {"uri": "shapes:10::photos/"}}}, None),
+        ({"settings": {"data": {"uri": "shapes:10::shapes:20"}}}, "apache-2.0"),
+        ({"settings": {}}, None),
+        ({"inputs": {"start": {"uri": "other/distilled"}}}, None),
+    ],
+)
+def test_a_licence_follows_only_from_parts_that_are_all_known(
+    changes: dict[str, Any], licence: str | None
+) -> None:
+    assert set_licence({**OURS, **changes}) == licence
+
+
+RECORDS = """
+import json, sys
+import mlcroissant
+dataset = mlcroissant.Dataset(sys.argv[1])
+issues = dataset.metadata.ctx.issues
+records = [
+    {name: value.convert("RGB").tobytes().hex() if hasattr(value, "convert")
+     else [text.decode() for text in value] if isinstance(value, list)
+     else value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
+    for record in dataset.records("records")
+]
+print(json.dumps({"issues": [*issues.errors, *issues.warnings], "records": records,
+                  "version": dataset.metadata.ctx.conforms_to.value, "biases": dataset.metadata.data_biases}))
+"""
+
+
+def _check_records(hub: Hub, repository: str, samples: list[Sample], tmp_path: Path) -> dict[str, Any]:
+    """Checks that mlcroissant reads the samples from the hub; gives the description by which it does."""
+    url = f"{hub.endpoint}/datasets/{repository}/resolve/main/croissant.json"
+    environment = {**hub.environment, "CROISSANT_CACHE": str(tmp_path / "cache")}
+    run = subprocess.run(
+        [sys.executable, "-c", RECORDS, url], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert (found["issues"], found["version"]) == ([], CONFORMS_TO[0])
+    by_key = {record["records/key"]: record for record in found["records"]}
+    assert by_key.keys() == {sample.key for sample in samples}
+    for sample in samples:
+        record = by_key[sample.key]
+        assert record["records/captions"] == list(sample.captions)
+        assert record["records/image"] == _pixels(sample.image)
+        assert (record["records/seed"], record["records/source_key"]) == (sample.seed, sample.source_key)
+        assert record.get("records/label") == sample.label
+    return json.loads((hub.newest(repository) / "croissant.json").read_text())
+
+
+def _pixels(png: bytes) -> str:
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes().hex()
+
+
+def test_croissant_is_valid_and_its_records_are_the_samples(hub: Hub, tmp_path: Path) -> None:
+    samples = _samples(5)
+    samples[3] = replace(samples[3], captions=("one", "two", "three"))
+    samples[4] = replace(samples[4], key="000123", source_key="00077")  # must not become numbers
+    manifest = _write(samples, tmp_path / "set", rows_per_shard=2, **OURS)
+    push(str(tmp_path / "set"), TARGET)
+    found = _check_records(hub, "me/pairs", samples, tmp_path)
+    assert found["conformsTo"] == CONFORMS_TO
+    assert found["license"] == "https://spdx.org/licenses/Apache-2.0.html"
+    assert found["creator"] == {"@type": "sc:Person", "name": "me", "url": f"{hub.endpoint}/me"}
+    assert found["datePublished"] == "2026-01-02"  # the day on which the hub made the repository
+    described = {file["@id"]: file.get("sha256") for file in found["distribution"]}
+    assert {name: described[name] for name in ("00000.tar", "00001.tar", "00002.tar")} == {
+        shard["name"]: shard["sha256"] for shard in manifest["shards"]
+    }
+    for field in (
+        "dataCollection",
+        "dataLimitations",
+        "dataBiases",
+        "dataUseCases",
+        "personalSensitiveInformation",
+    ):
+        assert found[f"rai:{field}"]
+    assert found["rai:machineAnnotationTools"] == ["tiny-captioner"]
+    agents = [agent["prov:label"] for agent in found["prov:wasGeneratedBy"]["prov:wasAssociatedWith"]]
+    assert "tiny-clip (clip); Apache-2.0, as mmdd-ray" in agents
+    assert found["prov:wasDerivedFrom"] == [{"@type": "prov:Entity", "prov:label": "shapes:1000"}]
+
+
+def test_croissant_of_a_labelled_set_has_its_classes(hub: Hub, tmp_path: Path) -> None:
+    labelled = [replace(sample, label=number % 2) for number, sample in enumerate(_samples(4))]
+    _write(labelled, tmp_path / "set", class_names={0: "cat", 1: "dog"}, **OURS)
+    push(str(tmp_path / "set"), "hf://datasets/lab/pets", license="other")
+    found = _check_records(hub, "lab/pets", labelled, tmp_path)
+    assert found["recordSet"][1]["data"] == [
+        {"classes/label": 0, "classes/name": "cat"},
+        {"classes/label": 1, "classes/name": "dog"},
+    ]
+    assert found["creator"]["@type"] == "sc:Organization"
+    assert found["license"]["name"] == "other"
