@@ -219,7 +219,11 @@ class Hub(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         content = (found[1] / path).read_bytes()
-        headers = {"ETag": f'"{len(content)}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": found[0],
+            "Accept-Ranges": "bytes",
+        }
         status = 200
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)

@@ -1,5 +1,6 @@
 """Sharing a set: a push to a hub on loopback, its licence and Croissant, and exports that other tools read."""
 
+import ast
 import io
 import json
 import os
@@ -277,6 +278,40 @@ def test_a_licence_follows_only_from_parts_that_are_all_known(
     changes: dict[str, Any], licence: str | None
 ) -> None:
     assert set_licence({**OURS, **changes}) == licence
+
+
+READ = """
+import sys
+from datasets import load_dataset
+from mmdd_ray import load_set
+from mmdd_ray.config import Data
+from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.shards import list_shards
+data = Data(uri="hf://datasets/me/pairs")
+rows = [row for shard in list_shards(data) for row in iter_shard(shard, data)]
+records = load_dataset("me/pairs", split="train")["json"]
+print([sample.key for sample in load_set("hf://datasets/me/pairs").samples])
+print([record["key"] for record in records])
+print([list(row.captions) for row in rows])
+"""
+
+
+def test_what_the_command_pushes_is_read_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    samples = _samples(3)
+    _write(samples, tmp_path / "set", rows_per_shard=2, **OURS)
+
+    def run(*command: str) -> str:
+        python = [sys.executable, "-c", *command]
+        return subprocess.run(python, env=hub.environment, capture_output=True, text=True, check=True).stdout
+
+    mmdd = ["from mmdd_ray.cli.commands import script; script()", "push", str(tmp_path / "set"), TARGET]
+    pushed = run(*mmdd).splitlines()
+    assert "uploaded 00000.tar, 10,240 bytes" in pushed
+    assert pushed[-1] == f"{hub.endpoint}/datasets/me/pairs, licence apache-2.0"
+    assert run(*mmdd).startswith("nothing to upload: the hub has this set already\n")
+    keys = [sample.key for sample in samples]
+    found = [ast.literal_eval(line) for line in run(READ).splitlines()]
+    assert found == [keys, keys, [list(sample.captions) for sample in samples]]
 
 
 RECORDS = """

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import DatasetInfo, RepoSibling
 
 _TARGET = re.compile(r"hf://datasets/([^/@\s]+/[^/@\s]+)/?")
@@ -70,8 +69,7 @@ def push(
     source = Store(uri)
     read_manifest(source)
     whole = _checked(source.fetch(""), redact(uri), license)
-    with uploading(to):
-        return _upload(repository, to, whole, private, message)
+    return _upload(repository, to, whole, private, message)
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,37 @@ class _Whole:
     licence: str
     files: Mapping[str, Content]
     """By name; without the Croissant description."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where a set is published, by whom and since when."""
+
+    endpoint: str
+    repository: str
+    me: str
+    """The account of the token."""
+    published: date
+
+    @property
+    def url(self) -> str:
+        return f"{self.endpoint}/datasets/{self.repository}"
+
+    def described(self, whole: _Whole) -> dict[str, Any]:
+        """The Croissant description of the set on this page."""
+        owner, name = self.repository.split("/")
+        kind = "Person" if owner == self.me else "Organization"
+        beside = [file for file in (MANIFEST, CONTACT_SHEET, RECORDS_FILE, LEARNT) if file in whole.files]
+        return croissant(
+            whole.manifest,
+            name=name,
+            url=self.url,
+            files_at=f"{self.url}/resolve/main",
+            creator={"type": kind, "name": owner, "url": f"{self.endpoint}/{owner}"},
+            licence=whole.licence,
+            published=self.published,
+            files={file: (_size(whole.files[file]), _sha256(whole.files[file])) for file in beside},
+        )
 
 
 def _checked(folder: Path, where: str, license: str | None) -> _Whole:
@@ -143,29 +172,35 @@ def _upload(repository: str, to: str, whole: _Whole, private: bool, message: str
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
-    api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
-    found = api.dataset_info(repository, files_metadata=True)
+    with uploading(to):
+        api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
+        found = api.dataset_info(repository, files_metadata=True)
+        me = api.whoami()["name"]
     there = {file.rfilename: file for file in found.siblings or ()}
     _check_repository(there, found, to, private)
-    url = f"{api.endpoint}/datasets/{repository}"
-    described = json.dumps(_described(api, found, url, whole), indent=1, ensure_ascii=False).encode()
+    page = _Page(api.endpoint, repository, me, (found.created_at or datetime.now(UTC)).date())
+    described = json.dumps(page.described(whole), indent=1, ensure_ascii=False).encode()
     files = {**whole.files, CROISSANT: described}
     new = {name: content for name, content in files.items() if not _is_same(there.get(name), content)}
     stale = tuple(name for name in there if _is_of_set(name) and name not in files)
     if new or stale:
         manifest = whole.manifest
-        additions = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in new.items()
-        ]
-        api.create_commit(
-            repository,
-            [*additions, *(CommitOperationDelete(path_in_repo=name) for name in stale)],
-            commit_message=message
-            or f"{manifest['method']}: {manifest['pairs']:,} pairs, {manifest['checksum'][:12]}",
-            repo_type="dataset",
-            parent_commit=found.sha,
-        )
-    return Pushed(url, whole.licence, {name: _size(content) for name, content in new.items()}, stale)
+        with uploading(to):
+            api.create_commit(
+                repository,
+                [
+                    *(
+                        CommitOperationAdd(path_in_repo=name, path_or_fileobj=one)
+                        for name, one in new.items()
+                    ),
+                    *(CommitOperationDelete(path_in_repo=name) for name in stale),
+                ],
+                commit_message=message
+                or f"{manifest['method']}: {manifest['pairs']:,} pairs, {manifest['checksum'][:12]}",
+                repo_type="dataset",
+                parent_commit=found.sha,
+            )
+    return Pushed(page.url, whole.licence, {name: _size(content) for name, content in new.items()}, stale)
 
 
 def _check_repository(there: Mapping[str, Any], found: "DatasetInfo", to: str, private: bool) -> None:
@@ -191,23 +226,6 @@ def _is_same(remote: "RepoSibling | None", content: Content) -> bool:
     if remote.lfs is not None:
         return remote.lfs.sha256 == _sha256(content)
     return remote.blob_id == hashlib.sha1(b"blob %d\0" % _size(content) + _bytes(content)).hexdigest()
-
-
-def _described(api: "HfApi", found: "DatasetInfo", url: str, whole: _Whole) -> dict[str, Any]:
-    """The Croissant description of the set in this repository."""
-    owner, name = found.id.split("/")
-    kind = "Person" if api.whoami()["name"] == owner else "Organization"
-    beside = [file for file in whole.files if file in (MANIFEST, CONTACT_SHEET, RECORDS_FILE, LEARNT)]
-    return croissant(
-        whole.manifest,
-        name=name,
-        url=url,
-        files_at=f"{url}/resolve/main",
-        creator={"type": kind, "name": owner, "url": f"{api.endpoint}/{owner}"},
-        licence=whole.licence,
-        published=(found.created_at or datetime.now(UTC)).date(),
-        files={file: (_size(whole.files[file]), _sha256(whole.files[file])) for file in beside},
-    )
 
 
 def _bytes(content: Content) -> bytes:
