@@ -1,29 +1,35 @@
 """Sharing a set: a push to a hub on loopback, its licence and Croissant, and exports that other tools read."""
 
 import ast
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub.constants
 import pytest
 import yaml
 from conftest import _wait_for
 from PIL import Image
+from source_files import read
 from test_distilled import _samples, _write
 
+from mmdd_ray.cli import tools
+from mmdd_ray.config import Data
 from mmdd_ray.distilled.croissant import CONFORMS_TO
+from mmdd_ray.distilled.export import Layout, export
 from mmdd_ray.distilled.licences import set_licence
 from mmdd_ray.distilled.push import push
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.errors import StorageError, UserError
+from mmdd_ray.storage.hub import pinned
 
 TARGET = "hf://datasets/me/pairs"
 MODELS = {
@@ -280,6 +286,11 @@ def test_a_licence_follows_only_from_parts_that_are_all_known(
     assert set_licence({**OURS, **changes}) == licence
 
 
+def test_data_of_a_repository_that_is_not_there_is_a_mistake_of_the_user(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"me/none/0\.tar: no such repository or revision"):
+        pinned("hf://datasets/me/none/0.tar", {})
+
+
 READ = """
 import sys
 from datasets import load_dataset
@@ -394,3 +405,96 @@ def test_croissant_of_a_labelled_set_has_its_classes(hub: Hub, tmp_path: Path) -
     ]
     assert found["creator"]["@type"] == "sc:Organization"
     assert found["license"]["name"] == "other"
+
+
+def _pairs(uri: str) -> list[tuple[bytes, list[str], int | None]]:
+    """What mmdd-ray reads of a source: images with their captions and labels."""
+    rows = read(Data(uri=uri))
+    assert [row.reject for row in rows] == [None] * len(rows)
+    return sorted((row.image, list(row.captions), row.label) for row in rows)
+
+
+def _as_read(samples: Sequence[Sample]) -> list[tuple[bytes, list[str], int | None]]:
+    return sorted((sample.image, list(sample.captions), sample.label) for sample in samples)
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "parquet"])
+@pytest.mark.parametrize("captions", [1, 2])
+def test_mmdd_ray_reads_its_exports_as_the_same_pairs(layout: Layout, captions: int, tmp_path: Path) -> None:
+    samples = _samples(5, captions=captions)
+    samples[3] = replace(samples[3], captions=('one, "quoted" caption — 猫',), key="../odd key")
+    _write(samples, tmp_path / "set", rows_per_shard=2)
+    done = export(str(tmp_path / "set"), str(tmp_path / "out"), layout)
+    assert (done.images, done.pairs) == (5, 4 * captions + 1)
+    assert _pairs(str(tmp_path / "out")) == _as_read(samples) == _pairs(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "parquet"])
+def test_an_export_keeps_labels(layout: Layout, tmp_path: Path) -> None:
+    labelled = [replace(sample, label=number % 2) for number, sample in enumerate(_samples(4))]
+    _write(labelled, tmp_path / "set", class_names={0: "cat", 1: "dog"})
+    export(str(tmp_path / "set"), str(tmp_path / "out"), layout)
+    assert _pairs(str(tmp_path / "out")) == _as_read(labelled)
+
+
+def test_an_export_writes_into_no_folder_that_has_files_and_knows_two_layouts(tmp_path: Path) -> None:
+    _write(_samples(2), tmp_path / "set")
+    with pytest.raises(UserError, match=r"is not empty, it has 00000\.tar; name a new folder"):
+        export(str(tmp_path / "set"), str(tmp_path / "set"), "parquet")
+    with pytest.raises(UserError, match="there is no layout csv; choose one of imagefolder, parquet"):
+        export(str(tmp_path / "set"), str(tmp_path / "out"), "csv")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_goes_to_an_object_store_by_the_command(tmp_path: Path, s3_server: str) -> None:
+    import s3fs
+
+    _write(_samples(2), tmp_path / "set")
+    s3fs.S3FileSystem().mkdir("export-bucket")
+    assert tools.export([str(tmp_path / "set"), "s3://export-bucket/out"]) == 0
+    assert _pairs("s3://export-bucket/out") == _as_read(_samples(2))
+
+
+EXPORTS = """
+import hashlib, io, os, random, sys
+from datasets import Image, load_dataset
+folder, parquet = sys.argv[1:]
+
+def digest(image):
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+random.seed(0)
+# as the text-to-image scripts of diffusers name the files, and choose a caption
+everything = {"train": os.path.join(folder, "**")}
+for found in (
+    load_dataset("imagefolder", data_dir=folder, split="train"),
+    load_dataset("imagefolder", data_files=everything, split="train"),
+):
+    assert found.column_names[:2] == ["image", "text"], found.column_names
+    for row in found:
+        text = row["text"]
+        assert random.choice(text) if isinstance(text, list) else text
+        print(row["key"], digest(row["image"]), text, sep="|")
+found = load_dataset("parquet", data_dir=parquet, split="train").cast_column("png", Image())
+for row in found.filter(lambda row: row["status"] == "success"):
+    print(row["key"], digest(row["png"]), row["caption"], row["captions"], sep="|")
+"""
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+def test_hugging_face_and_diffusers_read_the_exports(captions: int, tmp_path: Path) -> None:
+    samples = _samples(3, captions=captions)
+    _write(samples, tmp_path / "set", rows_per_shard=2)
+    for layout in get_args(Layout):
+        export(str(tmp_path / "set"), str(tmp_path / layout), layout)
+    run = subprocess.run(
+        [sys.executable, "-c", EXPORTS, str(tmp_path / "imagefolder"), str(tmp_path / "parquet")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    texts = [sample.captions[0] if captions == 1 else list(sample.captions) for sample in samples]
+    heads = [f"{s.key}|{hashlib.sha256(bytes.fromhex(_pixels(s.image))).hexdigest()}" for s in samples]
+    shown = [f"{head}|{text}" for head, text in zip(heads, texts, strict=True)]
+    rows = [f"{head}|{s.captions[0]}|{list(s.captions)}" for head, s in zip(heads, samples, strict=True)]
+    assert run.stdout.splitlines() == [*shown, *shown, *rows], run.stderr[-2000:]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -100,9 +100,36 @@ def push(argv: Sequence[str] | None = None, called: str = "mmdd push") -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Writes the images and captions of a distilled set in the layout of other tools."""
+
+    set: tyro.conf.Positional[str]
+    """The distilled set: a folder or URI with its manifest.json."""
+    folder: tyro.conf.Positional[str]
+    """Where to: a folder or URI that is empty or not there."""
+    layout: Literal["imagefolder", "parquet"] = "imagefolder"
+    """imagefolder: images and a metadata.jsonl, for diffusers and load_dataset. parquet: the columns of img2dataset."""
+
+
+def export(argv: Sequence[str] | None = None, called: str = "mmdd export") -> int:
+    """Write a set in the layout of other tools."""
+    asked = tyro.cli(Export, args=argv, prog=called)
+    from mmdd_ray.distilled import export as exporting
+
+    done = exporting.export(asked.set, asked.folder, asked.layout)
+    print(f"{asked.folder}: {done.images:,} images, {done.pairs:,} pairs")
+    if done.is_shown_only:
+        print(
+            "these only show what was learnt; a student trains on learnt_pairs.safetensors of the set itself"
+        )
+    return 0
+
+
 TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "verify": verify,
     "push": push,
+    "export": export,
 }
 """Tools by their command."""

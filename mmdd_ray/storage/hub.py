@@ -48,13 +48,14 @@ def pinned(uri: str, commits: MutableMapping[str, str]) -> str:
 
 def _commit_of(uri: str, repository: str, revision: str) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     with transporting(uri, "asking for the commit of"):
         try:
             kind, name = repository.split("/", 1) if repository.count("/") == 2 else ("models", repository)
             found = HfApi().repo_info(name, repo_type=kind.removesuffix("s"), revision=revision)
-        except FileNotFoundError as error:
-            raise UserError(f"{uri}: no such repository or revision: {error}") from error
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise UserError(f"{uri}: no such repository or revision, or your token may not see it") from error
     return str(found.sha)
 
 
