@@ -19,14 +19,16 @@ from conftest import _wait_for
 from PIL import Image
 from source_files import read
 from test_distilled import _samples, _write
+from test_learnt import learnt, same
 
 from mmdd_ray.cli import tools
 from mmdd_ray.config import Data
+from mmdd_ray.distilled.card import limits
 from mmdd_ray.distilled.croissant import CONFORMS_TO
 from mmdd_ray.distilled.export import Layout, export
 from mmdd_ray.distilled.licences import set_licence
 from mmdd_ray.distilled.push import push
-from mmdd_ray.distilled.read import read_distilled
+from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.hub import pinned
@@ -132,6 +134,16 @@ def test_a_push_from_an_object_store_is_the_same(hub: Hub, tmp_path: Path, s3_se
     s3fs.S3FileSystem().put(str(tmp_path / "set"), "s3://shared-bucket/set", recursive=True)
     push("s3://shared-bucket/set", TARGET)
     assert push(str(tmp_path / "set"), TARGET).uploaded == {}
+
+
+def test_what_a_student_trains_on_is_pushed_with_the_images_that_show_it(hub: Hub, tmp_path: Path) -> None:
+    pairs = learnt(2)
+    _write(_samples(2, captions=1), tmp_path / "set", learnt=pairs, **OURS)
+    push(str(tmp_path / "set"), TARGET)
+    found = read_learnt(str(hub.newest()))
+    assert found is not None
+    assert same(found, pairs)
+    assert len(_check_records(hub, "me/pairs", _samples(2, captions=1), tmp_path)["distribution"]) == 6
 
 
 def test_a_smaller_set_takes_the_place_of_a_larger_one(hub: Hub, tmp_path: Path) -> None:
@@ -262,9 +274,25 @@ def test_a_licence_is_derived_where_all_parts_agree_and_asked_for_otherwise(hub:
     assert _front(card)["license"] == "cc-by-4.0"
     assert "CreativeML OpenRAIL-M" in card
     assert "contact_sheet.png" in card
-    # what somebody wrote into the card is taken
+    # a licence that somebody wrote into the card counts
     (tmp_path / "set" / "README.md").write_text(card.replace("cc-by-4.0", "other"))
     assert push(str(tmp_path / "set"), TARGET).licence == "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "The captions are real ones."),
+        ({"captions_per_image": {"max": 3}}, "The first captions are real ones; a model wrote the others"),
+        ({"settings": {"describe": {"source": "vlm"}}}, "A model wrote the descriptions"),
+        ({"settings": {"describe": {"source": "template"}}}, "The descriptions say the class"),
+        ({"learnt": {}}, "The captions are real ones."),
+        ({"learnt": {"name": "x"}}, "The captions are real ones or were written by a model"),
+    ],
+)
+def test_the_limits_say_who_wrote_the_captions(changes: dict[str, Any], says: str) -> None:
+    manifest = {"captions_per_image": {"max": 1}, **OURS, **changes}
+    assert sum(text.startswith(says) for text in limits(manifest)) == 1
 
 
 @pytest.mark.parametrize(
@@ -318,6 +346,7 @@ def test_what_the_command_pushes_is_read_from_the_hub(hub: Hub, tmp_path: Path) 
     mmdd = ["from mmdd_ray.cli.commands import script; script()", "push", str(tmp_path / "set"), TARGET]
     pushed = run(*mmdd).splitlines()
     assert "uploaded 00000.tar, 10,240 bytes" in pushed
+    assert run(*mmdd[:2], "--help").startswith("usage: mmdd push")
     assert pushed[-1] == f"{hub.endpoint}/datasets/me/pairs, licence apache-2.0"
     assert run(*mmdd).startswith("nothing to upload: the hub has this set already\n")
     keys = [sample.key for sample in samples]
@@ -408,7 +437,7 @@ def test_croissant_of_a_labelled_set_has_its_classes(hub: Hub, tmp_path: Path) -
 
 
 def _pairs(uri: str) -> list[tuple[bytes, list[str], int | None]]:
-    """What mmdd-ray reads of a source: images with their captions and labels."""
+    """Images with their captions and labels, as mmdd-ray reads a source."""
     rows = read(Data(uri=uri))
     assert [row.reject for row in rows] == [None] * len(rows)
     return sorted((row.image, list(row.captions), row.label) for row in rows)

@@ -39,20 +39,30 @@ def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
 
 
 def limits(manifest: Mapping[str, Any]) -> list[str]:
-    """What users of a set must know, a paragraph each."""
-    several, learnt = manifest["captions_per_image"]["max"] > 1, manifest.get("learnt")
-    captioned = "Captions after the first" if several else "Captions that are not the real one"
-    written = several or (learnt and "captioner" in manifest["models"])
+    """The limits of a set that its users must know, a paragraph each."""
     network = "network" if manifest.get("classes") else "pair of encoders"
     return [
         "The images are synthetic: they show no real event and may look unlike any photograph. The set is made for "
         "training, not for viewing.",
-        f"{f'{captioned} were written by a model and may be wrong. ' if written else ''}The first captions come from "
-        "the real dataset, with its errors, its biases and its licence; the licences of the models above apply as "
-        "well. They are named to our knowledge: check them before publishing the set.",
+        f"{_texts(manifest)} The set has the errors, the biases and the licence of the real dataset; the licences of "
+        "the models that made it apply as well. They are named to our knowledge: check them before publishing the set.",
         "A model trained on a set this small is worse than one trained on all the real data. The report of the run "
         f"says by how much, for one {network}; others may gain less.",
     ]
+
+
+def _texts(manifest: Mapping[str, Any]) -> str:
+    """Who wrote the texts of a set."""
+    described = manifest.get("settings", {}).get("describe", {}).get("source")
+    if described == "vlm":
+        return "A model wrote the descriptions, and they may be wrong."
+    if described == "template":
+        return "The descriptions say the class and nothing else."
+    if manifest["captions_per_image"]["max"] > 1:
+        return "The first captions are real ones; a model wrote the others, and they may be wrong."
+    if manifest.get("learnt") and "captioner" in manifest["models"]:
+        return "The captions are real ones or were written by a model, and they may be wrong."
+    return "The captions are real ones."
 
 
 def escape_markdown(text: object) -> str:

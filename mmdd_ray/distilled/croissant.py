@@ -1,4 +1,4 @@
-"""A distilled set as Croissant 1.1 describes it: its files, its records, where they come from, and what to beware of.
+"""A distilled set as Croissant 1.1 describes it: its files, its records, their origin and their limits.
 
 The specification is docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html; provenance is told by PROV-O as its
 section on responsible AI asks, and the properties ``rai:`` are those of the extension RAI 1.0.
@@ -220,16 +220,20 @@ def _classes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _data(manifest: Mapping[str, Any]) -> str:
-    return redact(str(manifest.get("settings", {}).get("data", {}).get("uri", "a real dataset")))
+    return redact(str(manifest.get("settings", {}).get("data", {}).get("uri", "a dataset without a name")))
 
 
 def _responsible(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Properties of the extension for responsible AI."""
-    writers = [model["name"] for role, model in manifest.get("models", {}).items() if role == "captioner"]
+    writers = [
+        model["name"]
+        for role, model in manifest.get("models", {}).items()
+        if role in ("captioner", "describer")
+    ]
     return {
-        "rai:dataCollection": f"The images are synthetic: {manifest['method']}, as mmdd-ray "
-        f"{manifest.get('package_version', '')} has it, made them from real data, {_data(manifest)}. manifest.json "
-        "has every setting.",
+        "rai:dataCollection": f"The images are synthetic. The method {manifest['method']} of mmdd-ray "
+        f"{manifest.get('package_version', '')} made them from the data of {_data(manifest)}; manifest.json has every "
+        "setting.",
         "rai:dataCollectionRawData": _data(manifest),
         "rai:dataLimitations": limits(manifest),
         "rai:dataBiases": [
@@ -241,14 +245,14 @@ def _responsible(manifest: Mapping[str, Any]) -> dict[str, Any]:
             "Not for testing, and no evidence of what the real world looks like.",
         ],
         "rai:personalSensitiveInformation": [
-            "Not searched for. The first captions are real ones and may name people; an image may resemble a real one."
+            "Not searched for. Real captions may name people, and an image may resemble a real one."
         ],
         **({"rai:machineAnnotationTools": writers} if writers else {}),
     }
 
 
 def _provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the set was derived from, and by what activity, after PROV-O."""
+    """Sources of the set, and the activity that made it, in the words of PROV-O."""
     start = manifest.get("inputs", {}).get("start")
     sources = [_data(manifest), *([redact(start["uri"])] if start else [])]
     agents = [

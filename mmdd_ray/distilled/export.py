@@ -45,7 +45,7 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     images: int
     pairs: int

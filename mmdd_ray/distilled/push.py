@@ -31,7 +31,7 @@ Content = Path | bytes
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did."""
+    """The result of a push."""
 
     url: str
     """Page of the set."""

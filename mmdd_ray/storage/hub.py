@@ -81,7 +81,7 @@ def uploading(uri: str) -> Iterator[None]:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """What to tell the user of an error by which the hub refuses something; None for errors of another kind."""
+    """The sentence for an error by which the hub refuses something; None for errors of another kind."""
     cause: BaseException | None = error
     while cause is not None and not hasattr(cause, "response"):
         cause = cause.__cause__
