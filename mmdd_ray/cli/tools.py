@@ -90,10 +90,13 @@ def push(argv: Sequence[str] | None = None, called: str = "mmdd push") -> int:
     done = pushing.push(
         asked.set, asked.to, license=asked.license, private=asked.private, message=asked.message
     )
-    for name, size in done.uploaded.items():
-        print(f"uploaded {name}, {size:,} bytes")
-    for name in done.removed:
-        print(f"removed {name}, of an earlier set")
+    for action, names in (("uploaded", [*done.uploaded]), ("removed", [*done.removed])):
+        images = [name for name in names if "/" in name]  # a labelled set has its images as single files, too
+        print("".join(f"{action} {name}\n" for name in names if "/" not in name), end="")
+        if images:
+            print(f"{action} {len(images):,} files of {images[0].partition('/')[0]}/")
+    if done.uploaded:
+        print(f"{len(done.uploaded):,} files, {sum(done.uploaded.values()):,} bytes")
     if not done.uploaded and not done.removed:
         print("nothing to upload: the hub has this set already")
     print(f"{done.url}, licence {done.licence}")
