@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -66,5 +66,73 @@ def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> in
     return EXIT_FAILED if others else 0
 
 
-TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {"compare": compare, "verify": verify}
+@dataclass(frozen=True)
+class Push:
+    """Publishes a distilled set on the Hugging Face hub: shards, card with its licence, and a Croissant description."""
+
+    set: tyro.conf.Positional[str]
+    """The distilled set: a folder or URI with its manifest.json."""
+    to: tyro.conf.Positional[str]
+    """hf://datasets/OWNER/NAME; made if it is not there. The token is HF_TOKEN's, or that of hf auth login."""
+    license: str | None = None
+    """An identifier of the hub, such as cc-by-4.0. Default: the licence that all models and data of the set have."""
+    private: bool = False
+    """Make the repository private, if it is made."""
+    message: str | None = None
+    """Message of the commit."""
+
+
+def push(argv: Sequence[str] | None = None, called: str = "mmdd push") -> int:
+    """Publish a set on the Hugging Face hub."""
+    asked = tyro.cli(Push, args=argv, prog=called)
+    from mmdd_ray.distilled import push as pushing
+
+    done = pushing.push(
+        asked.set, asked.to, license=asked.license, private=asked.private, message=asked.message
+    )
+    for action, names in (("uploaded", [*done.uploaded]), ("removed", [*done.removed])):
+        images = [name for name in names if "/" in name]  # a labelled set has its images as single files, too
+        print("".join(f"{action} {name}\n" for name in names if "/" not in name), end="")
+        if images:
+            print(f"{action} {len(images):,} files of {images[0].partition('/')[0]}/")
+    if done.uploaded:
+        print(f"{len(done.uploaded):,} files, {sum(done.uploaded.values()):,} bytes")
+    if not done.uploaded and not done.removed:
+        print("nothing to upload: the hub has this set already")
+    print(f"{done.url}, licence {done.licence}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes the images and captions of a distilled set in the layout of other tools."""
+
+    set: tyro.conf.Positional[str]
+    """The distilled set: a folder or URI with its manifest.json."""
+    folder: tyro.conf.Positional[str]
+    """Where to: a folder or URI that is empty or not there."""
+    layout: Literal["imagefolder", "parquet"] = "imagefolder"
+    """imagefolder: images and a metadata.jsonl, for diffusers and load_dataset. parquet: the columns of img2dataset."""
+
+
+def export(argv: Sequence[str] | None = None, called: str = "mmdd export") -> int:
+    """Write a set in the layout of other tools."""
+    asked = tyro.cli(Export, args=argv, prog=called)
+    from mmdd_ray.distilled import export as exporting
+
+    done = exporting.export(asked.set, asked.folder, asked.layout)
+    print(f"{asked.folder}: {done.images:,} images, {done.pairs:,} pairs")
+    if done.is_shown_only:
+        print(
+            "these only show what was learnt; a student trains on learnt_pairs.safetensors of the set itself"
+        )
+    return 0
+
+
+TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
+    "verify": verify,
+    "push": push,
+    "export": export,
+}
 """Tools by their command."""

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from mmdd_ray.distilled.contact_sheet import spread
-from mmdd_ray.distilled.licences import data_licence, model_licence
+from mmdd_ray.distilled.licences import data_licence, model_licence, set_licence
 from mmdd_ray.distilled.sample import CARD_EXAMPLES, Sample
 
 
@@ -30,10 +30,39 @@ def dataset_card(manifest: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     }
     return environment.get_template("card.md.jinja").render(
         manifest=manifest,
+        licence=set_licence(manifest),
+        limits=limits(manifest),
         size_category=_size_category(manifest["images"]),
         examples=spread(samples, CARD_EXAMPLES),
         last_shard=manifest["shards"][-1]["name"].removesuffix(".tar"),
     )
+
+
+def limits(manifest: Mapping[str, Any]) -> list[str]:
+    """The limits of a set that its users must know, a paragraph each."""
+    network = "network" if manifest.get("classes") else "pair of encoders"
+    return [
+        "The images are synthetic: they show no real event and may look unlike any photograph. The set is made for "
+        "training, not for viewing.",
+        f"{_texts(manifest)} The set has the errors, the biases and the licence of the real dataset; the licences of "
+        "the models that made it apply as well. They are named to our knowledge: check them before publishing the set.",
+        "A model trained on a set this small is worse than one trained on all the real data. The report of the run "
+        f"says by how much, for one {network}; others may gain less.",
+    ]
+
+
+def _texts(manifest: Mapping[str, Any]) -> str:
+    """Who wrote the texts of a set."""
+    described = manifest.get("settings", {}).get("describe", {}).get("source")
+    if described == "vlm":
+        return "A model wrote the descriptions, and they may be wrong."
+    if described == "template":
+        return "The descriptions say the class and nothing else."
+    if manifest["captions_per_image"]["max"] > 1:
+        return "The first captions are real ones; a model wrote the others, and they may be wrong."
+    if manifest.get("learnt") and "captioner" in manifest["models"]:
+        return "The captions are real ones or were written by a model, and they may be wrong."
+    return "The captions are real ones."
 
 
 def escape_markdown(text: object) -> str:

@@ -1,7 +1,8 @@
-"""Datasets on the Hugging Face hub, held at the commit that they have when a run begins. No Ray."""
+"""Datasets on the Hugging Face hub: reading them at one commit, and saying why an upload was refused. No Ray."""
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from urllib.parse import unquote
 
 from mmdd_ray.errors import UserError
@@ -12,6 +13,13 @@ _REPOSITORY = re.compile(
     r"hf://((?:datasets/|spaces/)?(?!buckets/)[^/@]+/[^/@]+)(?:@((?:refs/[^/]+/)?[^/]+))?(/.*|)"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_REFUSED = {
+    401: "the hub does not know you; log in with hf auth login, or set HF_TOKEN to a token that may write",
+    403: "your token may not write there; take one with write access to that owner, or name another owner",
+    404: "there is no such repository, or your token may not see it; check the name",
+}
+_PASSING = (408, 409, 412, 429)
+"""Statuses of refusals that may be none the next time: too slow, too fast, or another writer came first."""
 
 
 def pinned(uri: str, commits: MutableMapping[str, str]) -> str:
@@ -40,11 +48,44 @@ def pinned(uri: str, commits: MutableMapping[str, str]) -> str:
 
 def _commit_of(uri: str, repository: str, revision: str) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     with transporting(uri, "asking for the commit of"):
         try:
             kind, name = repository.split("/", 1) if repository.count("/") == 2 else ("models", repository)
             found = HfApi().repo_info(name, repo_type=kind.removesuffix("s"), revision=revision)
-        except FileNotFoundError as error:
-            raise UserError(f"{uri}: no such repository or revision: {error}") from error
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise UserError(f"{uri}: no such repository or revision, or your token may not see it") from error
     return str(found.sha)
+
+
+@contextmanager
+def uploading(uri: str) -> Iterator[None]:
+    """Around whatever changes a repository on the hub.
+
+    Raises:
+        UserError: The hub refuses it, by status 4xx: the token, the name or the content is wrong.
+        StorageError: The hub fails or cannot be reached; another try may succeed.
+    """
+    with transporting(uri, "uploading to"):
+        try:
+            yield
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # the library raises one kind for a thread that uploads, and others elsewhere
+            if says := _refusal(error):
+                raise UserError(f"{uri}: {says}") from error
+            raise
+
+
+def _refusal(error: BaseException) -> str | None:
+    """The sentence for an error by which the hub refuses something; None for errors of another kind."""
+    cause: BaseException | None = error
+    while cause is not None and not hasattr(cause, "response"):
+        cause = cause.__cause__
+    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    if not 400 <= status < 500 or status in _PASSING:
+        return None
+    return _REFUSED.get(status, f"the hub refuses it: {' '.join(str(error).split())}")
