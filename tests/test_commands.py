@@ -47,7 +47,7 @@ def completed(words: str) -> list[str]:
 def test_every_job_and_tool_has_a_command_and_a_file():
     names = set(commands().commands)
     assert {method.name for method in METHODS.values()} <= names
-    assert {"plan", "compare", "verify", "completion"} <= names
+    assert {"plan", "compare", "verify", "push", "export", "completion"} <= names
     for job in (*METHODS, "compare", "verify"):
         assert (ROOT / "jobs" / f"{job}.py").exists()
 
@@ -59,7 +59,9 @@ def test_help_names_every_command_and_the_version_is_the_packages(mmdd):
     assert mmdd("--version")[:2] == (0, f"mmdd-ray {mmdd_ray.__version__}\n")
 
 
-@pytest.mark.parametrize("name", [*(method.name for method in METHODS.values()), "compare", "verify"])
+@pytest.mark.parametrize(
+    "name", [*(method.name for method in METHODS.values()), "compare", "verify", "push", "export"]
+)
 def test_every_command_has_help(name, mmdd):
     status, shown, _ = mmdd(name, "--help")
     assert status == 0
