@@ -1,4 +1,4 @@
-"""What `import mmdd_ray` offers. Torch and Ray are imported by the functions that need them."""
+"""The functions of `import mmdd_ray`. Torch and Ray are imported by the functions that need them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def settings(command: str, preset: str | None = None, changes: Mapping[str, Any] | None = None) -> Any:
     """The settings of a preset, with changes.
 
-    >>> edge = settings("edge", "local", {"synthesis.pairs": 50, "run": {"seed": 3}})
-    >>> edge.synthesis.pairs, edge.run.seed
-    (50, 3)
+    Examples:
+        >>> edge = settings("edge", "local", {"synthesis.pairs": 50, "run": {"seed": 3}})
+        >>> edge.synthesis.pairs, edge.run.seed
+        (50, 3)
 
     Args:
         command: "edge", "covmatch", "vlcp", "trajectory", "precompute", "evaluate" or "evaluate-labelled".

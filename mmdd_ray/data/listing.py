@@ -156,8 +156,9 @@ def expand_braces(pattern: str) -> list[str]:
 
     Other braces stand for themselves, as in a shell.
 
-    >>> expand_braces("s3://bucket/{train,val}-{08..10}.tar")[:4]
-    ['s3://bucket/train-08.tar', 's3://bucket/train-09.tar', 's3://bucket/train-10.tar', 's3://bucket/val-08.tar']
+    Examples:
+        >>> expand_braces("s3://bucket/{train,val}-{08..10}.tar")[:4]
+        ['s3://bucket/train-08.tar', 's3://bucket/train-09.tar', 's3://bucket/train-10.tar', 's3://bucket/val-08.tar']
     """
     group = BRACES.search(pattern)
     if group is None:

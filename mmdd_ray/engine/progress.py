@@ -147,8 +147,9 @@ def _short(value: float | int | str) -> str:
 def duration(seconds: float) -> str:
     """A duration as people write it.
 
-    >>> duration(59), duration(3900), duration(280_000)
-    ('59 s', '1 h 05 min', '3 d 06 h')
+    Examples:
+        >>> duration(59), duration(3900), duration(280_000)
+        ('59 s', '1 h 05 min', '3 d 06 h')
     """
     if round(seconds) < 60:
         return f"{seconds:.0f} s"

@@ -36,8 +36,9 @@ def chance(n_images: int, captions_per_image: int) -> dict[str, float]:
     ir@k = k/N. tr@k is one minus the chance that k of the P = N·c captions, drawn without replacement, hold
     none of the image's own c.
 
-    >>> chance(100, 5)["ir@1"], round(chance(100, 5)["mean_recall"], 2)
-    (1.0, 5.26)
+    Examples:
+        >>> chance(100, 5)["ir@1"], round(chance(100, 5)["mean_recall"], 2)
+        (1.0, 5.26)
     """
     n_captions = n_images * captions_per_image
     ir, tr = {}, {}

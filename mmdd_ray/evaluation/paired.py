@@ -36,9 +36,10 @@ class Paired:
 
         Worlds differ in how hard they are, which moves both methods alike; pairing takes that out.
 
-        >>> difference = Paired.of([7.0, 9.0, 6.0], [5.0, 8.0, 4.0])
-        >>> round(difference.mean, 2), round(difference.low, 2), difference.verdict()
-        (1.67, 0.23, 'shown')
+        Examples:
+            >>> difference = Paired.of([7.0, 9.0, 6.0], [5.0, 8.0, 4.0])
+            >>> round(difference.mean, 2), round(difference.low, 2), difference.verdict()
+            (1.67, 0.23, 'shown')
 
         Raises:
             ValueError: The numbers of worlds differ, or there is none.

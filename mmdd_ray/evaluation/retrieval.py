@@ -30,9 +30,10 @@ def retrieval_metrics(
     to text): share of images that find any of their own captions among the k best of all captions.
     ``mean_recall`` is the mean of the six. Memory is chunk_captions · N float64 scores.
 
-    >>> recalls = retrieval_metrics(np.eye(3), np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]))
-    >>> round(recalls["ir@1"], 1), round(recalls["tr@1"], 1)
-    (66.7, 33.3)
+    Examples:
+        >>> recalls = retrieval_metrics(np.eye(3), np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]))
+        >>> round(recalls["ir@1"], 1), round(recalls["tr@1"], 1)
+        (66.7, 33.3)
 
     Args:
         image_ND: image embeddings.

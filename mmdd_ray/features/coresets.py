@@ -52,8 +52,9 @@ def pair_scores(image_BD: np.ndarray, text_BD: np.ndarray) -> np.ndarray:
 
     A pair's score does not depend on the rows beside it, so copies have exactly the same score.
 
-    >>> pair_scores(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[6.0, 8.0], [0.0, 2.0]])).tolist()
-    [1.0, 0.0]
+    Examples:
+        >>> pair_scores(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[6.0, 8.0], [0.0, 2.0]])).tolist()
+        [1.0, 0.0]
     """
     image_BD, text_BD = (np.ascontiguousarray(part_BD, np.float32) for part_BD in (image_BD, text_BD))
     norms_B = np.sqrt(dots(image_BD, image_BD)) * np.sqrt(dots(text_BD, text_BD))

@@ -38,10 +38,11 @@ class Moments:
     A scatter matrix is the sum, not the mean, of outer products of centred rows: ``vl = Σ w (h_v − μ_v)(h_l −
     μ_l)ᵀ`` with the weights w, which are 1 unless others are given. Moments of parts add up to those of the whole:
 
-    >>> image, text = np.array([[1.0], [2.0], [6.0]]), np.array([[0.0], [1.0], [2.0]])
-    >>> parts = Moments.of(image[:1], text[:1]) + Moments.of(image[1:], text[1:])
-    >>> parts.count, parts.mean_v.tolist(), parts.vl.tolist()
-    (3, [3.0], [[5.0]])
+    Examples:
+        >>> image, text = np.array([[1.0], [2.0], [6.0]]), np.array([[0.0], [1.0], [2.0]])
+        >>> parts = Moments.of(image[:1], text[:1]) + Moments.of(image[1:], text[1:])
+        >>> parts.count, parts.mean_v.tolist(), parts.vl.tolist()
+        (3, [3.0], [[5.0]])
     """
 
     count: int | float

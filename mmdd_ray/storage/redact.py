@@ -18,10 +18,11 @@ _PARAMETER = re.compile(r"([?&])([^=&\s]+)=([^&\s]+)")
 def redact(text: str, name: str = "") -> str:
     """``text`` without what looks like a credential.
 
-    >>> redact("s3://me:secret@bucket/data")
-    's3://[redacted]@bucket/data'
-    >>> redact("https://host/data?X-Amz-Signature=abc&part=3")
-    'https://host/data?X-Amz-Signature=[redacted]&part=3'
+    Examples:
+        >>> redact("s3://me:secret@bucket/data")
+        's3://[redacted]@bucket/data'
+        >>> redact("https://host/data?X-Amz-Signature=abc&part=3")
+        'https://host/data?X-Amz-Signature=[redacted]&part=3'
 
     Hidden are the whole text when ``name`` (of a setting or variable) says that it is a secret, the user part
     of URIs, and query parameters with such names, e.g. those of presigned URLs.
