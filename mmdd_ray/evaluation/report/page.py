@@ -94,7 +94,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         has_plan=any(stage["planned_seconds"] is not None for stage in report["stages"].values()),
         about_source=about_source(report["source"]) if report["source"] else [],
         about_held_out=about_held_out(report["held_out"]),
-        charts={name: Markup(svg) for name, svg in _charts(report).items()},
+        charts={name: Markup(svg) for name, svg in report_charts(report).items()},
         examples=[
             (sample, _data_uri(png_bytes(thumbnail(sample.image))))
             for sample in (spread(read_distilled(distilled), EXAMPLES) if report["distilled"] else [])
@@ -105,7 +105,8 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
     )
 
 
-def _charts(report: Mapping[str, Any]) -> dict[str, str]:
+def report_charts(report: Mapping[str, Any]) -> dict[str, charts.Chart]:
+    """The charts of the page, by name."""
     found = {}
     main = main_scores(report)
     if scored := {name: score for name, score in main.items() if name != CHANCE}:
