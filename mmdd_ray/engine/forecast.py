@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+AS_PLANNED_S = 60.0
+"""Weight of the plan in the correction, in seconds: a stage of seconds, most of them a start, says little of hours."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Current:
@@ -37,11 +40,12 @@ class Forecast:
 
     @property
     def scale(self) -> float:
-        """Real seconds for a planned one, over all stages that have both; 1 where none has."""
-        both = [
-            (self.took_s[stage], planned) for stage in self.took_s if (planned := self.planned_s.get(stage))
+        """Real seconds for a planned one, over all stages that have both and a minute that went as planned."""
+        both = [(AS_PLANNED_S, AS_PLANNED_S)]
+        both += [
+            (took, planned) for stage, took in self.took_s.items() if (planned := self.planned_s.get(stage))
         ]
-        return sum(took for took, _ in both) / sum(planned for _, planned in both) if both else 1.0
+        return sum(took for took, _ in both) / sum(planned for _, planned in both)
 
     def to_come(self, current: str | None = None) -> list[str]:
         """The stages that have not begun."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GRACE_S = 3.0
+GRACE_S = 2.5
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 HOW_TO_GO_ON = "interrupted; run the same command again to resume"
 

@@ -251,9 +251,10 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
                 bar.note_memory(record["peak_bytes"])
                 bar.note(loss=record["total"])
                 bar.note_record(record)
+                step = int(record["step"])
                 if not bar.n:
-                    bar.resume(record["step"] - 1)  # steps of an earlier attempt
-                bar.update(record["step"] - bar.n)
+                    bar.resume(step - 1)  # steps of an earlier attempt
+                bar.update(step - bar.n)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class TensorBoardFiles:
         if self._open is None:
             from tensorboardX import SummaryWriter
 
-            self._open = SummaryWriter(str(self._written), flush_secs=FLUSH_S)
+            own = f".{uuid4().hex[:8]}"  # files are named by the second, and two attempts may share one
+            self._open = SummaryWriter(str(self._written), flush_secs=FLUSH_S, filename_suffix=own)
         return self._open
 
     def log(self, points: Sequence[Point]) -> None:
