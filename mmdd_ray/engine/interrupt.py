@@ -5,6 +5,7 @@ would delay the exception, and a cluster that does not answer the unwinding. So 
 at once and ends the process when the time is up, or at the second Ctrl-C.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ GRACE_S = 2.5
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 HOW_TO_GO_ON = "interrupted; run the same command again to resume"
 
-_said = threading.Event()
+_heard, _said = threading.Event(), threading.Event()
 
 
 def say_interrupted() -> None:
@@ -35,27 +36,37 @@ def leaving_within(grace_s: float = GRACE_S) -> Iterator[None]:
     main one, which hears of no signal, it does nothing.
     """
     _said.clear()
+    _heard.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     ours, of_signals = socket.socketpair()
     of_signals.setblocking(False)
+    handler = signal.signal(signal.SIGINT, _interrupt)
     before = signal.set_wakeup_fd(of_signals.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(ours, grace_s), daemon=True, name="ctrl-c").start()
+    leaves = False
     try:
         yield
     except KeyboardInterrupt:
+        leaves = _heard.is_set()  # somebody may have raised it without a signal
         raise
-    except BaseException:
-        _stop(of_signals, before)
-        raise
-    else:
-        _stop(of_signals, before)
+    finally:
+        if leaves:
+            signal.signal(
+                signal.SIGINT, lambda *_: None
+            )  # the thread hears another; here it would be a traceback
+            # before all hooks: those of Ray take seconds on a busy machine, and the thread cannot run beside them
+            atexit.register(_leave)
+        else:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGINT, handler)
+            of_signals.close()  # which ends the thread
 
 
-def _stop(of_signals: socket.socket, before: int) -> None:
-    signal.set_wakeup_fd(before)
-    of_signals.close()  # which ends the thread
+def _interrupt(*_: object) -> None:
+    _heard.set()
+    raise KeyboardInterrupt
 
 
 def _watch(signals: socket.socket, grace_s: float) -> None:
@@ -68,6 +79,10 @@ def _watch(signals: socket.socket, grace_s: float) -> None:
             return
     except TimeoutError:
         pass
+    _leave()
+
+
+def _leave() -> None:
     say_interrupted()
     sys.stdout.flush()
     os._exit(EXIT_INTERRUPTED)

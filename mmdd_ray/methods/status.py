@@ -14,7 +14,7 @@ from mmdd_ray.config import RunSettings
 from mmdd_ray.engine.forecast import Current, Forecast
 from mmdd_ray.engine.run_dir import MANIFEST, STARTED, STATUS
 from mmdd_ray.engine.run_status import FINISHED, RUNNING, STOPPED, process_started
-from mmdd_ray.errors import UserError
+from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.evaluation.beside_runs import saved_run
 from mmdd_ray.evaluation.report.words import REPORT_HTML
 from mmdd_ray.methods import METHODS
@@ -200,11 +200,17 @@ def _seconds_since(moment: str | None) -> float | None:
 
 def _record(store: Store) -> dict[str, Any]:
     """What `status.json` says; nothing where it is not there, damaged, or of another version."""
-    try:
-        found = _json(store, STATUS)
-    except ValueError:
-        return {}
-    return found if found.keys() >= RECORD else {}
+    for last in (False, False, True):
+        try:
+            found = _json(store, STATUS)
+        except StorageError:  # an object that is replaced while it is read
+            if last:
+                raise
+        except ValueError:
+            break
+        else:
+            return found if isinstance(found, dict) and found.keys() >= RECORD else {}
+    return {}
 
 
 def _json(store: Store, name: str) -> dict[str, Any]:
