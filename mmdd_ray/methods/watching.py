@@ -33,7 +33,8 @@ def watched(run: RunDir, steps: Steps[Any], settings: RunSettings, command: str)
     forecast = Forecast(stages, planned_times(run.store, stages))
     seconds = forecast.seconds_left()
     planned = f", {duration(seconds)} by the plan" if seconds else ""
-    print(f"run          {len(stages)} stages{planned}, on {about(Devices(**run.devices))}", flush=True)
+    count = f"{len(stages)} stages" if len(stages) > 1 else "1 stage"
+    print(f"run          {count}{planned}, on {about(Devices(**run.devices))}", flush=True)
     told = About(run.store.uri.rpartition("/")[2], resolved(settings))
     with RunStatus(run, forecast, command), Tracking(run, settings.run.track, told) as tracking:
         yield tracking
