@@ -93,6 +93,20 @@ def test_several_sources_are_one_setting():
     assert parse("toy", presets, ["--data.uri=a", "b"])[1].data.uri == "a::b"
 
 
+def test_a_short_option_is_no_source():
+    @dataclass(frozen=True, kw_only=True)
+    class Logged:
+        """Distils data."""
+
+        data: Data
+        run: Run
+
+    presets = {"local": lambda: Logged(data=Data(uri="x"), run=Run())}
+    settings = parse("toy", presets, ["--data.uri", "a", "b", "-v"])[1]
+    assert settings == Logged(data=Data(uri="a::b"), run=Run(verbose=True))
+    assert not parse("toy", presets, [])[1].run.verbose
+
+
 def test_a_pager_that_is_closed_ends_without_a_word():
     job = "import sys; from mmdd_ray.cli import main; sys.exit(main(lambda: print('x' * 10**6)))"
     command = f'"{sys.executable}" -c "{job}" | head -c 1'

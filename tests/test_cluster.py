@@ -169,3 +169,24 @@ def test_an_address_where_nobody_answers_fails_at_once(address):
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert f"UserError: run.ray_address={address}: no Ray cluster answers there" in failed.stderr
+
+
+VERBOSE = """
+import sys
+from mmdd_ray.config import Run
+from mmdd_ray.engine.cluster import connected
+from mmdd_ray.storage.store import Store
+with connected(Run(num_cpus=1, verbose=sys.argv[1] == "-v"), Store(sys.argv[2])):
+    import ray.data
+    ray.data.range(2).materialize()
+"""
+
+
+@pytest.mark.parametrize("asked", ["", "-v"])
+def test_logs_of_ray_are_shown_on_request(asked, tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-c", VERBOSE, asked, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert shown.returncode == 0, shown.stderr
+    for log in ("Started a local Ray instance", "execution finished"):
+        assert (log in shown.stderr) == (asked == "-v"), shown.stderr

@@ -141,11 +141,11 @@ def test_a_run_leaves_everything_it_promises(finished: Finished) -> None:
 def test_a_run_says_what_it_does_in_few_lines(finished: Finished) -> None:
     _, result = finished
     assert "mean recall" in result.stdout
-    for stage in STAGES:
-        assert f"{stage:<12} starts\n" in result.stdout
+    for number, stage in enumerate(STAGES, start=1):
+        assert f"[{number}/8] {stage:<12} starts\n" in result.stdout
     assert "Traceback" not in result.stderr
     known = (*STAGES, "students")
-    strange = [line for line in result.stderr.splitlines() if not line.startswith(known)]
+    strange = [line for line in result.stderr.splitlines() if not line.partition("] ")[2].startswith(known)]
     assert strange == []
 
 

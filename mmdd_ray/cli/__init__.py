@@ -5,7 +5,8 @@ errors into sentences and exit statuses. Imports neither torch nor Ray, so `--he
 """
 
 from mmdd_ray.cli.arguments import parse
-from mmdd_ray.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, main
+from mmdd_ray.cli.exits import EXIT_FAILED, EXIT_USER_ERROR, main
 from mmdd_ray.cli.jobs import start
+from mmdd_ray.engine.interrupt import EXIT_INTERRUPTED
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "main", "parse", "start"]

@@ -90,7 +90,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     joined: list[str] = []
     joining = False
     for argument in arguments:
-        if argument.startswith("--"):
+        if argument.startswith("-"):  # no source does
             joining = argument.removeprefix("--").partition("=")[0] in SOURCE_SETTINGS
         elif joining and (not joined[-1].startswith("--") or "=" in joined[-1]):
             joined[-1] += f"{SOURCES}{argument}"

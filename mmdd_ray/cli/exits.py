@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from mmdd_ray.engine.environment import set_environment
+from mmdd_ray.engine.interrupt import EXIT_INTERRUPTED, leaving_within, say_interrupted
 from mmdd_ray.errors import ClusterError, StorageError, UserError
 from mmdd_ray.storage.redact import redact
 
@@ -14,7 +15,7 @@ RETRY_NOTE = "\nFailed to apply UDF transform"  # Ray Data appends advice on ret
 CONSTRUCTOR_ERROR = re.compile(r"^mmdd_ray\.errors\.(UserError|StorageError): (.*)$", re.MULTILINE)
 # of pyarrow, through which Ray Train writes
 STORAGE_ERROR = re.compile(r"^(?:OSError: )?(.*\b(?:AWS Error|google::cloud::Status)\b.*?)\.?$", re.MULTILINE)
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # 130 = 128 + SIGINT, as shells report it
+EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 
 
 def main(job: Callable[[], int | None]) -> int:
@@ -26,9 +27,10 @@ def main(job: Callable[[], int | None]) -> int:
     """
     set_environment()
     try:
-        return job() or 0
+        with leaving_within():
+            return job() or 0
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
+        say_interrupted()
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # of a pager that was closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit

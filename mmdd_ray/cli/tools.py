@@ -129,8 +129,26 @@ def export(argv: Sequence[str] | None = None, called: str = "mmdd export") -> in
     return 0
 
 
+@dataclass(frozen=True)
+class Status:
+    """How far a run is, from any shell or machine that sees its run directory."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory: a local folder or a URI."""
+
+
+def status(argv: Sequence[str] | None = None, called: str = "mmdd status") -> int:
+    """How far a run is: stages done, time left, and how to go on."""
+    asked = tyro.cli(Status, args=argv, prog=called)
+    from mmdd_ray.methods.status_text import show
+
+    print(show(asked.run))
+    return 0
+
+
 TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
+    "status": status,
     "verify": verify,
     "push": push,
     "export": export,

@@ -30,7 +30,7 @@ from mmdd_ray.config.job_settings import (
 )
 from mmdd_ray.config.pair_learning import PairLearning
 from mmdd_ray.config.pools import Features, Pool, Training
-from mmdd_ray.config.run import Plan, Rehearse, Run
+from mmdd_ray.config.run import Plan, Rehearse, Run, TrackerName
 from mmdd_ray.config.students import Classifiers, StudentForm, Students
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "StudentForm",
     "Students",
     "Synthesis",
+    "TrackerName",
     "Training",
     "Weight",
     "extending",

@@ -1,12 +1,14 @@
 """Settings of a run as a whole."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from annotated_types import Ge
 
 from mmdd_ray.config.fields import Count, Essential, Positive, Weight, operational
+
+TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class Run:
     stall_minutes: Positive = operational(30.0)
     """A stage that streams data and gets no further for so long stops, to be resumed: a shard that hangs, or machines
     that do not come."""
+    track: Essential[TrackerName | None] = operational(None)
+    """Experiment tracker that gets losses, stages, scores and pictures as well; it must be installed. TensorBoard files
+    are written below tensorboard/ in the run directory in any case."""
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = operational(False)
+    """Show Ray's own logs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmdd_ray import config
-from mmdd_ray.engine.environment import set_environment, unset
+from mmdd_ray.engine.environment import set_environment, unset, unset_quiet
 from mmdd_ray.errors import ClusterError, UserError
 from mmdd_ray.storage.remote import TRANSPORT_ERROR
 from mmdd_ray.storage.store import Store
@@ -40,6 +40,7 @@ MAX_SOCKET_PATH = 107  # bytes, a limit of the operating system
 SESSION_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0")
 
 _growth = {"CPU": 0, "GPU": 0}  # what the connected cluster may grow to
+_shown = {"logs": False}  # whether Ray's own logs are
 
 _NATIVE_NOISE = (
     # Ray Data hands classes to its actors through the object store, and Ray's native code calls that an error
@@ -97,22 +98,24 @@ def connect(run: config.Run) -> None:
             "or host:port, or send the job there with `ray job submit`"
         )
     set_environment()
+    _shown["logs"] = run.verbose
+    if run.verbose:
+        unset_quiet()
     import ray
 
     if ray.is_initialized():
         return
     # Hides warnings of Ray's actors: without a dashboard, Ray Train's cleaner repeats one every second.
-    quiet: dict[str, Any] = {
-        "logging_level": "WARNING",
-        "logging_config": ray.LoggingConfig(log_level="ERROR"),
-    }
-    _drop_native_noise()
+    logs: dict[str, Any] = {"logging_level": "INFO"}
+    if not run.verbose:
+        logs = {"logging_level": "WARNING", "logging_config": ray.LoggingConfig(log_level="ERROR")}
+        _drop_native_noise()
     if address:
         try:
             if address != "auto":
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself tries for minutes
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **logs)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"run.ray_address={address}: no Ray cluster answers there ({error}); give auto or host:port, "
@@ -126,11 +129,11 @@ def connect(run: config.Run) -> None:
         # under HOME, or fail where HOME is read-only; and it warns that it asks.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        _start_local(run, quiet)
+        _start_local(run, logs)
     _configure_ray_data(run)
 
 
-def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
+def _start_local(run: config.Run, logs: dict[str, Any]) -> None:
     """Starts a local Ray; on a busy machine its agent may miss the 15 s that Ray gives it, so it has another try.
 
     Raises:
@@ -149,7 +152,7 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
                     object_store_memory=run.object_store_mib * 2**20,
                     include_dashboard=False,
                     _temp_dir=_short_temp_dir(),
-                    **quiet,
+                    **logs,
                 )
             return
         except Exception as error:
@@ -159,6 +162,11 @@ def _start_local(run: config.Run, quiet: dict[str, Any]) -> None:
                 raise ClusterError(
                     "Ray did not start on this machine within a minute, twice; it may be too busy"
                 ) from error
+
+
+def shows_logs() -> bool:
+    """Whether this process was asked to show Ray's own logs."""
+    return _shown["logs"]
 
 
 @contextmanager
@@ -363,6 +371,8 @@ def _configure_ray_data(run: config.Run) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # so that a ValueError of a worker arrives as one
+    if run.verbose:
+        return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that they are off
     for module in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):

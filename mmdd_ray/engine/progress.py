@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,6 +36,14 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     """The most memory that a process has reported since this was last set to 0."""
     within: ClassVar[str] = ""
     """Before the name of each line: the folder of the draw that it belongs to, if it is not the first."""
+    number: ClassVar[str] = ""
+    """Before that: which of how many stages it belongs to, e.g. "[3/7] "."""
+    run_seconds_left: ClassVar[Callable[[float | None], float | None] | None] = None
+    """Gives the seconds until the end of the run, if they are known, from those that a line itself needs."""
+    on_record: ClassVar[Callable[[Mapping[str, float]], None] | None] = None
+    """Gets the records of the steps of a training as they come."""
+    shown: ClassVar["progress | None"] = None
+    """The line that is shown now."""
 
     _first: tuple[float, float] | None = None  # count and clock after the first update
     _resumed: float = 0
@@ -51,12 +59,12 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
         Args:
             missing: asked after every minute without an update; what it says is shown.
         """
-        name = f"{progress.within}{name}"
+        self.name = f"{progress.within}{name}"
         self._closed = threading.Event()
         self._on_terminal = sys.stderr.isatty()
         interval_s = REDRAW_EVERY_S if self._on_terminal else LOG_EVERY_S
         super().__init__(
-            desc=name,
+            desc=f"{progress.number}{self.name:<12}",
             total=total,
             unit=unit,
             file=sys.stderr,
@@ -66,14 +74,15 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
             delay=0 if self._on_terminal else interval_s,
             dynamic_ncols=True,
         )
+        progress.shown = self
         if missing:
-            threading.Thread(target=self._say, args=(name, missing), daemon=True).start()
+            threading.Thread(target=self._say, args=(missing,), daemon=True).start()
 
-    def _say(self, name: str, missing: Callable[[], str]) -> None:
+    def _say(self, missing: Callable[[], str]) -> None:
         count = self.n
         while not self._closed.wait(SILENT_S):
             if self.n == count and (what := missing()):
-                self.write(f"{name:<12} waits for {what}", file=self.fp)
+                self.write(f"{self.desc} waits for {what}", file=self.fp)
             count = self.n
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -98,7 +107,9 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     def close(self) -> None:
         """Ends the line."""
         self._closed.set()
-        if not self.disable and (rate := self._rate()):
+        if progress.shown is self:
+            progress.shown = None
+        if not self.disable and (rate := self.rate()):
             self.paces.append(Pace(self.n - self._resumed, rate))
         super().close()
 
@@ -120,22 +131,52 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     def __str__(self) -> str:
         state: dict[str, Any] = self.format_dict
         done, total = state["n"], state["total"]
-        parts = [f"{state['prefix']:<12} {done:,}{f'/{total:,}' if total else ''} {state['unit']}"]
-        if rate := self._rate():
-            parts.append(f"{_short(rate)} {state['unit']}/s")
-            if total:
-                parts.append(f"eta {duration(max(total - done, 0) / rate)}")
-        if state["postfix"]:
-            parts.append(state["postfix"])
-        line = "   ".join(parts)
-        return line[: state["ncols"]] if self._on_terminal and state["ncols"] else line
+        count = f"{state['prefix']} {done:,}{f'/{total:,}' if total else ''} {state['unit']}"
+        per_second = self.rate()
+        rate = f"{_short(per_second)} {state['unit']}/s" if per_second else ""
+        parts = [count, rate, self._times(), state["postfix"]]
+        columns = state["ncols"] if self._on_terminal else None
+        return _fitted([part for part in parts if part], columns)
 
-    def _rate(self) -> float:
+    def _times(self) -> str:
+        """How long the line and the run still take, as far as that is known."""
+        left = self.seconds_left()
+        parts = [] if left is None else [f"eta {duration(left)}"]
+        if (whole := progress.whole_seconds_left(left)) is not None:
+            parts.append(f"run {duration(whole)}")
+        return ", ".join(parts)
+
+    @staticmethod
+    def whole_seconds_left(seconds: float | None = None) -> float | None:
+        """Seconds until the end of the run, from those that a line itself needs; None where they are not known."""
+        return progress.run_seconds_left(seconds) if progress.run_seconds_left else None
+
+    @staticmethod
+    def note_record(record: Mapping[str, float]) -> None:
+        """Hands on the record of a step of a training."""
+        if progress.on_record:
+            progress.on_record(record)
+
+    def rate(self) -> float:
         """Units a second since the first update; 0 while there was no other."""
         if self._first is None:
             return 0.0
         count, at = self._first
-        return (self.n - count) / (monotonic() - at)
+        seconds = monotonic() - at
+        return (self.n - count) / seconds if seconds else 0.0
+
+    def seconds_left(self) -> float | None:
+        """Seconds until ``total`` at this rate; None while there is no rate, or where there is no total."""
+        rate = self.rate()
+        return max(self.total - self.n, 0) / rate if rate and self.total else None
+
+
+def _fitted(parts: list[str], columns: int | None) -> str:
+    """The parts in a line of so many columns; the rate, which follows from the others, gives way first."""
+    line = "   ".join(parts)
+    if columns is None or len(line) <= columns:
+        return line
+    return "   ".join(part for part in parts if not part.endswith("/s"))[:columns]
 
 
 def _short(value: float | int | str) -> str:

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from ray.util.queue import Empty, Queue
 
 from mmdd_ray.config import Training
-from mmdd_ray.engine.cluster import actor_resources, missing, pool_size
+from mmdd_ray.engine.cluster import actor_resources, missing, pool_size, shows_logs
 from mmdd_ray.engine.data_position import Batch
 from mmdd_ray.engine.memory import out_of_memory, peak_bytes
 from mmdd_ray.engine.progress import progress
@@ -120,22 +120,32 @@ def train(
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
-        """Without the actor that frees placement groups of a lost controller.
+        """Without the actor that frees placement groups of a lost controller, and without a Ctrl-C of its own.
 
         They are freed with the job, which ends then. The actor takes 4 s to start, and where several local Rays
-        run, it prints a traceback because it does not know which one is its own.
+        run, it prints a traceback because it does not know which one is its own. Ctrl-C is to stop the run at once:
+        Ray Train's would wait for the workers, end with the status 0, and stay in place after the training.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train V2 alone
             return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     scaling = _scaling(placement)
     options = ray.data.ExecutionOptions(preserve_order=True)  # so that each run sees the same batches
     with _progress_line(placement) as records:
         trainer = Trainer(
             _live,  # type: ignore[arg-type]  # Ray's annotations are those of Ray Train V1
-            train_loop_config={"work": work, "job": job, "placement": placement, "records": records},
+            train_loop_config={
+                "work": work,
+                "job": job,
+                "placement": placement,
+                "records": records,
+                "verbose": shows_logs(),
+            },
             scaling_config=scaling,
             datasets={PAIRS: pairs} if pairs else {},
             dataset_config=DataConfig(execution_options=options),
@@ -145,7 +155,7 @@ def train(
                 # losses that a cloud announces have a budget of their own, which has no end
                 failure_config=FailureConfig(max_failures=placement.training.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="INFO" if shows_logs() else "ERROR"),
             ),
         )
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # likewise
@@ -182,7 +192,8 @@ def _live(config: dict[str, Any]) -> dict[str, Any]:
     ever.
     """
     placement: Placement = config["placement"]
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train shows INFO of all libraries
+    if not config["verbose"]:
+        logging.getLogger().setLevel(logging.WARNING)  # Ray Train shows INFO of all libraries
     with out_of_memory(placement.memory_setting):
         try:
             return config["work"](Worker(placement, config["records"]), config["job"])
@@ -239,9 +250,11 @@ def _progress_line(placement: Placement) -> Iterator[Queue]:
                     return
                 bar.note_memory(record["peak_bytes"])
                 bar.note(loss=record["total"])
+                bar.note_record(record)
+                step = int(record["step"])
                 if not bar.n:
-                    bar.resume(record["step"] - 1)  # steps of an earlier attempt
-                bar.update(record["step"] - bar.n)
+                    bar.resume(step - 1)  # steps of an earlier attempt
+                bar.update(step - bar.n)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

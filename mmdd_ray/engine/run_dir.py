@@ -8,6 +8,7 @@
     <stage>/…                outputs of the stage
     <stage>/manifest.json    written last: a stage with a manifest is done, one without is computed again
     distilled/ rejects.parquet report.json report.html
+    status.json tensorboard/ of whoever looks on; nothing reads them to run, and they may be deleted
     draws/<k>/               stages and distilled/ of a further draw, where evaluation.draws is above 1
 
 A stage may leave finished outputs named by their input, so that its next attempt skips them. One process at a
@@ -27,9 +28,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from mmdd_ray.engine.progress import progress
+from mmdd_ray.engine.progress import duration, progress
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -43,6 +44,8 @@ RECORDS = (MANIFEST, STARTED)
 DRAWS = "draws"
 LOSSES = "losses.parquet"  # of a stage that trains: a row for each step
 LOCK = ".lock"
+STATUS = "status.json"
+"""How far a run is, for other shells and machines."""
 LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "diffusers", "transformers", "open_clip_torch", "timm")
 UNSET = "(not set)"
 
@@ -77,6 +80,16 @@ class StageDir:
         return hashlib.sha256(json.dumps(self.manifest["outputs"]).encode()).hexdigest()
 
 
+class Watcher(Protocol):
+    """Somebody who follows the stages of a run; must not raise."""
+
+    def begins(self, path: str, resumed: bool) -> None:
+        """A stage is about to be computed."""
+
+    def ends(self, stage: StageDir) -> None:
+        """A stage is done, perhaps since an earlier attempt."""
+
+
 class RunDir:
     """A run directory that this process writes to, from ``open`` to ``close`` or the end of a ``with``."""
 
@@ -84,6 +97,9 @@ class RunDir:
         self.store = store
         self.devices: dict[str, Any] = {}
         """Hardware that the manifests record; set it to ``cluster.devices()`` once Ray is up."""
+        self.numbers: Mapping[str, str] = {}
+        """Which of how many stages a stage is, e.g. "[3/7] ", by its folder."""
+        self.watchers: list[Watcher] = []
         self._lock = lock
 
     @classmethod
@@ -142,7 +158,7 @@ class RunDir:
             if (now := extended(saved["settings"], wanted, settings)) != saved["settings"]:
                 self.store.write_json(SETTINGS, saved | {"settings": now})
         else:
-            if foreign := [name for name in self.store.entries() if name != LOCK]:
+            if foreign := [name for name in self.store.entries() if name not in (LOCK, STATUS)]:
                 raise UserError(
                     f"{where} holds {foreign[0]} but no run; set run.dir to an empty or new folder"
                 )
@@ -197,17 +213,19 @@ class RunDir:
         """
         path, inputs = f"{within}{name}", {one.path: one.fingerprint for one in needs}
         stage = StageDir(name, self.store.child(path), path)
+        progress.number = self.numbers.get(path, "")
         saved = _record(stage, inputs)
         if saved and "outputs" in saved and inputs.keys() != saved["inputs"].keys():
             self.reopen(path)
             saved = stage.store.read_json(STARTED)
         if saved and "outputs" in saved:
             _check_outputs(stage, saved)
-            _say(path, f"done already ({saved['seconds']:,.1f} s)")
-            return replace(stage, manifest=saved)
+            return self._ended(replace(stage, manifest=saved), f"done already ({saved['seconds']:,.1f} s)")
         resumed = saved is not None
         if not resumed:
             stage.store.write_json(STARTED, {"started": _now(), "inputs": inputs})
+        for watcher in self.watchers:
+            watcher.begins(path, resumed)
         _say(path, "continues" if resumed else "starts")
         started, clock_s = _now(), time.monotonic()
         progress.paces.clear()
@@ -233,8 +251,16 @@ class RunDir:
             "extra": dict(result.extra),
         }
         stage.store.write_json(MANIFEST, manifest)
-        _say(path, f"{_rows(result)}   {manifest['seconds']:,.1f} s")
-        return replace(stage, manifest=stage.store.read_json(MANIFEST))
+        done = replace(stage, manifest=stage.store.read_json(MANIFEST))
+        return self._ended(done, f"{_rows(result)}   {manifest['seconds']:,.1f} s")
+
+    def _ended(self, stage: StageDir, what: str) -> StageDir:
+        """Tells the watchers and the user that a stage is done."""
+        for watcher in self.watchers:
+            watcher.ends(stage)
+        left = progress.whole_seconds_left()
+        _say(stage.path, f"{what}   {duration(left)} left" if left else what)
+        return stage
 
 
 def _record(stage: StageDir, inputs: Mapping[str, str]) -> dict[str, Any] | None:
@@ -384,4 +410,4 @@ def _rows(result: StageResult) -> str:
 
 
 def _say(stage: str, what: str) -> None:
-    print(f"{stage:<12} {what}", file=sys.stdout, flush=True)
+    print(f"{progress.number}{stage:<12} {what}", file=sys.stdout, flush=True)

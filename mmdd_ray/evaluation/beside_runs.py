@@ -174,7 +174,7 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
             not those of its report.
     """
     where = redact(store.uri)
-    saved = _saved(store, where)
+    saved = saved_run(store, where)
     if "evaluation" not in saved["settings"]:
         raise UserError(f"{where} is a run of the job {saved['job']}, which trains no students to compare")
     begun = (
@@ -209,7 +209,12 @@ def _read_panel(store: Store, name: str, where: str, report: Mapping[str, Any], 
     return FinishedRun(name, where, report, tested, {part: found.pop() for part, found in held_out.items()})
 
 
-def _saved(store: Store, where: str) -> Mapping[str, Any]:
+def saved_run(store: Store, where: str) -> Mapping[str, Any]:
+    """The `settings.json` of a run.
+
+    Raises:
+        UserError: There is no run, it is damaged, or it is one of another version.
+    """
     if not store.exists(SETTINGS):
         raise UserError(f"{where} is no run directory, as it has no {SETTINGS}; name the folder of a run")
     saved = _json(store, SETTINGS, where)

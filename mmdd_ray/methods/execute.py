@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mmdd_ray.config import RunSettings
-from mmdd_ray.engine.draws import draws_of
+from mmdd_ray.engine import trackers
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
+from mmdd_ray.methods.schedule import scheduled
+from mmdd_ray.methods.watching import track_results, watched
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
 from mmdd_ray.planning.fit import check_gpus
@@ -29,6 +32,7 @@ def check(settings: RunSettings) -> None:
     """
     method = method_of(settings)
     check_values(settings)
+    trackers.check_installed(settings.run.track)
     check_set(settings)
     method.preflight(settings)
     found = zoo.check(method.models(settings))
@@ -53,25 +57,28 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
     with open_session(method, settings, preset) as run:
         pinned = at_commits(settings, run.store)
         steps = method.steps()
-        contexts = list(_run_stages(run, steps, pinned))
-        if steps.compare is None:
-            return Run(run.store, {}, contexts[0].done, settings, preset)
-        compare = steps.compare
-        seen = [_needing(one, compare.needs) for one in contexts]
-        if not compare.is_current(run.store.child(compare.name), pinned):
-            run.reopen(compare.name)
-        compared = run.stage(
-            compare.name,
-            lambda stage: compare.run(stage, seen),
-            needs=_distinct(stage for one in seen for stage in one.done.values()),
-        )
-        return Run(
-            run.store,
-            _report(method, run, contexts[0], compared, steps, command),
-            {**contexts[0].done, compare.name: compared},
-            settings,
-            preset,
-        )
+        with watched(run, steps, pinned, command) as tracking:
+            done = replace(_run_all(run, method, steps, pinned, command), settings=settings, preset=preset)
+            track_results(tracking, done, steps)
+            return done
+
+
+def _run_all(run: RunDir, method: Method[Any], steps: Steps[Any], settings: RunSettings, command: str) -> Run:
+    """All stages, the comparison and the report."""
+    contexts = list(_run_stages(run, steps, settings))
+    if steps.compare is None:
+        return Run(run.store, {}, contexts[0].done, settings)
+    compare = steps.compare
+    seen = [_needing(one, compare.needs) for one in contexts]
+    if not compare.is_current(run.store.child(compare.name), settings):
+        run.reopen(compare.name)
+    compared = run.stage(
+        compare.name,
+        lambda stage: compare.run(stage, seen),
+        needs=_distinct(stage for one in seen for stage in one.done.values()),
+    )
+    report = _report(method, run, contexts[0], compared, steps, command)
+    return Run(run.store, report, {**contexts[0].done, compare.name: compared}, settings)
 
 
 @contextmanager
@@ -95,14 +102,13 @@ def open_session(method: Method[Any], settings: RunSettings, preset: str) -> Ite
 def _run_stages(run: RunDir, steps: Steps[Any], settings: RunSettings) -> Iterator[Context[Any]]:
     """All stages of one draw after the other; gives what each draw has done."""
     shared: dict[str, StageDir] = {}
-    for draw in draws_of(settings):
+    for draw, stages in scheduled(steps, settings):
         done = dict(shared)
-        for number, stage in enumerate(steps.stages):
-            if stage.name not in done and stage.wanted(draw.compared):
-                done[stage.name] = run_stage(run, stage, Context(run, draw, done))
-                if stage.shared:
-                    shared[stage.name] = done[stage.name]
-            if number == 0 and draw.number == 0:
+        for stage in stages:
+            done[stage.name] = run_stage(run, stage, Context(run, draw, done))
+            if stage.shared:
+                shared[stage.name] = done[stage.name]
+            if draw.number == 0 and stage is steps.stages[0]:
                 steps.before(Context(run, draw, done))
         yield Context(run, draw, done)
 

@@ -112,7 +112,7 @@ class Run:
     stages: Mapping[str, StageDir]
     """The stages of the first draw that are done, and the comparison."""
     settings: Any
-    preset: str
+    preset: str = "custom"
     """Name of the settings that it began with."""
 
     @cached_property

@@ -159,6 +159,7 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
     changes: dict[str, Any] = {}
     if isinstance(section, Run):
         changes |= {"dir": str(folder / "run"), "ray_address": None, "max_cpus": None, "max_gpus": None}
+        changes["track"] = None
     if isinstance(section, Pool):
         changes |= {"min_actors": 1, "max_actors": 1}
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}

@@ -19,6 +19,7 @@ LINES_IN = 3.1
 SQUARE_IN = 4.6
 COLOURS = ("#3b7ddd", "#e8862e", "#2fa37c", "#a764d6", "#8b95a5", "#d9534f", "#c9a227")
 BACKGROUND: dict[str, Any] = {"ms": 3.0, "color": COLOURS[4], "alpha": 0.55}  # the first kind of points
+PNG_DPI = 150  # 810 px wide
 INK = "#010203"  # stands for the page's text colour, which SVG calls currentColor
 
 _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its settings one by one
@@ -33,6 +34,18 @@ _STYLE: dict[Any, Any] = {  # Any, because matplotlib types the names of its set
 }
 
 
+class Chart(str):
+    """A chart as SVG."""
+
+    figure: Figure
+
+    def png(self) -> bytes:
+        """The same as a picture on white, for those who show no SVG."""
+        file = io.BytesIO()
+        self.figure.savefig(file, format="png", dpi=PNG_DPI, facecolor="white")
+        return file.getvalue()
+
+
 def bars(
     labels: Sequence[str],
     means: Sequence[float],
@@ -40,7 +53,7 @@ def bars(
     chance: float,
     what: str,
     draws: Sequence[Sequence[float]] = (),
-) -> str:
+) -> Chart:
     """Horizontal bars of mean scores in percent, the first on top, with error bars; chance as a line.
 
     ``draws`` are means of each draw of a bar, which are shown as dots on it.
@@ -62,7 +75,7 @@ def bars(
         return _svg(figure)
 
 
-def panels(step: Sequence[float], curves: Mapping[str, Sequence[float | None]]) -> str:
+def panels(step: Sequence[float], curves: Mapping[str, Sequence[float | None]]) -> Chart:
     """One small panel for each curve over ``step``, with its own scale; None is a gap."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "panels"}):
         figure, all_axes = _figure(len(curves), 0.4 + PANEL_IN * len(curves))
@@ -73,7 +86,7 @@ def panels(step: Sequence[float], curves: Mapping[str, Sequence[float | None]]) 
         return _svg(figure)
 
 
-def lines(curves: Mapping[str, Sequence[float | None]], xlabel: str, ylabel: str) -> str:
+def lines(curves: Mapping[str, Sequence[float | None]], xlabel: str, ylabel: str) -> Chart:
     """Curves over the share of the training that is done; each of its own number of points, None is a gap."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "lines"}):
         figure, (axes,) = _figure(1, LINES_IN)
@@ -85,7 +98,7 @@ def lines(curves: Mapping[str, Sequence[float | None]], xlabel: str, ylabel: str
         return _svg(figure)
 
 
-def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
+def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> Chart:
     """Curves of (x, y), each with points of its own."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": f"curves {xlabel} {sorted(points)} {points}"}):
         figure, (axes,) = _figure(1, LINES_IN)
@@ -96,7 +109,7 @@ def curves(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel
         return _svg(figure)
 
 
-def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel: str) -> str:
+def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel: str) -> Chart:
     """Points [x, y] of several kinds with equal scales of both axes: the first as a background, the others on top."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scatter"}):
         figure, (axes,) = _figure(1, SQUARE_IN)
@@ -114,7 +127,7 @@ def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel
 
 def against_seconds(
     timed: Mapping[str, tuple[float, float, float]], untimed: Mapping[str, float], ylabel: str
-) -> str:
+) -> Chart:
     """Scores against the seconds that a set took, on a logarithmic scale.
 
     Args:
@@ -139,7 +152,7 @@ def against_seconds(
         return _svg(figure)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> str:
+def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> Chart:
     """A point with its interval for each row (label, mean, low, high), the first on top, beside a line at 0."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "intervals"}):
         figure, (axes,) = _figure(1, max(1.6, 0.7 + BAR_IN * len(rows)))
@@ -156,12 +169,14 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> s
         return _svg(figure)
 
 
-def described(svg: str, words: str) -> str:
+def described(chart: Chart, words: str) -> Chart:
     """A chart that is one picture with this description for readers who do not see it."""
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+    told = Chart(chart.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1))
+    told.figure = chart.figure
+    return told
 
 
-def spectra(curves: Mapping[str, Sequence[float]]) -> str:
+def spectra(curves: Mapping[str, Sequence[float]]) -> Chart:
     """Singular values by their number, the largest first, both on logarithmic scales."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "spectra"}):
         figure, (axes,) = _figure(1, LINES_IN)
@@ -186,11 +201,13 @@ def _figure(rows: int, height_in: float) -> tuple[Figure, list[Axes]]:
     return figure, list(axes)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> Chart:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # matplotlib's names of groups would be there twice in a page with two charts; nothing refers to them
-    return re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    chart = Chart(re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg))
+    chart.figure = figure
+    return chart

@@ -13,12 +13,12 @@ LEAST_SECONDS = 0.1  # a logarithmic scale has no 0
 AT_ONCE = ("random", FULL)  # sets that take no time
 
 
-def report_charts(report: Mapping[str, Any]) -> dict[str, str]:
+def report_charts(report: Mapping[str, Any]) -> dict[str, charts.Chart]:
     """SVG by name: those that the figures of the report allow."""
     return dict([*_of_scores(report), *_of_trainings(report), *_of_sets(report)])
 
 
-def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
     main = main_scores(report)
     scored = {name: score for name, score in main.items() if name != CHANCE}
     if not scored:
@@ -82,7 +82,7 @@ def _differences(report: Mapping[str, Any]) -> list[tuple[str, float, float, flo
     ]
 
 
-def _of_trainings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _of_trainings(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
     for part in ("losses", "refinement"):
         terms = {name: values for name, values in report[part].items() if name != "step"}
         if terms:
@@ -103,7 +103,7 @@ def _of_trainings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"learning-{number}", charts.described(charts.curves(points, "steps", what), told)
 
 
-def _of_sets(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _of_sets(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
     if not report["audit"]:
         return
     spectrum = report["audit"]["spectrum"]
