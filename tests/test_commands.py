@@ -47,7 +47,7 @@ def completed(words: str) -> list[str]:
 def test_every_job_and_tool_has_a_command_and_a_file():
     names = set(commands().commands)
     assert {method.name for method in METHODS.values()} <= names
-    assert {"plan", "compare", "verify", "push", "export", "completion"} <= names
+    assert {"plan", "compare", "status", "verify", "push", "export", "completion"} <= names
     for job in (*METHODS, "compare", "verify"):
         assert (ROOT / "jobs" / f"{job}.py").exists()
 

@@ -139,3 +139,20 @@ def test_ray_in_the_docs_is_the_ray_of_the_lock() -> None:
     assert locked
     shown = {version for page in PAGES for version in re.findall(r"ray\[\w+\]==([\d.]+)", page.read_text())}
     assert shown == {locked[1]}
+
+
+MESSAGES = re.compile(r"^\| `([^|]+)`.*? \|", re.MULTILINE)
+PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|…|=[^ ]*|\b\d+\b|'X'|\bis\b|data\.uri|evaluation\.test")
+OF_RAY = "Authentication required"
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "mmdd_ray").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # of literals over several lines
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Results")[0]
+    messages = [one for row in MESSAGES.findall(page) for one in row.split("`, `")]
+    assert len(messages) >= 20
+    for message in messages:
+        for part in PLACEHOLDER.split(message):
+            words = part.strip(" ,;()`")
+            assert len(words) < 8 or words in joined or words == OF_RAY, message
