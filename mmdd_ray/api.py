@@ -24,7 +24,7 @@ def settings(command: str, preset: str | None = None, changes: Mapping[str, Any]
         (50, 3)
 
     Args:
-        command: "edge", "covmatch", "vlcp", "trajectory", "precompute", "evaluate" or "evaluate-labelled".
+        command: Name of a command of `mmdd` that runs a job, such as "edge"; `mmdd --help` lists them.
         preset: Default: the first, "local".
         changes: Values by setting, with a dot between section and setting or nested.
 
@@ -44,7 +44,7 @@ def distill(settings: "RunSettings", preset: str = "custom") -> "Run":
     """Runs a method by its settings, or whatever is left to do of a run that was begun.
 
     Args:
-        settings: Of any method, as `settings` gives them.
+        settings: Settings of any method, as `settings()` gives them.
         preset: Names the run directory, `runs/<job>-<preset>`, unless `settings.run.dir` does.
 
     Raises:

@@ -135,11 +135,31 @@ def test_an_interrupted_run_is_opened_as_far_as_it_came(tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run: it has no settings\.json"):
+    with pytest.raises(UserError, match=r"no run directory, as it has no settings\.json"):
         mmdd_ray.load_run(str(tmp_path))
-    (tmp_path / "settings.json").write_text(json.dumps({"layout": LAYOUT - 1}))
-    with pytest.raises(UserError, match="of another version"):
-        mmdd_ray.load_run(str(tmp_path))
+    saved = {"job": "edge_cc3m", "preset": "local", "settings": {}}
+    for content, says in (
+        ("{", "is damaged"),
+        (json.dumps(saved | {"layout": LAYOUT - 1}), "of another version"),
+        (
+            json.dumps(saved | {"layout": LAYOUT, "job": "old"}),
+            "the job old, which this version of mmdd-ray has not",
+        ),
+    ):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(UserError, match=says):
+            mmdd_ray.load_run(str(tmp_path))
+
+
+def test_a_run_whose_data_had_credentials_is_looked_at_and_resumed_with_others(tmp_path):
+    settings = mmdd_ray.settings(
+        "edge", "local", {"run.dir": str(tmp_path), "data.uri": "s3://me:pw@b/x.tar"}
+    )
+    RunDir.open(settings.run.dir, "edge_cc3m", "local", settings).close()
+    opened = mmdd_ray.load_run(str(tmp_path))
+    assert opened.settings.data.uri == "s3://[redacted]@b/x.tar"
+    with pytest.raises(UserError, match="had credentials, which are never saved"):
+        opened.resume()
 
 
 def test_evaluate_needs_a_set_and_takes_one_labelled_set():

@@ -113,6 +113,21 @@ def test_plan_is_the_job_with_its_plan(mmdd, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["plan", "completion"])
+def test_commands_of_one_argument_say_how_they_are_used(name, mmdd):
+    assert mmdd(name, "--help")[0] == 0
+
+
+def test_the_end_of_a_file_is_no_ctrl_c(mmdd, monkeypatch):
+    def broken(*_):
+        raise EOFError("cut off")
+
+    monkeypatch.setattr("mmdd_ray.cli.commands.start", broken)
+    status, _, shown = mmdd("edge")
+    assert status == 1
+    assert "EOFError: cut off" in shown
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_are_there(shell, mmdd):
     status, shown, _ = mmdd("completion", shell)

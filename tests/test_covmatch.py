@@ -169,6 +169,7 @@ def test_killed_and_started_again_it_makes_the_same_set(finished, kill_at, tmp_p
     assert report_of(run_dir)["scores"] == report_of(finished[0])["scores"]
 
 
+@pytest.mark.long
 @pytest.mark.job
 @pytest.mark.timeout(900)
 def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):

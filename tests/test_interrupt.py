@@ -102,6 +102,7 @@ SMALL = """
 """.split()  # noqa: SIM905
 
 
+@pytest.mark.long
 @pytest.mark.job
 @pytest.mark.timeout(900)
 def test_a_run_that_is_interrupted_in_a_training_leaves_and_goes_on(tmp_path: Path) -> None:

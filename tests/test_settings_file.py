@@ -86,6 +86,11 @@ def test_an_empty_file_changes_nothing(text, tmp_path):
         ("finetune: [\n", "is neither YAML nor JSON"),
         ("\x00\x01", "is neither YAML nor JSON"),
         ("- a\n", "holds no settings"),
+        ("run:\n  seed: yes\n", "has run.seed=True, which is no number or text"),
+        ("on: 3\n", "has the name True, which is no text"),
+        ("preset: [a]\n", "has the name ['a'], which is no text"),
+        ("synthesis.pairs: 5\nsynthesis:\n  pairs: 6\n", "has synthesis.pairs twice"),
+        ("settings:\n  run:\n    seed: 5\nsynthesis:\n  pairs: 7\n", "has settings, and synthesis beside them"),
         ("job: vlcp_imagenette\n", "holds settings of the job vlcp_imagenette, not of edge_cc3m"),
         ("preset: flickr\n", "unknown preset flickr"),
         ("data:\n  uri: s3://[redacted]@bucket/x\n", "because credentials are never saved"),
@@ -107,6 +112,8 @@ def test_json_serves_as_well(tmp_path):
     assert edge("--config", file)[1].run.seed == 4
     with pytest.raises(UserError, match="neither YAML nor JSON"):
         edge("--config", write(tmp_path, "{", "broken.json"))
+    with pytest.raises(UserError, match="seed is there twice"):
+        edge("--config", write(tmp_path, '{"run": {"seed": 4, "seed": 5}}', "twice.json"))
 
 
 def test_credentials_are_not_printed():

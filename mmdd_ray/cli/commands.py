@@ -20,6 +20,7 @@ from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.method import Method
 
 SHELLS = ("bash", "zsh", "fish")
+HELP = ("-h", "--help")
 OWN_OPTIONS = ("--help", "--help_all", "--config", "--print_config")
 
 
@@ -76,10 +77,15 @@ def commands() -> click.Group:
     for name, method in by_name.items():
         group.add_command(_job(name, method))
 
+    usage = f"mmdd plan {'|'.join(by_name)} …"
+
     def plan(arguments: list[str]) -> int:
         name = arguments[0] if arguments else ""
+        if name in HELP:
+            print(usage)
+            return 0
         if name not in by_name:
-            raise click.UsageError(f"Name a job first: mmdd plan {'|'.join(by_name)} …")
+            raise click.UsageError(f"Name a job first: {usage}")
         return start(by_name[name].job, [*arguments[1:], "--plan"], f"mmdd {name}")
 
     group.add_command(
@@ -99,8 +105,8 @@ def main() -> int:
     def command() -> int:
         try:
             return commands().main(prog_name="mmdd", standalone_mode=False) or 0
-        except click.Abort:  # how click hands on Ctrl-C
-            raise KeyboardInterrupt from None
+        except click.Abort as error:  # how click hands on Ctrl-C, and the end of a file
+            raise (error.__cause__ or KeyboardInterrupt()) from None
         except click.ClickException as error:
             error.show()
             return error.exit_code
@@ -149,6 +155,9 @@ _COMPLETION = f"Completion of commands and settings: mmdd completion {'|'.join(S
 
 def _completion(group: click.Group) -> Callable[[list[str]], int]:
     def show(arguments: list[str]) -> int:
+        if arguments and arguments[0] in HELP:
+            print(_COMPLETION)
+            return 0
         if len(arguments) != 1 or arguments[0] not in SHELLS:
             raise click.UsageError(
                 f"{_COMPLETION}. For bash: echo 'eval \"$(mmdd completion bash)\"' >> ~/.bashrc"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from mmdd_ray.config.data import SOURCE_SETTINGS, SOURCES
 from mmdd_ray.errors import UserError
@@ -28,6 +28,7 @@ def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 def _changed(part: Any, values: Mapping[str, Any], path: str, where: str, whole: Any) -> Any:
     hints = get_type_hints(type(part), include_extras=True)
     known = {one.name for one in fields(part)}
+    seen: set[str] = set()
     for key, value in values.items():
         name, _, within = key.partition(".")
         dotted = f"{path}{name}"
@@ -36,6 +37,9 @@ def _changed(part: Any, values: Mapping[str, Any], path: str, where: str, whole:
             close = get_close_matches(f"{path}{key}", names, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"{where} has {path}{key}, which is no setting of this job{meant}")
+        if (leaf := _leaf_names(key, value)) & seen:
+            raise UserError(f"{where} has {path}{min(leaf & seen)} twice; keep one")
+        seen |= leaf
         current = getattr(part, name)
         if not is_dataclass(current):
             if within:
@@ -54,11 +58,25 @@ def _value(hint: Any, value: Any, dotted: str, where: str) -> Any:
 
     if dotted in SOURCE_SETTINGS and isinstance(value, list | tuple):
         value = SOURCES.join(map(str, value))
+    # True would become 1, and YAML reads yes and on as True
+    if isinstance(value, bool) and not _takes_bool(hint):
+        raise UserError(f"{where} has {dotted}={value}, which is no number or text; YAML reads yes and on so")
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise UserError(f"{where} has {dotted}={value!r}: {message[0].lower()}{message[1:]}") from error
+
+
+def _takes_bool(hint: Any) -> bool:
+    return hint is bool or any(_takes_bool(inner) for inner in get_args(hint))
+
+
+def _leaf_names(key: str, value: Any) -> set[str]:
+    """Names of the settings that a key and its value set, with dots between them."""
+    if not isinstance(value, Mapping):
+        return {key}
+    return {f"{key}.{inner}" for name, one in value.items() for inner in _leaf_names(name, one)}
 
 
 def _names(part: Any, path: str = "") -> Iterator[str]:

@@ -79,7 +79,7 @@ class Evaluation:
     zero_shot_names: str | None = None
     """Text file with the name of a class on each line, from label 0 on."""
     templates: Annotated[tuple[str, ...], MinLen(1)] = ("a photo of a {}.",)
-    """What is said of a class, with "{}" for its name. Of several the mean embedding counts, as CLIP does."""
+    """Texts for a class, with "{}" for its name; the embeddings of several are averaged, as CLIP does."""
     linear_probe: bool = False
     """Also fits a linear classifier to the image features of students, on about half of `zero_shot`, and tests it on
     the rest."""

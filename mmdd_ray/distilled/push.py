@@ -58,7 +58,7 @@ def push(
         license: An identifier of the hub, such as "cc-by-4.0". Default: the licence of the card, which is there where
             all models and data of the set have the same one.
         private: Whether a repository that is made is private.
-        message: Of the commit.
+        message: Message of the commit.
 
     Raises:
         UserError: The set is damaged, its licence is unknown, ``to`` is no such address or holds something else, or
@@ -208,7 +208,8 @@ def _check_repository(there: Mapping[str, Any], found: "DatasetInfo", to: str, p
     if private and found.private is False:
         raise UserError(f"{to} is public already; make it private on the hub first, or leave out --private")
     others = sorted(there.keys() - {_GIT, CARD})
-    if others and MANIFEST not in there:
+    # other projects have a manifest.json, too
+    if others and not (MANIFEST in there and any(SHARD_NAME.fullmatch(name) for name in others)):
         raise UserError(
             f"{to} holds no distilled set but other files, e.g. {others[0]}; name another repository"
         )

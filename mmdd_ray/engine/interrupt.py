@@ -19,6 +19,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 HOW_TO_GO_ON = "interrupted; run the same command again to resume"
 
 _heard, _said = threading.Event(), threading.Event()
+_kept: list[socket.socket] = []  # sockets of a process that leaves, so that the clock goes on after the block
 
 
 def say_interrupted() -> None:
@@ -37,7 +38,11 @@ def leaving_within(grace_s: float = GRACE_S) -> Iterator[None]:
     """
     _said.clear()
     _heard.clear()
-    if threading.current_thread() is not threading.main_thread():
+    # `command &` in a script ignores Ctrl-C, which is then meant for others
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):
         yield
         return
     ours, of_signals = socket.socketpair()
@@ -53,6 +58,7 @@ def leaving_within(grace_s: float = GRACE_S) -> Iterator[None]:
         raise
     finally:
         if leaves:
+            _kept.append(of_signals)
             signal.signal(
                 signal.SIGINT, lambda *_: None
             )  # the thread hears another; here it would be a traceback

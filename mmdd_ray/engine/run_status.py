@@ -42,6 +42,7 @@ class RunStatus:
         self._every_s = LOCAL_EVERY_S if run.store.is_local else REMOTE_EVERY_S
         self._stage: tuple[str, bool, float] | None = None  # folder, resumed, when it began
         self._over = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="run-status")
 
     def begins(self, path: str, resumed: bool) -> None:
@@ -85,10 +86,10 @@ class RunStatus:
                 return
 
     def _write(self, state: str, reason: str = "") -> None:
-        with suppress(
-            Exception
-        ):  # a run does not need it, and its stages will say what is wrong with the storage
-            self._run.store.write_json(STATUS, self._record(state, reason))
+        # a run does not need it, and its stages will say what is wrong with the storage
+        with self._writing, suppress(Exception):
+            if state != RUNNING or not self._over.is_set():
+                self._run.store.write_json(STATUS, self._record(state, reason))
 
     def _record(self, state: str, reason: str) -> dict[str, Any]:
         line = progress.shown
@@ -110,7 +111,7 @@ class RunStatus:
 
 
 def _of_line(line: progress) -> dict[str, Any]:
-    """What a progress line shows."""
+    """The figures of a progress line."""
     return {
         "name": line.name,
         "done": line.n,

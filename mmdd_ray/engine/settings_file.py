@@ -54,7 +54,8 @@ def read_settings(uri: str, job: str | None) -> SavedSettings:
     store, name = folder_and_name(uri)
     try:
         text = store.read_bytes(name).decode()
-        content = json.loads(text) if name.endswith(".json") else yaml.load(text, _UniqueKeys)
+        is_json = name.endswith(".json")
+        content = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, _UniqueKeys)
     except (OSError, StorageError) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
     except (ValueError, yaml.YAMLError) as error:  # no text, too
@@ -66,7 +67,14 @@ def read_settings(uri: str, job: str | None) -> SavedSettings:
     values = content.get("settings", content)
     if not isinstance(values, Mapping):
         raise UserError(f"{where} has no sections in its settings")
+    if "settings" in content and (others := content.keys() - {"layout", "job", "preset", "settings"}):
+        raise UserError(
+            f"{where} has settings, and {min(map(str, others))} beside them; put it below settings"
+        )
     saved_job, preset = content.get("job"), content.get("preset")
+    names = [*_keys(content), *(one for one in (saved_job, preset) if one is not None)]
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{where} has the name {odd[0]!r}, which is no text; quote it, or correct it")
     if job and saved_job and saved_job != job:
         raise UserError(
             f"{where} holds settings of the job {saved_job}, not of {job}; name a file of this job"
@@ -79,6 +87,21 @@ def read_settings(uri: str, job: str | None) -> SavedSettings:
             )
     sections = {key: value for key, value in values.items() if key not in ("job", "preset")}
     return SavedSettings(saved_job, preset, sections, redact(uri))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+    return found
+
+
+def _keys(values: Mapping[Any, Any]) -> Iterator[Any]:
+    for name, value in values.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from _keys(value)
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,6 +34,7 @@ class Sender:
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._name, self._tracker = name, tracker
         self._waiting: queue.SimpleQueue[Point | Task] = queue.SimpleQueue()
+        self.took_everything = False
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"tracker {name}")
         self._thread.start()
 
@@ -54,7 +55,7 @@ class Sender:
             while True:
                 self._take()
         except _Stop:
-            pass
+            self.took_everything = True
         except Exception as error:  # whatever a tracker raises, the run goes on
             says = redact(str(error).strip().partition("\n")[0])
             _warn(f"{self._name} failed and gets nothing more: {type(error).__name__} {says}".rstrip())
@@ -95,7 +96,7 @@ class Tracking:
     def __init__(self, run: RunDir, name: str | None, about: About) -> None:
         """
         Args:
-            name: Of the tracker beside TensorBoard's files, if there is to be one.
+            name: Name of the tracker beside TensorBoard's files, if there is to be one.
 
         Raises:
             UserError: It cannot begin.
@@ -140,7 +141,7 @@ class Tracking:
 
         Args:
             what: Its name.
-            fingerprint: Of its state.
+            fingerprint: Fingerprint of its state.
             found: Asked for only if there is such a tracker. If it cannot be read, the user is told.
         """
         new = [name for name in self._senders if self._saved[name]["seen"].get(what) != fingerprint]
@@ -164,8 +165,12 @@ class Tracking:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         progress.on_record = None
-        for sender in self._senders.values():
+        for name, sender in self._senders.items():
             sender.close(kind is None, LAST_S if kind is None else INTERRUPTED_S)
+            if not sender.took_everything:  # what it has is not known, so the next attempt tells it all again
+                self._saved[name]["seen"] = {}
+        with suppress(Exception):
+            self._run.store.write_json(TRACKING, self._saved)
 
 
 def picture(name: str, png: bytes) -> Task:

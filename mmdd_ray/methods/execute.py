@@ -47,7 +47,7 @@ def execute(settings: RunSettings, preset: str, command: str = "") -> Run:
     Call `check` first, which finds most mistakes before Ray starts.
 
     Args:
-        preset: What the settings began as; names the run directory, unless they do.
+        preset: Name of the preset that the settings came from; names the run directory, unless they do.
         command: What the user typed, for the report.
 
     Raises:

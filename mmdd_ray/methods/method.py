@@ -15,7 +15,7 @@ from mmdd_ray.engine.draws import Draw, draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.planning.costs import OTHER_DRAWS, StageCost
-from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.redact import REDACTED, redact
 from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -154,6 +154,11 @@ class Run:
 
         set_environment()
         settings = changed(self.settings, {"run.dir": self.store.uri, **(changes or {})}, "resume()")
+        if REDACTED in str(settings):
+            raise UserError(
+                "settings of this run had credentials, which are never saved; give them in environment variables, and "
+                "the settings without them as changes of resume()"
+            )
         check(settings)
         return execute(settings, self.preset)
 

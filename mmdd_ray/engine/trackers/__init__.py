@@ -37,7 +37,7 @@ def open_tracker(name: str, about: About, key: str | None) -> Tracker:
     """Opens a tracker by its name.
 
     Args:
-        key: Of an earlier attempt at the same run.
+        key: Key of an earlier attempt at the same run.
 
     Raises:
         UserError: The tracker cannot begin.

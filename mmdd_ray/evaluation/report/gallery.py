@@ -13,7 +13,7 @@ from mmdd_ray.evaluation.report.words import AUDIT_STAGE, MOST_SHOWN, NEAREST_IM
 from mmdd_ray.storage.store import Store
 
 MAX_BYTES = 3_300_000
-"""Of all pairs in the page; with charts and sheets it stays below 5 MB."""
+"""Size limit of all pairs in the page; with charts and sheets it stays below 5 MB."""
 MARKUP_BYTES = 2_000  # of a pair beside its texts and pictures
 MAX_LETTERS = 300  # of a caption; some of the web are whole pages
 MAX_CAPTIONS = 5  # of an image
@@ -68,7 +68,7 @@ class Gallery:
 
     tiles: Sequence[Tile]
     images: int
-    """Of the whole set."""
+    """Images of the whole set."""
     is_learnt: bool
     """Whether pixels and texts were learnt, so that the prompt is what a text began as."""
     has_neighbours: bool
