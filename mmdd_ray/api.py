@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mmdd_ray.errors import UserError
@@ -31,12 +30,12 @@ def settings(command: str, preset: str | None = None, changes: Mapping[str, Any]
     Raises:
         UserError: There is no such method, preset or setting, or a value is none that the setting can have.
     """
-    from mmdd_ray.config.changes import changed
+    from mmdd_ray.config.changes import changed, known_name
     from mmdd_ray.methods import METHODS
 
     by_name = {method.name: method for method in METHODS.values()}
-    presets = by_name[_one_of(command, by_name, "command")].presets
-    name = next(iter(presets)) if preset is None else _one_of(preset, presets, "preset")
+    presets = by_name[known_name(command, by_name, "command")].presets
+    name = next(iter(presets)) if preset is None else known_name(preset, presets, "preset")
     return changed(presets[name](), changes or {}, f"settings({command!r})")
 
 
@@ -53,12 +52,9 @@ def distill(settings: "RunSettings", preset: str = "custom") -> "Run":
         StorageError: Storage failed; the run can be resumed.
         ClusterError: Machines were lost; the run can be resumed.
     """
-    from mmdd_ray.engine.environment import set_environment
-    from mmdd_ray.methods.execute import check, execute
+    from mmdd_ray.methods.execute import distill
 
-    set_environment()
-    check(settings)
-    return execute(settings, preset)
+    return distill(settings, preset)
 
 
 def evaluate(*sets: "str | Run", settings: "Evaluate | EvaluateLabelled | None" = None) -> "Run":
@@ -109,14 +105,6 @@ def load_run(uri: str) -> "Run":
     Raises:
         UserError: It holds no run of this version.
     """
-    from mmdd_ray.methods.saved import saved_run
+    from mmdd_ray.methods.saved import open_run
 
-    return saved_run(uri)
-
-
-def _one_of(name: str, known: Mapping[str, Any], what: str) -> str:
-    if name in known:
-        return name
-    close = get_close_matches(name, known, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"unknown {what} {name}; {meant}choose one of {', '.join(known)}")
+    return open_run(uri)

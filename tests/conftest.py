@@ -111,6 +111,24 @@ def s3_server(free_port: Callable[[], int]) -> Iterator[str]:
         server.wait()
 
 
+@pytest.fixture
+def hub_server(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[tuple[str, Path]]:
+    """Address and folder of a model hub on loopback (hub_server.py); its log is `log` in that folder."""
+    port, folder = free_port(), tmp_path / "hub"
+    folder.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "hub_server.py", folder, str(port), folder / "log"],
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{endpoint}/api/health")
+        yield endpoint, folder
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def _wait_for(url: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while True:

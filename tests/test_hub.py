@@ -4,12 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import _wait_for
 from source_files import jpeg, pair, write_tar
 
 from mmdd_ray.config import Data, Evaluation
@@ -76,24 +74,12 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Hub]:
-    port, folder = free_port(), tmp_path / "hub"
-    folder.mkdir()
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "hub_server.py", folder, str(port), folder / "log"],
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
-        found = Hub(folder, environment)
-        found.add(OLD, range(3))
-        _wait_for(f"{endpoint}/api/datasets/me/pairs")
-        found.requests()
-        yield found
-    finally:
-        server.terminate()
-        server.wait()
+def hub(tmp_path: Path, hub_server: tuple[str, Path]) -> Hub:
+    endpoint, folder = hub_server
+    found = Hub(folder, {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")})
+    found.add(OLD, range(3))
+    found.requests()
+    return found
 
 
 ROWS = [[f"{number:05d}", f"{number}{level}", None] for number in range(2) for level in range(3)]

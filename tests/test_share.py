@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,6 @@ from typing import Any, get_args
 import huggingface_hub.constants
 import pytest
 import yaml
-from conftest import _wait_for
 from PIL import Image
 from source_files import read
 from test_distilled import _samples, _write
@@ -75,14 +74,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    port, folder = free_port(), tmp_path / "hub"
-    folder.mkdir()
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "hub_server.py", folder, str(port), folder / "log"],
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
+def hub(tmp_path: Path, hub_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Hub:
+    endpoint, folder = hub_server
     settings = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "home"),
@@ -93,12 +86,7 @@ def hub(tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_of_me")
-    try:
-        _wait_for(f"{endpoint}/api/health")
-        yield Hub(folder, endpoint, {**os.environ, **settings})
-    finally:
-        server.terminate()
-        server.wait()
+    return Hub(folder, endpoint, {**os.environ, **settings})
 
 
 def _front(card: str) -> dict[str, Any]:

@@ -1,20 +1,17 @@
 """Settings from a preset, a file and the command line, each above the one before."""
 
 import argparse
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TypeVar
 
 import tyro
 
-from mmdd_ray.cli.help import count_settings, for_help
+from mmdd_ray.cli.help import count_settings, first_line, for_help
 from mmdd_ray.config import SOURCE_SETTINGS
-from mmdd_ray.config.changes import changed
+from mmdd_ray.config.changes import changed, known_name
 from mmdd_ray.config.data import SOURCES
 from mmdd_ray.engine.settings_file import SavedSettings, as_yaml, read_settings
-from mmdd_ray.errors import UserError
 
 Settings = TypeVar("Settings")
 
@@ -49,14 +46,10 @@ def parse(
     saved = read_settings(asked.config, job) if asked.config else SavedSettings()
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments.pop(0) if named else saved.preset or next(iter(presets))
-    if preset not in presets:
-        close = get_close_matches(preset, presets, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"unknown preset {preset}; {meant}choose one of {', '.join(presets)}")
-    default = changed(presets[preset](), saved.values, saved.where)
+    default = changed(presets[known_name(preset, presets, "preset")](), saved.values, saved.where)
     helped = asked.help_all or not {"-h", "--help"}.isdisjoint(arguments)
-    about = "\n".join(f"  {name:<12} {_first_line(function)}".rstrip() for name, function in presets.items())
-    description = [_first_line(type(default)), f"Presets, the first argument:\n{about}", FURTHER_OPTIONS]
+    about = "\n".join(f"  {name:<12} {first_line(function)}".rstrip() for name, function in presets.items())
+    description = [first_line(type(default)), f"Presets, the first argument:\n{about}", FURTHER_OPTIONS]
     if helped and not asked.help_all:
         shown, every = count_settings(default)
         description.append(f"{shown} of {every} settings follow; --help_all shows the others, too.")
@@ -97,7 +90,3 @@ def _joined(arguments: Sequence[str]) -> list[str]:
             continue
         joined.append(argument)
     return joined
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]

@@ -3,7 +3,6 @@
 A job is read by `arguments.py`, a tool by a dataclass of `tools.py`; click names them, and completes them in a shell.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -14,6 +13,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 import mmdd_ray
 from mmdd_ray.cli import exits
+from mmdd_ray.cli.help import first_line
 from mmdd_ray.cli.jobs import start
 from mmdd_ray.cli.tools import TOOLS
 from mmdd_ray.methods import METHODS
@@ -50,7 +50,7 @@ class Command(click.Command):
         self.words = words
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """What the last word may become; click asks here for an option, and through the argument for a value."""
+        """Completions of the last word; click asks here for an option, and through the argument for a value."""
         before = ctx.params.get("arguments") or ()
         return [
             CompletionItem(word) for word in self.words(before, incomplete) if word.startswith(incomplete)
@@ -68,9 +68,9 @@ def commands() -> click.Group:
     """All commands."""
     group = Group(
         "mmdd",
-        help=f"{(mmdd_ray.__doc__ or '').partition(chr(10))[0]}\n\n`mmdd edge` makes a first set on a laptop, in "
+        help=f"{first_line(mmdd_ray)}\n\n`mmdd edge` makes a first set on a laptop, in "
         "minutes and without a network; `mmdd edge --help` says more.",
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings={"help_option_names": [*HELP], "max_content_width": 100},
     )
     click.version_option(mmdd_ray.__version__, prog_name="mmdd-ray", message="%(prog)s %(version)s")(group)
     by_name = {method.name: method for method in METHODS.values()}
@@ -94,7 +94,7 @@ def commands() -> click.Group:
         )
     )
     for name, tool in TOOLS.items():
-        group.add_command(Command(name, tool, _first_line(tool)))
+        group.add_command(Command(name, tool, first_line(tool)))
     group.add_command(Command("completion", _completion(group), _COMPLETION, lambda *_: iter(SHELLS)))
     return group
 
@@ -134,7 +134,7 @@ def _job(name: str, method: Method[Any]) -> Command:
         elif not before:
             yield from method.presets
 
-    return Command(name, run, _first_line(method.settings), words)
+    return Command(name, run, first_line(method.settings), words)
 
 
 def _settings(settings: Any, path: str = "--") -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -168,7 +168,3 @@ def _completion(group: click.Group) -> Callable[[list[str]], int]:
         return 0
 
     return show
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]

@@ -1,5 +1,6 @@
 """The settings as the help shows them: the essential ones or all, with texts that the width of a terminal wraps."""
 
+import inspect
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -66,6 +67,11 @@ def settings_table(settings: Any, path: str = "") -> str:
             cells = (f"{mark}`{name}`{mark}", f"`{shown}`" if shown else "", texts.get(one.name, ""))
             rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
     return head + "".join(rows)
+
+
+def first_line(documented: object) -> str:
+    """The first line of its docstring."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
 def _texts(kind: type) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Changing settings by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -23,6 +23,16 @@ def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
         UserError: A name is not that of a setting, or a value is none that the setting can have.
     """
     return _changed(settings, values, "", where, settings)
+
+
+def known_name(name: str, known: Iterable[str], what: str) -> str:
+    """The name, if it is known; raises ``UserError`` with the nearest one and all of them otherwise."""
+    names = list(known)
+    if name in names:
+        return name
+    close = get_close_matches(name, names, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"unknown {what} {name}; {meant}choose one of {', '.join(names)}")
 
 
 def _changed(part: Any, values: Mapping[str, Any], path: str, where: str, whole: Any) -> Any:

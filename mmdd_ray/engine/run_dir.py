@@ -8,7 +8,7 @@
     <stage>/…                outputs of the stage
     <stage>/manifest.json    written last: a stage with a manifest is done, one without is computed again
     distilled/ rejects.parquet report.json report.html
-    status.json tensorboard/ of whoever looks on; nothing reads them to run, and they may be deleted
+    status.json tensorboard/ for those who look on; a run never reads them, and they may be deleted
     draws/<k>/               stages and distilled/ of a further draw, where evaluation.draws is above 1
 
 A stage may leave finished outputs named by their input, so that its next attempt skips them. One process at a

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmdd_ray.config import RunSettings
 from mmdd_ray.engine import trackers
+from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits
@@ -39,6 +40,13 @@ def check(settings: RunSettings) -> None:
     check_sources(settings, method.labelled)
     for setting, says in found.items():
         print(f"{setting:<20} {says}", flush=True)
+
+
+def distill(settings: RunSettings, preset: str) -> Run:
+    """Checks settings and runs them, for callers from Python."""
+    set_environment()
+    check(settings)
+    return execute(settings, preset)
 
 
 def execute(settings: RunSettings, preset: str, command: str = "") -> Run:

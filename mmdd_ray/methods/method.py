@@ -149,18 +149,15 @@ class Run:
             UserError: A setting cannot change any more, or other mistakes, as `mmdd_ray.distill` finds them.
         """
         from mmdd_ray.config.changes import changed
-        from mmdd_ray.engine.environment import set_environment
-        from mmdd_ray.methods.execute import check, execute
+        from mmdd_ray.methods.execute import distill
 
-        set_environment()
         settings = changed(self.settings, {"run.dir": self.store.uri, **(changes or {})}, "resume()")
         if REDACTED in str(settings):
             raise UserError(
                 "settings of this run had credentials, which are never saved; give them in environment variables, and "
                 "the settings without them as changes of resume()"
             )
-        check(settings)
-        return execute(settings, self.preset)
+        return distill(settings, self.preset)
 
 
 def report_table(run: Run) -> str:

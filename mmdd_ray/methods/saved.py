@@ -1,17 +1,20 @@
 """Opening a run directory, to look at a run or to finish it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmdd_ray.config.changes import changed
 from mmdd_ray.engine.run_dir import MANIFEST, SETTINGS, StageDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import beside_runs
 from mmdd_ray.evaluation.report.words import REPORT_JSON
 from mmdd_ray.methods import METHODS
-from mmdd_ray.methods.method import Run
+from mmdd_ray.methods.method import Method, Run
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 
-def saved_run(uri: str) -> Run:
+def open_run(uri: str) -> Run:
     """The run in a folder or URI, as far as it has come.
 
     Raises:
@@ -20,16 +23,26 @@ def saved_run(uri: str) -> Run:
     store = Store(uri)
     where = redact(store.uri)
     saved = beside_runs.saved_run(store, where)
+    default = method_of_run(saved, where).settings_of(saved["preset"])
+    settings = changed(default, saved["settings"], f"{where}/{SETTINGS}")
+    stages = {}
+    for name in store.entries():
+        folder = store.child(name)
+        # the manifest of a distilled set is none of a stage
+        if folder.exists(MANIFEST) and "stage" in (manifest := folder.read_json(MANIFEST)):
+            stages[name] = StageDir(name, folder, name, manifest)
+    report = store.read_json(REPORT_JSON) if store.exists(REPORT_JSON) else {}
+    return Run(store, report, stages, settings, saved["preset"])
+
+
+def method_of_run(saved: Mapping[str, Any], where: str) -> Method[Any]:
+    """The method whose `settings.json` this is.
+
+    Raises:
+        UserError: There is none of that name.
+    """
     if saved["job"] not in METHODS:
         raise UserError(
             f"{where} holds a run of the job {saved['job']}, which this version of mmdd-ray has not"
         )
-    default = METHODS[saved["job"]].settings_of(saved["preset"])
-    settings = changed(default, saved["settings"], f"{where}/{SETTINGS}")
-    stages = {
-        name: StageDir(name, folder, name, folder.read_json(MANIFEST))
-        for name in store.entries()
-        if (folder := store.child(name)).exists(MANIFEST) and "stage" in folder.read_json(MANIFEST)
-    }
-    report = store.read_json(REPORT_JSON) if store.exists(REPORT_JSON) else {}
-    return Run(store, report, stages, settings, saved["preset"])
+    return METHODS[saved["job"]]

@@ -17,7 +17,7 @@ from mmdd_ray.engine.run_status import FINISHED, RUNNING, STOPPED, process_start
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.evaluation.beside_runs import saved_run
 from mmdd_ray.evaluation.report.words import REPORT_HTML
-from mmdd_ray.methods import METHODS
+from mmdd_ray.methods.saved import method_of_run
 from mmdd_ray.methods.schedule import stage_paths
 from mmdd_ray.planning.planned_times import planned_times
 from mmdd_ray.storage.redact import redact
@@ -140,11 +140,7 @@ def _stage_paths(saved: Mapping[str, Any], where: str) -> list[str]:
     """The stages that the run has by its settings."""
     from pydantic import TypeAdapter, ValidationError
 
-    if saved["job"] not in METHODS:
-        raise UserError(
-            f"{where} holds a run of the job {saved['job']}, which this version of mmdd-ray has not"
-        )
-    method = METHODS[saved["job"]]
+    method = method_of_run(saved, where)
     try:
         settings: RunSettings = TypeAdapter(method.settings).validate_python(saved["settings"])
     except ValidationError as error:

@@ -1,11 +1,11 @@
 """A report in a notebook: the verdict, the table, the curves and the contact sheet."""
 
-import base64
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
+from mmdd_ray.distilled.thumbnails import data_uri
 from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.table import summary_table
 from mmdd_ray.storage.store import Store
@@ -27,10 +27,9 @@ def notebook_html(report: Mapping[str, Any], run: Store) -> str:
     parts += [f"<div style='max-width: 40em'>{svg}</div>" for svg in report_charts(report).values()]
     sheet = run.child(FOLDER)
     if report["distilled"] and sheet.exists(CONTACT_SHEET):
-        png = base64.b64encode(sheet.read_bytes(CONTACT_SHEET)).decode()
+        png = data_uri(sheet.read_bytes(CONTACT_SHEET))
         parts.append(
-            f"<img alt='Images of the distilled set with their captions' style='max-width: 100%' "
-            f"src='data:image/png;base64,{png}'>"
+            f"<img alt='Images of the distilled set with their captions' style='max-width: 100%' src='{png}'>"
         )
     return "\n".join(parts)
 
