@@ -23,7 +23,7 @@ from mmdd_ray.matching.initial_pairs import start_from
 from mmdd_ray.matching.objective import PairMoments
 from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.methods.covmatch.settings import Match
-from mmdd_ray.models.students import DualEncoder, info_nce, load_student
+from mmdd_ray.models.students import DualEncoder, count_longer, info_nce, load_student
 
 SETTINGS = Match(
     pairs=6,
@@ -95,11 +95,15 @@ def test_a_student_of_the_start_is_one_of_the_real_pairs():
     assert start.nearest == [caption.lower() for caption in START[1]]
 
 
-def test_captions_longer_than_the_texts_are_one_sentence():
-    long = "a red circle " * 20
-    settings = replace(SETTINGS, max_tokens=16)
-    with pytest.raises(UserError, match=r"match.max_tokens=16, but .* longest has \d+ tokens: 'a red circle"):
-        start_from(encoders(settings), START[0][:2], [START[1][0], long], settings)
+def test_captions_longer_than_the_texts_are_cut_and_counted():
+    long, settings = "a red circle " * 20, replace(SETTINGS, max_tokens=16)
+    begun = start_from(encoders(settings), START[0][:2], [START[1][0], long], settings)
+    assert begun.ids.shape == (2, 16)
+    assert begun.captions == [[START[1][0]], [long]]
+    assert count_longer(["a red circle", long], settings) == 1
+    whole = encoders(settings).text.tokenizer([START[1][0]])["input_ids"][0]
+    assert count_longer([START[1][0]], replace(SETTINGS, max_tokens=len(whole))) == 0
+    assert count_longer([START[1][0]], replace(SETTINGS, max_tokens=len(whole) - 1)) == 1
 
 
 # What an iteration does

@@ -207,17 +207,6 @@ def test_learnt_texts_that_do_not_fit_are_one_sentence(encoders: DualEncoder, le
         start_from_learnt(short, learnt, MATCH)
 
 
-def test_drawn_pairs_have_their_captions_cut_and_kept() -> None:
-    """A run that has drawn them for hours does not end with one that is too long."""
-    settings = replace(REFINE, max_tokens=6)
-    short = load_student(settings, 0, "cpu")
-    pairs = start_of_samples(drawn(2, 1), 32)
-    long = ["a red circle " * 20, pairs.flat_captions[1]]
-    begun = start_from(short, pairs.images, long, settings)
-    assert begun.ids.shape == (2, 6)
-    assert begun.captions == [[caption] for caption in long]
-
-
 def test_messages_name_the_section_of_the_settings(encoders: DualEncoder, tmp_path: Path) -> None:
     pairs = start_of_samples(drawn(6, 1), 32)
     begun = start_from(encoders, pairs.images, pairs.flat_captions, REFINE)

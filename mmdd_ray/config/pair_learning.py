@@ -15,8 +15,6 @@ class PairLearning(Training):
 
     section: ClassVar[str]
     """Name of this section, for messages."""
-    long_captions: ClassVar[Literal["refuse", "cut"]] = "refuse"
-    """Treatment of captions to start from that are longer than ``max_tokens``."""
     learn: Literal["both", "pixels", "texts"] = "both"
     """The modalities that are learnt; the rest stays as the pairs were in the beginning."""
     iterations: Essential[Annotated[int, Ge(0)]] = 200
@@ -57,7 +55,7 @@ class PairLearning(Training):
     image_px: Count = 32
     """Side of the images."""
     max_tokens: Annotated[int, Ge(3)] = 48
-    """Length of the texts; a starting caption must fit."""
+    """Length of the texts; longer captions are cut to it, as for students."""
     embed_dim: Count = 256
     """Width of the heads; published: 2304."""
     frozen_text: bool = False

@@ -8,24 +8,19 @@ import torch
 from mmdd_ray.config import PairLearning
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.students import DualEncoder, TextEncoder
+from mmdd_ray.models.students import DualEncoder
 
 
 def start_from(
     encoders: DualEncoder, image_NHWC: np.ndarray, captions: Sequence[str], settings: PairLearning
 ) -> LearntPairs:
     """Pairs of images and captions as the parameters that they start as: normalised pixels, and words with offsets of
-    zero.
+    zero. Captions longer than ``settings.max_tokens`` are cut, as they are for students.
 
     Args:
         image_NHWC: uint8 images of ``settings.image_px``.
-
-    Raises:
-        UserError: a caption is longer than ``match.max_tokens``; in other sections they are cut.
     """
     text = encoders.text
-    if settings.long_captions == "refuse":
-        _check_lengths(text, captions)
     with torch.no_grad():
         device = encoders.device
         pixels = encoders.image.normalise(torch.tensor(image_NHWC, device=device))
@@ -43,20 +38,6 @@ def start_from(
         captions=[[caption] for caption in captions],
         nearest=text.nearest_words(tokens),
     )
-
-
-def _check_lengths(text: TextEncoder, captions: Sequence[str]) -> None:
-    """Real captions are not cut: other pairs can be chosen, and nothing was spent on these."""
-    lengths = [len(ids) for ids in text.tokenizer(list(captions))["input_ids"]]
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > text.max_tokens:
-        raise UserError(
-            f"match.max_tokens={text.max_tokens}, but {sum(n > text.max_tokens for n in lengths)} of the "
-            f"{len(captions)} captions to start from are longer (the longest has {lengths[longest]} tokens: "
-            f"{captions[longest][:80]!r}); raise match.max_tokens"
-            + (f" to {lengths[longest]}" if lengths[longest] <= text.tokenizer.model_max_length else "")
-            + ", or choose other pairs with match.init or run.seed"
-        )
 
 
 def start_from_learnt(encoders: DualEncoder, learnt: LearntPairs, settings: PairLearning) -> LearntPairs:

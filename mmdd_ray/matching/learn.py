@@ -33,7 +33,7 @@ from mmdd_ray.matching.moments import whole_moments
 from mmdd_ray.matching.real_batches import cached_batches
 from mmdd_ray.matching.start import START
 from mmdd_ray.matching.training import PairOptimizer, RealBatch
-from mmdd_ray.models.students import load_student
+from mmdd_ray.models.students import count_longer, load_student
 from mmdd_ray.storage.store import Store
 
 SHARES = "shares"
@@ -81,8 +81,16 @@ def learn(
 
     Raises:
         UserError: the workers do not fit on the cluster or cannot share the batch; there are fewer real pairs than in
-            a batch; a caption to start from is too long; an encoder cannot be loaded; a loss is no finite number.
+            a batch; an encoder cannot be loaded; a loss is no finite number.
     """
+    cut = count_longer(start.flat_captions, settings.matching) if isinstance(start, PairSet) else 0
+    if cut:
+        section, limit = settings.matching.section, settings.matching.max_tokens
+        print(
+            f"{section:<12} {cut} of the {start.n_pairs} captions to start from are longer than "
+            f"{section}.max_tokens={limit} or than the text encoder reads, and are cut",
+            flush=True,
+        )
     if not stage.store.exists(LEARNT):  # written last
         losses, shares = _fit(stage.store, features, start, whole, settings)
         stage.store.write_parquet(LOSSES, pa.Table.from_pylist(losses))
@@ -90,11 +98,12 @@ def learn(
     stage.store.remove(CHECKPOINTS)
     stage.store.remove(SHARES)
     losses = stage.store.read_parquet(LOSSES).to_pylist()
+    extra = {"iterations": len(losses), "first": losses[0], "last": losses[-1]} if losses else {}
     return StageResult(
         rows_in=settings.matching.iterations * settings.matching.real_batch,
         rows_out=start.n_pairs,
         outputs=[START, LEARNT, LOSSES],
-        extra={"iterations": len(losses), "first": losses[0], "last": losses[-1]} if losses else {},
+        extra=extra | {"cut_captions": cut},
     )
 
 

@@ -127,8 +127,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.form = form
         source = resolve(name)
+        self.tokenizer = _load_tokenizer(name, section)
         with loading("text encoder", name, f"{section}.text_model"):
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # float32, because transformers loads what is stored, and momentum SGD in float16 stands still
             self.backbone = transformers.AutoModel.from_pretrained(
                 source,
@@ -348,6 +348,23 @@ def pair_loss(image_BD: Tensor, text_BD: Tensor, similarity_BB: Tensor | None, t
     if similarity_BB is None:
         return info_nce(image_BD, text_BD, temperature)
     return weighted_bce(image_BD @ text_BD.T / temperature, similarity_BB)
+
+
+def count_longer(captions: Sequence[str], settings: EncoderSettings) -> int:
+    """Captions that are longer than ``max_tokens``, or than the text encoder reads, so that ``tokenize`` cuts them.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded.
+    """
+    tokenizer = _load_tokenizer(settings.text_model, settings.section)
+    limit = min(settings.max_tokens, tokenizer.model_max_length)
+    return sum(len(ids) > limit for ids in tokenizer(list(captions), verbose=False)["input_ids"])
+
+
+def _load_tokenizer(name: str, section: str) -> Any:
+    source = resolve(name)
+    with loading("text encoder", name, f"{section}.text_model"):
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def load_text_encoder(

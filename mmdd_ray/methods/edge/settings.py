@@ -83,11 +83,8 @@ class Refine(PairLearning):
     """CovMatch's optimisation of the pairs that EDGE has drawn and captioned, as a last step."""
 
     section: ClassVar[str] = "refine"
-    long_captions: ClassVar[Literal["refuse", "cut"]] = "cut"
     iterations: Essential[Annotated[int, Ge(0)]] = 0
     """Updates of the pairs; 0 leaves EDGE's images and captions as they are."""
-    max_tokens: Annotated[int, Ge(3)] = 48
-    """Length of the texts; longer captions are cut to it, as for students."""
 
 
 @dataclass(frozen=True, kw_only=True)
