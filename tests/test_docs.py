@@ -1,9 +1,11 @@
-"""Commands that README and docs show are ones that the command line takes; files and targets they name are there."""
+"""Commands that README and docs show run, or say what they need; files, settings and targets they name are there."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +19,7 @@ from mmdd_ray.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("mmdd_ray/zoo/*.md")])
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"^ {4}((?:make|python|ray) .*)$", re.MULTILINE)
+BLOCK = re.compile(r'^```(\w*)(?: title="([^"]*)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 JOB = re.compile(r"(?:\S*/)?(?:python3? jobs/(\w+)\.py|mmdd (?:plan )?([a-z-]+))(?!\S) *(.*)")
 BY_COMMAND = {method.name: job for job, method in METHODS.items()}
@@ -26,13 +27,11 @@ BY_COMMAND = {method.name: job for job, method in METHODS.items()}
 
 def commands(page: Path) -> Iterator[str]:
     """Commands of the page's shell blocks, with continued lines joined and without comments."""
-    for language, block in BLOCK.findall(page.read_text()):
-        if language in ("sh", "bash", "shell"):
+    for language, _, block in BLOCK.findall(page.read_text()):
+        if language == "sh":
             for line in block.replace("\\\n", " ").splitlines():
                 if command := " ".join(shlex.split(line, comments=True, posix=False)):
                     yield command
-    for line in INDENTED.findall(BLOCK.sub("", page.read_text())):
-        yield " ".join(shlex.split(line, comments=True, posix=False))
 
 
 def inline(page: Path) -> list[str]:
@@ -107,8 +106,12 @@ def test_files_and_targets_of_the_commands_are_there(page: Path, command: str) -
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_are_of_their_language(page: Path, tmp_path: Path) -> None:
-    for language, block in BLOCK.findall(page.read_text()):
-        if language in ("sh", "bash", "shell"):
+    text = page.read_text()
+    assert not re.search(r"^ {4}(make|python|ray|mmdd) ", BLOCK.sub("", text), re.MULTILINE)
+    for language, title, block in BLOCK.findall(text):
+        assert not title or title.startswith(("Needs ", "From "))
+        assert language in ("", "sh", "python", "json", "yaml")
+        if language == "sh":
             parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
             assert parsed.returncode == 0, f"{page.name}: {parsed.stderr}"
         elif language == "python":
@@ -156,3 +159,58 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
         for part in PLACEHOLDER.split(message):
             words = part.strip(" ,;()`")
             assert len(words) < 8 or words in joined or words == OF_RAY, message
+
+
+# A block of commands or Python has a title that says what it needs, or it runs as it stands
+
+
+PHOTOS = """
+from pathlib import Path
+from mmdd_ray.data import shapes
+
+for split, count, seed in (("train", 300, 1), ("validation", 150, 2), ("test", 150, 3)):
+    folder = Path("photos", split)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        scene = shapes.scene(number, seed=seed)
+        scene.render(64).save(folder / f"{number:05}.jpg")
+        (folder / f"{number:05}.txt").write_text(scene.captions()[0])
+"""
+ON_OTHER_PAGES = ("README.md", "index.md", "methods")  # their runs are looked at and compared on others
+
+
+def untitled(page: Path) -> list[tuple[str, str]]:
+    """Language and text of the blocks that run: commands as they come, then the whole of the page's Python."""
+    blocks = [(language, text) for language, title, text in BLOCK.findall(page.read_text()) if not title]
+    python = "\n".join(text for language, text in blocks if language == "python")
+    return [block for block in blocks if block[0] == "sh"] + [("python", python)] * bool(python)
+
+
+def in_reading_order(page: Path) -> tuple[int, Path]:
+    names = (page.name, page.parent.name)
+    places = [place for place, name in enumerate(ON_OTHER_PAGES) if name in names]
+    return min(places, default=len(ON_OTHER_PAGES)), page
+
+
+RUN = [page for page in sorted(PAGES, key=in_reading_order) if untitled(page)]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader sits: the checkout's scripts, photos in splits, and runs of the pages before."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("jobs", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    subprocess.run([sys.executable, "-c", PHOTOS], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_blocks_without_a_title_run(page: Path, desk: Path) -> None:
+    shell = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for language, text in untitled(page):
+        command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else ["python", "-c", text]
+        done = subprocess.run(command, cwd=desk, env=shell, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
