@@ -84,6 +84,9 @@ def hub(tmp_path: Path, hub_server: tuple[str, Path], monkeypatch: pytest.Monkey
     }
     # the library has read its variables already when a test begins
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_of_me")
     return Hub(folder, endpoint, {**os.environ, **settings})
@@ -244,6 +247,10 @@ def test_a_repository_of_something_else_and_a_public_one_are_left_alone(hub: Hub
     api.upload_file(path_or_fileobj=b"1", path_in_repo="data.csv", repo_id="me/other", repo_type="dataset")
     with pytest.raises(UserError, match=r"holds no distilled set but other files, e\.g\. data\.csv"):
         push(str(tmp_path / "set"), "hf://datasets/me/other")
+    for name in ("manifest.json", "00000.tar"):  # names of a set's, and of many another project's
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="me/other", repo_type="dataset")
+        with pytest.raises(UserError, match=r"holds no distilled set but other files"):
+            push(str(tmp_path / "set"), "hf://datasets/me/other")
     push(str(tmp_path / "set"), TARGET)
     with pytest.raises(UserError, match="is public already"):
         push(str(tmp_path / "set"), TARGET, private=True)

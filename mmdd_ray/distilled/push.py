@@ -19,7 +19,8 @@ from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import DatasetInfo, RepoSibling
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoSibling
 
 _TARGET = re.compile(r"hf://datasets/([^/@\s]+/[^/@\s]+)/?")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -177,7 +178,13 @@ def _upload(repository: str, to: str, whole: _Whole, private: bool, message: str
         found = api.dataset_info(repository, files_metadata=True)
         me = api.whoami()["name"]
     there = {file.rfilename: file for file in found.siblings or ()}
-    _check_repository(there, found, to, private)
+    if private and found.private is False:
+        raise UserError(f"{to} is public already; make it private on the hub first, or leave out --private")
+    others = sorted(there.keys() - {_GIT, CARD})
+    if others and not (MANIFEST in there and _holds_set(api, repository, to)):
+        raise UserError(
+            f"{to} holds no distilled set but other files, e.g. {others[0]}; name another repository"
+        )
     page = _Page(api.endpoint, repository, me, (found.created_at or datetime.now(UTC)).date())
     described = json.dumps(page.described(whole), indent=1, ensure_ascii=False).encode()
     files = {**whole.files, CROISSANT: described}
@@ -203,16 +210,15 @@ def _upload(repository: str, to: str, whole: _Whole, private: bool, message: str
     return Pushed(page.url, whole.licence, {name: _size(content) for name, content in new.items()}, stale)
 
 
-def _check_repository(there: Mapping[str, Any], found: "DatasetInfo", to: str, private: bool) -> None:
-    """Raises ``UserError`` where the repository holds something else, or is public where it should not be."""
-    if private and found.private is False:
-        raise UserError(f"{to} is public already; make it private on the hub first, or leave out --private")
-    others = sorted(there.keys() - {_GIT, CARD})
-    # other projects have a manifest.json, too
-    if others and not (MANIFEST in there and any(SHARD_NAME.fullmatch(name) for name in others)):
-        raise UserError(
-            f"{to} holds no distilled set but other files, e.g. {others[0]}; name another repository"
-        )
+def _holds_set(api: "HfApi", repository: str, to: str) -> bool:
+    """Whether the manifest of a repository is a set's: other projects have a manifest.json and numbered tars, too."""
+    with uploading(to):
+        manifest = Path(api.hf_hub_download(repository, MANIFEST, repo_type="dataset"))
+    try:
+        read_manifest(Store(str(manifest.parent)))
+    except UserError:
+        return False
+    return True
 
 
 def _is_of_set(name: str) -> bool:
