@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,14 @@ SLOW_HOOK = f"import atexit, time; atexit.register(time.sleep, 60){DEAF}".replac
 )
 UNWINDS = DEAF.replace("            pass", "            time.sleep(0.1); raise")
 TURNS = DEAF.replace("            pass", "            return 0")
+
+
+@pytest.fixture(autouse=True)
+def hears() -> Iterator[None]:
+    """Lets children hear Ctrl-C: a shell has its background jobs ignore it, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted(script: str, times: int = 1) -> tuple[int, str, float]:
