@@ -298,7 +298,10 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
         pass
     file = tmp_path / "run" / "settings.json"
     saved = json.loads(file.read_text())
-    for change, says in (({"job": "later"}, "the job later"), ({"settings": {"run": 3}}, "another version")):
+    for change, says in (
+        ({"job": "later"}, "the job later"),
+        ({"settings": {"run": 3}}, "run=3, but run is a section"),
+    ):
         file.write_text(json.dumps(saved | change))
         with pytest.raises(UserError, match=says):
             status(str(tmp_path / "run"))

@@ -13,7 +13,7 @@ from mmdd_ray.diffusion import synthesize as diffusion
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.actor_pool import BatchActor
-from mmdd_ray.engine.run_dir import resolved, versions
+from mmdd_ray.engine.run_dir import LAYOUT, resolved, versions
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.vectors import vector_column
 from mmdd_ray.methods.edge.presets import local as edge_local
@@ -30,7 +30,8 @@ DRAWN_TOGETHER = 2
 def draw_run(folder: Path, job: str, settings: object, sampler: BatchActor) -> Store:
     """What a run of `job` leaves, as far as it drew: a generator, batches of drawings, and the set."""
     shutil.copytree(zoo.FOLDER / "tiny-sd", folder / "finetune" / "generator")
-    (folder / "settings.json").write_text(json.dumps({"job": job, "settings": resolved(settings)}))
+    saved = {"layout": LAYOUT, "job": job, "preset": "local", "settings": resolved(settings)}
+    (folder / "settings.json").write_text(json.dumps(saved))
     rows = [
         {"index": i, "prompt": prompt, "seed": 7 + i, "source_key": f"k{i}", "label": i % 2, "slot": i // 2}
         for i, prompt in enumerate(PROMPTS)
@@ -125,6 +126,7 @@ def test_what_is_drawn_otherwise_is_told(edge_set: Store, tmp_path: Path) -> Non
 
 def test_a_set_that_cannot_be_made_again_is_one_sentence(edge_set: Store, tmp_path: Path) -> None:
     run = Path(edge_set.uri).parent
+    held = json.loads((run / "settings.json").read_text())
     shutil.copytree(edge_set.uri, tmp_path / "alone")
     assert verify(str(tmp_path / "alone"), regenerate=0).images == len(PROMPTS)
     with pytest.raises(
@@ -139,7 +141,7 @@ def test_a_set_that_cannot_be_made_again_is_one_sentence(edge_set: Store, tmp_pa
     Store(str(strange)).write_parquet("000000.parquet", pa.table({"seed": [1], "prompt": ["another"]}))
     with pytest.raises(UserError, match=r"has not drawn 1 of the 1 images, e\.g\. 00000"):
         verify(str(tmp_path / "run" / "distilled"), regenerate=1)
-    (tmp_path / "run" / "settings.json").write_text(json.dumps({"job": "precompute"}))
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(held | {"job": "precompute"}))
     with pytest.raises(UserError, match="a run of the job precompute, which draws no images"):
         verify(str(tmp_path / "run" / "distilled"), regenerate=1)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdd_ray.engine.run_dir import LAYOUT, SETTINGS
+from mmdd_ray.engine.saved_run import json_object, saved_run
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.paired import Paired
@@ -174,7 +174,7 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
             not those of its report.
     """
     where = redact(store.uri)
-    saved = saved_run(store, where)
+    saved = saved_run(store)
     if "evaluation" not in saved["settings"]:
         raise UserError(f"{where} is a run of the job {saved['job']}, which trains no students to compare")
     begun = (
@@ -183,7 +183,7 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
     )
     if not store.exists(REPORT_JSON):
         raise UserError(f"{where} is not finished, as it has no {REPORT_JSON}; {begun}")
-    report = _json(store, REPORT_JSON, where)
+    report = json_object(store, REPORT_JSON)
     if not report.get("sets") or report.get("task") not in METRICS:
         raise UserError(f"{where}/{REPORT_JSON} has no figures of students; {begun}")
     if report["settings"] != saved["settings"]:
@@ -197,7 +197,7 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
 def _read_panel(store: Store, name: str, where: str, report: Mapping[str, Any], begun: str) -> FinishedRun:
     """The students of one protocol, whose figures the report has as its own."""
     folder = f"{EVALUATE}/{report['folder']}"
-    results = [_json(store, file, where) for file in store.files(folder) if file.endswith(".json")]
+    results = [json_object(store, file) for file in store.files(folder) if file.endswith(".json")]
     tested = {label: _tested(f"{where}/{folder}", label, report, results, begun) for label in report["sets"]}
     # of the students that the report is about: others may be left of an earlier learning rate
     held_out = {"test": {one["inputs"][1] for own in tested.values() for one in own.values()}}
@@ -207,37 +207,6 @@ def _read_panel(store: Store, name: str, where: str, report: Mapping[str, Any], 
         if len(found) != 1:
             raise UserError(f"students of {where} had {len(found)} different sets of {part} data; {begun}")
     return FinishedRun(name, where, report, tested, {part: found.pop() for part, found in held_out.items()})
-
-
-def saved_run(store: Store, where: str) -> Mapping[str, Any]:
-    """The `settings.json` of a run.
-
-    Raises:
-        UserError: There is no run, it is damaged, or it is one of another version.
-    """
-    if not store.exists(SETTINGS):
-        raise UserError(f"{where} is no run directory, as it has no {SETTINGS}; name the folder of a run")
-    saved = _json(store, SETTINGS, where)
-    if not isinstance(saved.get("settings"), dict) or not saved.keys() >= {"job", "preset", "layout"}:
-        raise UserError(
-            f"{where} is no run directory, as its {SETTINGS} is no run's; name the folder of a run"
-        )
-    if saved["layout"] != LAYOUT:
-        raise UserError(
-            f"{where} holds a run of another version of mmdd-ray, with the layout {saved['layout']} where this one "
-            f"reads {LAYOUT}; run it again with this version"
-        )
-    return saved
-
-
-def _json(store: Store, name: str, where: str) -> dict[str, Any]:
-    try:
-        found = store.read_json(name)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}/{name} is damaged: it is no JSON object; copy the run again")
-    return found
 
 
 def _tested(

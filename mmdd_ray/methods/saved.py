@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmdd_ray.config import RunSettings
 from mmdd_ray.config.changes import changed
 from mmdd_ray.engine.run_dir import MANIFEST, SETTINGS, StageDir
+from mmdd_ray.engine.saved_run import saved_run
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation import beside_runs
 from mmdd_ray.evaluation.report.words import REPORT_JSON
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.method import Method, Run
@@ -21,10 +22,8 @@ def open_run(uri: str) -> Run:
         UserError: There is no run, it is damaged, or it is one of another version of this software.
     """
     store = Store(uri)
-    where = redact(store.uri)
-    saved = beside_runs.saved_run(store, where)
-    default = method_of_run(saved, where).settings_of(saved["preset"])
-    settings = changed(default, saved["settings"], f"{where}/{SETTINGS}")
+    saved = saved_run(store)
+    settings = settings_of_run(saved, redact(store.uri))
     stages = {}
     for name in store.entries():
         folder = store.child(name)
@@ -33,6 +32,16 @@ def open_run(uri: str) -> Run:
             stages[name] = StageDir(name, folder, name, manifest)
     report = store.read_json(REPORT_JSON) if store.exists(REPORT_JSON) else {}
     return Run(store, report, stages, settings, saved["preset"])
+
+
+def settings_of_run(saved: Mapping[str, Any], where: str) -> RunSettings:
+    """The settings in the `settings.json` of a run.
+
+    Raises:
+        UserError: This version has not this job or one of its settings.
+    """
+    default = method_of_run(saved, where).settings_of(saved["preset"])
+    return changed(default, saved["settings"], f"{where}/{SETTINGS}")
 
 
 def method_of_run(saved: Mapping[str, Any], where: str) -> Method[Any]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from mmdd_ray.config import RunSettings
 from mmdd_ray.engine.forecast import Current, Forecast
 from mmdd_ray.engine.run_dir import MANIFEST, STARTED, STATUS
 from mmdd_ray.engine.run_status import FINISHED, RUNNING, STOPPED, process_started
-from mmdd_ray.errors import StorageError, UserError
-from mmdd_ray.evaluation.beside_runs import saved_run
+from mmdd_ray.engine.saved_run import saved_run
+from mmdd_ray.errors import StorageError
 from mmdd_ray.evaluation.report.words import REPORT_HTML
-from mmdd_ray.methods.saved import method_of_run
+from mmdd_ray.methods.saved import method_of_run, settings_of_run
 from mmdd_ray.methods.schedule import stage_paths
 from mmdd_ray.planning.planned_times import planned_times
 from mmdd_ray.storage.redact import redact
@@ -100,8 +99,8 @@ def status(uri: str) -> Status:
         UserError: There is no run, or it is one of another version of mmdd-ray.
     """
     store, where = Store(uri), redact(Store(uri).uri)
-    saved = saved_run(store, where)
-    paths = _stage_paths(saved, where)
+    saved = saved_run(store)
+    paths = stage_paths(method_of_run(saved, where).steps(), settings_of_run(saved, where))
     record = _record(store)
     heard_s = _seconds_since(record.get("updated"))
     state, current = _state(record, heard_s), record.get("stage")
@@ -134,20 +133,6 @@ def status(uri: str) -> Status:
         command=record.get("command", ""),
         report=redact(store.path(REPORT_HTML)) if store.exists(REPORT_HTML) else None,
     )
-
-
-def _stage_paths(saved: Mapping[str, Any], where: str) -> list[str]:
-    """The stages that the run has by its settings."""
-    from pydantic import TypeAdapter, ValidationError
-
-    method = method_of_run(saved, where)
-    try:
-        settings: RunSettings = TypeAdapter(method.settings).validate_python(saved["settings"])
-    except ValidationError as error:
-        raise UserError(
-            f"{where} holds a run of another version of mmdd-ray; ask with that version"
-        ) from error
-    return stage_paths(method.steps(), settings)
 
 
 def _stage(

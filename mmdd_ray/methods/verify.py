@@ -12,6 +12,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.read import check_images, read_distilled, read_learnt
 from mmdd_ray.distilled.sample import MANIFEST, Sample
 from mmdd_ray.engine.run_dir import DRAWS, SETTINGS, versions
+from mmdd_ray.engine.saved_run import saved_run
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.method import Redraw
@@ -84,10 +85,10 @@ def _made_again(store: Store, samples: Sequence[Sample], chosen: Sequence[Sample
         raise UserError(
             f"{where} is no run directory: the tuned generator that drew the set is there; name the set inside its run"
         )
-    saved = run.read_json(SETTINGS)
-    method = METHODS.get(saved.get("job"))
+    saved = saved_run(run)
+    method = METHODS.get(saved["job"])
     if method is None or method.redraw is None:
-        raise UserError(f"{where} holds a run of the job {saved.get('job')}, which draws no images")
+        raise UserError(f"{where} holds a run of the job {saved['job']}, which draws no images")
     return _drawn_again(drawn, method.redraw, saved["settings"], chosen)
 
 
