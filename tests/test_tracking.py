@@ -236,6 +236,12 @@ def test_mlflow_has_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest
     shown = Path(client.download_artifacts(key, "pictures/set.png", str(tmp_path)))
     assert Image.open(shown).size == (4, 3)
 
+    client.delete_run(key)  # on the server, by hand
+    go(uri, "mlflow")
+    (again,) = client.search_runs([found.info.experiment_id])
+    assert again.info.run_id != key
+    assert len(client.get_metric_history(again.info.run_id, "finetune/total")) == STEPS
+
 
 def test_a_tracker_that_cannot_begin_is_the_users_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

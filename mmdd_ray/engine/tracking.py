@@ -107,7 +107,9 @@ class Tracking:
         if name is not None and name != TENSORBOARD:
             trackers[name] = open_tracker(name, about, self._saved.get(name, {}).get("key"))
         for one, tracker in trackers.items():
-            self._saved[one] = {"seen": {}} | self._saved.get(one, {}) | {"key": tracker.key}
+            saved = self._saved.get(one, {})
+            is_same = saved.get("key") == tracker.key  # it was not deleted on the tracker's server since
+            self._saved[one] = {"key": tracker.key, "seen": saved.get("seen", {}) if is_same else {}}
         self._senders = {one: Sender(one, tracker) for one, tracker in trackers.items()}
 
     def begins(self, path: str, resumed: bool) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mmdd_ray.engine.trackers.tracker import PROJECT, About, Point, plain, to_image
 
@@ -21,7 +23,7 @@ class MLflowRun:
 
     def __init__(self, about: About, key: str | None) -> None:
         self._client = MlflowClient()
-        if key is not None:
+        if key is not None and self._is_there(key):
             self.key = key
             self._client.update_run(key, status="RUNNING")
             return
@@ -30,6 +32,15 @@ class MLflowRun:
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         self.key = self._client.create_run(experiment, run_name=about.name).info.run_id
         self._log_settings(about.settings)
+
+    def _is_there(self, key: str) -> bool:
+        """Whether nobody has deleted the run on the server since."""
+        try:
+            return self._client.get_run(key).info.lifecycle_stage == LifecycleStage.ACTIVE
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise
 
     def _log_settings(self, settings: Mapping[str, Any]) -> None:
         params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in _flat(settings)]
