@@ -6,7 +6,12 @@ import ray
 
 from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
-from mmdd_ray.evaluation.labelled_sets import compare_classifiers, labelled_images
+from mmdd_ray.evaluation.labelled_sets import (
+    compare_classifiers,
+    labelled_images,
+    needs_teacher,
+    train_teacher_stage,
+)
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.vlcp import stages
@@ -99,8 +104,17 @@ def draw_sets(run: RunDir, made: Prepared, settings: Vlcp, number: int = 0) -> S
 
 
 def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int = 0) -> StageDir:
-    """Trains classifiers on the sets and, beside the first draw alone, on real images."""
-    judged = settings
+    """Trains classifiers on the sets and, beside the first draw alone, on real images.
+
+    Before that a teacher, where a protocol needs one.
+    """
+    labels, judged = tuple(one.label for one in made.classes), settings
+    teacher = None
+    if needs_teacher(settings):
+        trained = run.stage(
+            "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, labels)
+        )
+        teacher = trained.store
     if number:
         judged = replace(settings, evaluation=replace(settings.evaluation, baselines=()))
     return run.stage(
@@ -114,6 +128,7 @@ def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int =
             run.store,
             per_class=settings.prototypes.images_per_class,
             captioned=settings.describe.source == "captions",
+            teacher=teacher,
         ),
     )
 

@@ -23,9 +23,11 @@ import vlcp_arms
 
 from mmdd_ray import cli
 from mmdd_ray.config import Classifiers, Data, Features, Finetune, LabelledEvaluation, Run
+from mmdd_ray.config.evaluation import LabelProtocols
 from mmdd_ray.engine.cluster import connected
 from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.evaluation.compare import EVALUATION
+from mmdd_ray.evaluation.report.panels import protocol_title
 from mmdd_ray.methods.vlcp.settings import Describe, Prototypes, Vlcp, VlcpSynthesis
 from mmdd_ray.storage.store import Store
 
@@ -63,7 +65,11 @@ class TinyImageNet:
     classifier_steps: int = 300
     """Steps of every classifier."""
     seeds: int = 3
-    """Classifiers per set."""
+    """Classifiers per set under "equal-budget"."""
+    protocols: LabelProtocols = ("equal-budget", "hard-label", "soft-label")
+    """How classifiers are trained and tested; a table each. "soft-label" has a teacher trained first."""
+    teacher_steps: int = 1000
+    """Steps of the teacher, on the images of the ten classes."""
     draws: int = 2
     """How often each set is drawn, from the same prototypes with other noise."""
 
@@ -112,15 +118,23 @@ def settings_of(asked: TinyImageNet) -> Vlcp:
         ),
         prototypes=Prototypes(images_per_class=asked.images_per_class),
         synthesis=VlcpSynthesis(inference_steps=25, negative_prompt=""),
-        classifiers=Classifiers(width=64, steps=asked.classifier_steps, learning_rates=(0.01, 0.05)),
+        classifiers=Classifiers(
+            width=64,
+            steps=asked.classifier_steps,
+            learning_rates=(0.01, 0.05),
+            teacher_steps=asked.teacher_steps,
+        ),
         evaluation=LabelledEvaluation(
-            val=f"{folder}/choose.parquet", test=f"{folder}/test.parquet", seeds=asked.seeds
+            val=f"{folder}/choose.parquet",
+            test=f"{folder}/test.parquet",
+            seeds=asked.seeds,
+            protocols=asked.protocols,
         ),
     )
 
 
 def measure(asked: TinyImageNet) -> Iterator[str]:
-    """Runs what is left; gives the figures of the models and the table."""
+    """Runs what is left; gives the figures of the models and a table for each protocol."""
     wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models)
     for model, figures in photo_models.pretrain(wanted).items():
         yield f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
@@ -136,13 +150,18 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             sets = vlcp_arms.draw_sets(run, made, settings, number)
             evaluated = vlcp_arms.judge(run, made, sets, settings, number)
             evaluations.append(evaluated.store.read_json(EVALUATION))
-        yield table(evaluations)
+        for panels in zip(*([one, *one["others"]] for one in evaluations), strict=True):
+            yield f"{protocol_title(panels[0]['protocol'])}: {panels[0]['models']}\n\n{table(panels)}"
 
 
 def table(evaluations: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: accuracy in percent, mean ± standard deviation over all classifiers of a set, by draw."""
+    """A Markdown table: accuracy in percent, mean ± standard deviation over all classifiers of a set, by draw.
+
+    Args:
+        evaluations: The panel of one protocol, of each draw.
+    """
     rows = [
-        ["set", "images", "top-1", "top-5", "top-1 of each draw, and where rates are chosen"],
+        ["set", "images", "top-1", "top-5", "top-1 of each draw (and on the data that chose its rate)"],
         ["---"] * 5,
     ]
     for name, first in evaluations[0]["sets"].items():
@@ -152,7 +171,9 @@ def table(evaluations: Sequence[dict[str, Any]]) -> str:
             runs = [score for draw in draws for score in draw["metrics"][metric]["runs"]]
             scores.append(f"{np.mean(runs):.1f} ± {np.std(runs, ddof=1):.1f}")
         each = [
-            f"{draw['metrics']['top-1']['mean']:.1f} ({max(draw['on_val'].values()):.1f})" for draw in draws
+            f"{draw['metrics']['top-1']['mean']:.1f}"
+            + (f" ({max(draw['on_val'].values()):.1f})" if draw["on_val"] else "")
+            for draw in draws
         ]
         rows.append([name, f"{first['images']:,}", *scores, ", ".join(each)])
     chances = evaluations[0]["chance"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,21 +85,31 @@ def test_a_stage_that_was_interrupted_is_done_again_from_its_start(tmp_path: Pat
     assert run.entries() == ["done", "evaluate"]
 
 
-def test_every_trial_is_of_settings_that_there_are_and_each_method_has_as_many() -> None:
-    asked = headline.Headline()
-    assert len({len(trials) for trials in headline.TRIALS.values()}) == 1
+@pytest.mark.parametrize("photos", [None, Path("flickr8k")], ids=["scenes", "photographs"])
+def test_every_trial_is_of_settings_that_there_are_and_each_method_has_as_many(photos: Path | None) -> None:
+    asked = headline.Headline(photos=photos)
     world = headline.world_of(asked, 101, "report", {})
-    settings = {
-        "trajectory": world.trajectory.match,
-        "covmatch": world.covmatch.match,
-        "edge": world.edge.finetune,
-    }
-    for method, trials in headline.TRIALS.items():
+    settings: dict[str, Any] = {"trajectory": world.trajectory.match, "covmatch": world.covmatch.match}
+    if world.edge:
+        settings["edge"] = world.edge.finetune
+    assert asked.trials.keys() == settings.keys() <= asked.ladders.keys()
+    assert len({len(trials) for trials in asked.trials.values()}) == 1
+    for method, trials in asked.trials.items():
         for changes in trials:
             replace(settings[method], **changes)
-    assert world.covmatch.students == world.trajectory.students == world.edge.students
-    assert world.covmatch.data == world.trajectory.data == world.edge.data
-    assert world.edge.students.protocol == "frozen-text"
+    for one in (world.covmatch, world.trajectory):
+        assert (one.data, one.students) == (world.base.data, world.base.students)
+        assert one.evaluation == world.base.evaluation
+    assert world.base.students.protocol == "frozen-text"
+
+
+def test_trials_on_photographs_see_nothing_of_the_data_that_are_reported() -> None:
+    asked = headline.Headline(photos=Path("flickr8k"))
+    tried, reported = (headline.world_of(asked, seed, "x", {}).base.evaluation for seed in (1, 101))
+    assert tried.test == tried.val == reported.val != reported.test
+    worlds = [headline.world_of(asked, seed, "x", {}) for seed in (101, 102)]
+    assert worlds[0].covmatch.run.seed != worlds[1].covmatch.run.seed
+    assert worlds[0].trajectory.run.dir != worlds[1].trajectory.run.dir
 
 
 @pytest.mark.long
