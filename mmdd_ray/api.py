@@ -39,12 +39,13 @@ def settings(command: str, preset: str | None = None, changes: Mapping[str, Any]
     return changed(presets[name](), changes or {}, f"settings({command!r})")
 
 
-def distill(settings: "RunSettings", preset: str = "custom") -> "Run":
+def distill(settings: "RunSettings", preset: str | None = None) -> "Run":
     """Runs a method by its settings, or whatever is left to do of a run that was begun.
 
     Args:
         settings: Settings of any method, as `settings()` gives them.
-        preset: Names the run directory, `runs/<job>-<preset>`, unless `settings.run.dir` does.
+        preset: Names the run directory, `runs/<job>-<preset>`, unless `settings.run.dir` does. Default: the preset that
+            has these very settings, or "custom".
 
     Raises:
         UserError: Something in the settings or the data is wrong; one sentence that names the setting. Most of it is

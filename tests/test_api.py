@@ -22,7 +22,7 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import LAYOUT, RunDir, StageResult
 from mmdd_ray.errors import UserError
-from mmdd_ray.methods import METHODS
+from mmdd_ray.methods import METHODS, execute
 from mmdd_ray.storage.store import Store
 
 
@@ -167,6 +167,17 @@ def test_evaluate_needs_a_set_and_takes_one_labelled_set():
         mmdd_ray.evaluate()
     with pytest.raises(UserError, match="one labelled set at a time, and was given 2"):
         mmdd_ray.evaluate("a", "b", settings=mmdd_ray.settings("evaluate-labelled"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"), [({}, "local"), ({"synthesis.pairs": 50}, "custom"), ({"run.seed": 0}, "local")]
+)
+def test_settings_of_a_preset_have_its_name_and_its_run_directory(monkeypatch, changes, name):
+    named = []
+    monkeypatch.setattr(execute, "execute", lambda settings, preset: named.append(preset))
+    mmdd_ray.distill(mmdd_ray.settings("edge", "local", changes))
+    mmdd_ray.distill(mmdd_ray.settings("edge", "local", changes), preset="mine")
+    assert named == [name, "mine"]
 
 
 def test_distill_looks_for_mistakes_before_ray_starts(tmp_path):

@@ -11,7 +11,7 @@ from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits
-from mmdd_ray.methods.method import Context, Figures, Method, Run, Stage, Steps
+from mmdd_ray.methods.method import CUSTOM, Context, Figures, Method, Run, Stage, Steps
 from mmdd_ray.methods.schedule import scheduled
 from mmdd_ray.methods.watching import track_results, watched
 from mmdd_ray.models import zoo
@@ -42,11 +42,17 @@ def check(settings: RunSettings) -> None:
         print(f"{setting:<20} {says}", flush=True)
 
 
-def distill(settings: RunSettings, preset: str) -> Run:
-    """Checks settings and runs them, for callers from Python."""
+def distill(settings: RunSettings, preset: str | None) -> Run:
+    """Checks settings and runs them, for callers from Python.
+
+    Args:
+        preset: Default: the preset that has these very settings, or "custom".
+    """
     set_environment()
     check(settings)
-    return execute(settings, preset)
+    presets = method_of(settings).presets
+    same = (name for name, preset_of in presets.items() if preset_of() == settings)
+    return execute(settings, preset or next(same, CUSTOM))
 
 
 def execute(settings: RunSettings, preset: str, command: str = "") -> Run:

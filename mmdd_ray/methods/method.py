@@ -101,6 +101,10 @@ class Steps(Generic[S]):
     figures: Callable[[Context[S]], Figures] = lambda context: Figures()
 
 
+CUSTOM = "custom"
+"""Name of settings that are no preset's."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as far as it has come; a finished one where a function that runs gave it."""
@@ -112,7 +116,7 @@ class Run:
     stages: Mapping[str, StageDir]
     """The stages of the first draw that are done, and the comparison."""
     settings: Any
-    preset: str = "custom"
+    preset: str = CUSTOM
     """Name of the settings that it began with."""
 
     @cached_property
