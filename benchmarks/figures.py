@@ -22,6 +22,8 @@ class Record:
 def main() -> None:
     for run in tyro.cli(Record).runs:
         found = reference_run(Store(run))
+        if interrupted := found.pop("interrupted"):
+            raise SystemExit(f"{run} was interrupted in {interrupted[0]}; record a run that went through")
         Store(str(REFERENCE_RUNS)).write_json(f"{found['job']}.json", found)
         print(f"{found['job']}: {sum(stage['seconds'] for stage in found['stages'].values()):.0f} s")
 

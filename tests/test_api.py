@@ -20,9 +20,10 @@ from mmdd_ray.data import shapes
 from mmdd_ray.data.images import encode_png
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
-from mmdd_ray.engine.run_dir import LAYOUT, RunDir, StageResult
+from mmdd_ray.engine.run_dir import LAYOUT, RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS, execute
+from mmdd_ray.methods.method import Run
 from mmdd_ray.storage.store import Store
 
 
@@ -178,6 +179,30 @@ def test_settings_of_a_preset_have_its_name_and_its_run_directory(monkeypatch, c
     mmdd_ray.distill(mmdd_ray.settings("edge", "local", changes))
     mmdd_ray.distill(mmdd_ray.settings("edge", "local", changes), preset="mine")
     assert named == [name, "mine"]
+
+
+def test_what_is_no_settings_is_one_sentence():
+    with pytest.raises(UserError, match=r"^str holds no settings of a job; mmdd_ray\.settings"):
+        mmdd_ray.distill("edge")
+    with pytest.raises(UserError, match="has the changes 'runs/x'; give them by setting"):
+        mmdd_ray.settings("edge", "local", "runs/x")
+    with pytest.raises(
+        UserError, match=r"which takes several values; give them as a list, \['equal-budget'\]"
+    ):
+        mmdd_ray.settings("edge", "local", {"evaluation.protocols": "equal-budget"})
+
+
+def test_what_a_notebook_shows_of_a_set_and_a_run_is_a_line(tmp_path):
+    write_set(tmp_path / "distilled")
+    pairs = mmdd_ray.load_set(str(tmp_path / "distilled"))
+    assert repr(pairs) == "<DistilledSet by scenes: 4 images, 8 pairs>"
+    with pytest.raises(UserError, match=r"is a run directory; name its set, .*/distilled$"):
+        mmdd_ray.load_set(str(tmp_path))
+    store = Store(str(tmp_path))
+    stage = StageDir("features", store, "features", {"outputs": ["x" * 999]})
+    run = Run(store, {}, {"features": stage}, mmdd_ray.settings("edge"))
+    assert repr(run) == f"<Run {tmp_path}: 1 stages done, without a report>"
+    assert "xx" not in repr(run.stages)
 
 
 def test_distill_looks_for_mistakes_before_ray_starts(tmp_path):

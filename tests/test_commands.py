@@ -90,10 +90,13 @@ def test_a_setting_that_short_help_leaves_out_is_taken_all_the_same(mmdd):
         (["edge", "lokal"], "error: unknown preset lokal; did you mean local? choose one of local, cc3m\n"),
         (["edge", "--finetune.stepz", "1"], "--finetune.steps"),
         (["plan"], "Name a job first: mmdd plan edge|"),
-        (["plan", "cc3m"], "Name a job first: mmdd plan edge|"),
+        (
+            ["plan", "covmach"],
+            "error: unknown job covmach; did you mean covmatch? choose one of edge, covmatch,",
+        ),
         (["completion"], "mmdd completion bash|zsh|fish"),
         (["completion", "tcsh"], "mmdd completion bash|zsh|fish"),
-        (["verify"], "set"),
+        (["verify"], "SET"),
     ],
 )
 def test_mistakes_have_status_2_and_no_traceback(arguments, says, mmdd):

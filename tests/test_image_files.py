@@ -98,7 +98,7 @@ def test_validation_and_test_images_lie_in_folders_of_their_own(tmp_path):
     ]
     with pytest.raises(UserError, match=r"^evaluation.val: none of .*; set evaluation.val_image_root$"):
         check_data(data, replace(evaluation, val_image_root=None))
-    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_image_root=.*nowhere"):
+    with pytest.raises(UserError, match=r"^evaluation.test_image_root=.*nowhere"):
         check_data(data, replace(evaluation, test_image_root=str(tmp_path / "nowhere")))
 
 
@@ -114,7 +114,7 @@ def test_splits_of_one_karpathy_file_share_its_image_folder(tmp_path):
         ["val"],
         ["test"],
     ]
-    with pytest.raises(UserError, match=r"^evaluation.test: evaluation.test_split='extra' is not in"):
+    with pytest.raises(UserError, match=r"^evaluation.test_split='extra' is not in"):
         check_data(data, replace(evaluation, test_split="extra"))
 
 

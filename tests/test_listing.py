@@ -113,9 +113,7 @@ def test_validation_data_miss_no_file(tmp_path):
     write_tar(tmp_path / "0.tar", pair("x"))
     data = Data(uri=f"{tmp_path}/{{0..1}}.tar", max_reject_ratio=0.5)
     assert find_shards(data)[1] == ["1.tar"]
-    with pytest.raises(
-        ValueError, match=r"^evaluation\.val: data\.uri=.*: 1\.tar is not there; correct the range"
-    ):
+    with pytest.raises(ValueError, match=r"^evaluation\.val=.*: 1\.tar is not there; correct the range"):
         check_data(data, Evaluation(val=data.uri, test=f"{tmp_path}/0.tar"))
 
 
@@ -245,3 +243,24 @@ def test_s3_reads_like_a_local_folder(s3_server, img2dataset):
     for uri, complaint in (("s3://pairs/cc4m", "no such file"), ("s3://no-bucket/x.tar", "no such file")):
         with pytest.raises(ValueError, match=complaint):
             list_shards(Data(uri=uri))
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("", "^data.uri is empty; name a file"),
+        ("  ", "^data.uri is empty"),
+        ("https://host/a.tar", "^data.uri=https://host/a.tar: https is not read; download it first"),
+        ("a.tar::http://host/b.tar", "http is not read"),
+    ],
+)
+def test_what_names_nothing_that_is_read_is_refused(uri: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        list_shards(Data(uri=uri))
+
+
+def test_a_missing_file_is_named_once(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/none.tar"
+    with pytest.raises(UserError) as error:
+        list_shards(Data(uri=uri))
+    assert str(error.value) == f"data.uri={uri}: no such file, folder or bucket"

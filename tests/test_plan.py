@@ -29,7 +29,7 @@ from mmdd_ray.methods.vlcp.presets import local as vlcp_local
 from mmdd_ray.planning.costs import StageCost, planned_as
 from mmdd_ray.planning.fit import check_fit
 from mmdd_ray.planning.plan import plan_run, planned_stages
-from mmdd_ray.planning.reference import reference_run
+from mmdd_ray.planning.reference import reference_run, reference_times
 from mmdd_ray.planning.run_plan import RunPlan
 from mmdd_ray.planning.show import render
 from mmdd_ray.storage.store import Store
@@ -342,8 +342,10 @@ def test_a_run_that_says_nothing_of_time_is_refused(tmp_path: Path) -> None:
     done = Store(write_run(tmp_path, edge_local(), "edge_cc3m", {"features": (30.0, 10.0)}))
     manifest = done.read_json("features/manifest.json")
     done.write_json("features/manifest.json", manifest | {"resumed": True})
-    with pytest.raises(UserError, match="was interrupted in the stage features, so its time is not known"):
-        reference_run(done)
+    settings = replace(edge_local(), plan=Plan(like=done.uri))
+    times, where = reference_times(settings, "edge_cc3m", METHODS)
+    assert "features" not in times
+    assert f"the run {done.uri}, but for features, in which it was interrupted" in where
     done.write_json("features/manifest.json", manifest)
     held = done.read_json("settings.json")
     done.write_json("settings.json", held | {"settings": {"data": {}}})

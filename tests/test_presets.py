@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from mmdd_ray.config.changes import changed
+from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.edge.settings import Edge
 from mmdd_ray.methods.execute import check
 from mmdd_ray.methods.precompute.settings import Precompute
+from mmdd_ray.planning.preflight import check_own_tests
+from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 ALL = [preset for method in METHODS.values() for preset in method.presets.values()]
@@ -51,6 +55,28 @@ def test_what_a_preset_leaves_to_its_user_is_named_at_once_before_anything_is_lo
     assert "--data.uri s3://YOUR-BUCKET/imagenette2/train/ --describe.class_names" in told
     with pytest.raises(UserError, match=r"^set is not set; say where yours is, as in --set s3://YOUR-BUCKET"):
         check(METHODS["evaluate"].presets["cc3m"]())
+
+
+def test_students_of_other_data_are_not_tested_on_the_scenes_of_a_preset(tmp_path: Path) -> None:
+    for name in ("train", "mine"):
+        write_shards(Store(str(tmp_path / name)), 4, seed=7, layout="webdataset", rows_per_shard=4)
+    data, mine = f"{tmp_path}/train/", f"{tmp_path}/mine/"
+    presets = [METHODS["edge_cc3m"].presets["local"]()]
+    both = "evaluation.val and evaluation.test are still the procedural scenes of the preset, but data.uri="
+    for changes, says in (
+        ({"data.uri": data}, both),
+        ({"data.uri": f"{presets[0].data.uri}::{data}"}, both),
+        (
+            {"data.uri": data, "evaluation.test": mine},
+            "evaluation.val is still .* as in --evaluation.val URI$",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            check_own_tests(changed(presets[0], changes, "test"), presets)
+    own = {"data.uri": data, "evaluation.val": mine, "evaluation.test": "shapes:500?seed=77"}
+    for changes in ({}, {"data.uri": "shapes:9?seed=8"}, own):
+        check_own_tests(changed(presets[0], changes, "test"), presets)
+    check_own_tests(changed(METHODS["precompute"].presets["local"](), {"data.uri": data}, "test"), presets)
 
 
 @pytest.mark.parametrize(

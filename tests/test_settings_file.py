@@ -82,7 +82,7 @@ def test_an_empty_file_changes_nothing(text, tmp_path):
         ("finetune:\n  steps: many\n", "has finetune.steps='many': "),
         ("finetune:\n  steps: -1\n", "greater than or equal to 0"),
         ("finetune:\n  parameters: all\n", "input should be 'difffit', 'lora' or 'full'"),
-        ("finetune:\n  steps: 1\n  steps: 2\n", "steps is there twice"),
+        ("finetune:\n  steps: 1\n  steps: 2\n", "has steps twice, again in line 3; keep one"),
         ("finetune: [\n", "is neither YAML nor JSON"),
         ("\x00\x01", "is neither YAML nor JSON"),
         ("- a\n", "holds no settings"),
@@ -103,7 +103,7 @@ def test_what_a_file_must_not_hold_is_refused(text, says, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml: there is no such file"):
         edge("--config", tmp_path / "none.yaml")
 
 
@@ -112,7 +112,7 @@ def test_json_serves_as_well(tmp_path):
     assert edge("--config", file)[1].run.seed == 4
     with pytest.raises(UserError, match="neither YAML nor JSON"):
         edge("--config", write(tmp_path, "{", "broken.json"))
-    with pytest.raises(UserError, match="seed is there twice"):
+    with pytest.raises(UserError, match="has seed twice; keep one"):
         edge("--config", write(tmp_path, '{"run": {"seed": 4, "seed": 5}}', "twice.json"))
 
 

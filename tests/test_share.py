@@ -205,6 +205,7 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_try(
     tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_me")
     _write(_samples(1), tmp_path / "set", **OURS)
     with pytest.raises(StorageError, match="uploading to hf://datasets/me/pairs"):
         push(str(tmp_path / "set"), TARGET)

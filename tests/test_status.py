@@ -23,7 +23,7 @@ import pytest
 from mmdd_ray.engine import run_status
 from mmdd_ray.engine.forecast import Forecast
 from mmdd_ray.engine.progress import progress
-from mmdd_ray.engine.run_dir import STATUS, RunDir, StageDir, StageResult
+from mmdd_ray.engine.run_dir import LOCK, STATUS, RunDir, StageDir, StageResult
 from mmdd_ray.engine.run_status import RunStatus, numbers_of, process_started
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.methods.edge import METHOD
@@ -202,6 +202,25 @@ def test_a_finished_run_names_its_report(tmp_path: Path) -> None:
     (tmp_path / "run" / "choose" / "manifest.json").unlink()
     assert status(uri).state == "not known"
     assert [stage.stage for stage in status(uri).stages if stage.state == "begun"] == ["choose"]
+
+
+def test_a_process_that_has_not_begun_a_stage_is_told_from_one_that_is_gone(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    with begun(uri) as run:
+        run.stage("features", body)
+    run = RunDir.open(uri, "edge_cc3m", "local", local())
+    found = status(uri)
+    assert (found.state, found.reason, found.heard_seconds) == ("running", "", None)
+    assert f"running      process {os.getpid()} on {platform.node()}, which starts" in show(uri)
+    run.close()
+    assert status(uri).state == "stopped"
+    lock = tmp_path / "run" / LOCK
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lock.write_text(f"{gone.pid} on {platform.node()}\n")
+    assert status(uri).state == "stopped"
+    lock.write_text(f"{os.getpid()} on another machine\n")
+    assert status(uri).state == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,11 @@ def test_images_of_prototypes_are_drawn_again_alike(tmp_path: Path) -> None:
     assert list(verify(made.uri, regenerate=2).differences.values()) == [0, 0]
 
 
+def test_fewer_images_than_none_cannot_be_made_again(edge_set: Store) -> None:
+    with pytest.raises(UserError, match=r"^--regenerate -3 is no number of images"):
+        verify(edge_set.uri, regenerate=-3)
+
+
 def test_what_is_drawn_otherwise_is_told(edge_set: Store, tmp_path: Path) -> None:
     shutil.copytree(Path(edge_set.uri).parent, tmp_path / "run")
     held = json.loads((tmp_path / "run" / "settings.json").read_text())

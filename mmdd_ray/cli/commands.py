@@ -16,6 +16,7 @@ from mmdd_ray.cli import exits
 from mmdd_ray.cli.help import first_line
 from mmdd_ray.cli.jobs import start
 from mmdd_ray.cli.tools import TOOLS
+from mmdd_ray.config.changes import known_name
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.method import Method
 
@@ -84,9 +85,10 @@ def commands() -> click.Group:
         if name in HELP:
             print(usage)
             return 0
-        if name not in by_name:
+        if not name or name.startswith("-"):
             raise click.UsageError(f"Name a job first: {usage}")
-        return start(by_name[name].job, [*arguments[1:], "--plan"], f"mmdd {name}")
+        job = by_name[known_name(name, by_name, "job")].job
+        return start(job, [*arguments[1:], "--plan"], f"mmdd {name}")
 
     group.add_command(
         Command(

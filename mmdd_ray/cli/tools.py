@@ -13,7 +13,7 @@ from mmdd_ray.cli.exits import EXIT_FAILED
 class Compare:
     """One table of several finished runs, and the paired differences of their distilled sets."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")]
     """Run directories: local folders or URIs, at least two. Their students must be alike: the same task, settings and
     test data."""
     out: str = "comparison"
@@ -35,9 +35,9 @@ def compare(argv: Sequence[str] | None = None, called: str = "mmdd compare") -> 
 
 @dataclass(frozen=True)
 class Verify:
-    """Checks a distilled set: all checksums, and that its images can be made again."""
+    """Checks a distilled set: that its shards are whole, and that its images can be made again."""
 
-    set: tyro.conf.Positional[str]
+    set: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SET")]
     """The distilled set: a folder or URI with its manifest.json."""
     regenerate: Annotated[int, tyro.conf.arg(metavar="K")] = 0
     """Make K of its images again, chosen at random, and compare. The set must lie in its run directory."""
@@ -49,7 +49,7 @@ class Verify:
 
 
 def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> int:
-    """Check a set: all checksums, and that its images can be made again."""
+    """Check a set: that its shards are whole, and that its images can be made again."""
     asked = tyro.cli(Verify, args=argv, prog=called)
     from mmdd_ray.methods import verify as verifying
 
@@ -58,6 +58,7 @@ def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> in
     for name, (then, now) in found.changed.items():
         print(f"made with {name} {then}, here is {now}")
     if not found.differences:
+        print("none of its images was made again; --regenerate 5 makes five and compares them")
         return 0
     others = {key: levels for key, levels in found.differences.items() if levels > asked.tolerance}
     for key, levels in others.items():
@@ -70,9 +71,9 @@ def verify(argv: Sequence[str] | None = None, called: str = "mmdd verify") -> in
 class Push:
     """Publishes a distilled set on the Hugging Face hub: shards, card with its licence, and a Croissant description."""
 
-    set: tyro.conf.Positional[str]
+    set: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SET")]
     """The distilled set: a folder or URI with its manifest.json."""
-    to: tyro.conf.Positional[str]
+    to: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="hf://datasets/OWNER/NAME")]
     """hf://datasets/OWNER/NAME; made if it is not there. The token is HF_TOKEN's, or that of hf auth login."""
     license: str | None = None
     """An identifier of the hub, such as cc-by-4.0. Default: the licence that all models and data of the set have."""
@@ -107,9 +108,9 @@ def push(argv: Sequence[str] | None = None, called: str = "mmdd push") -> int:
 class Export:
     """Writes the images and captions of a distilled set in the layout of other tools."""
 
-    set: tyro.conf.Positional[str]
+    set: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SET")]
     """The distilled set: a folder or URI with its manifest.json."""
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Where to: a folder or URI that is empty or not there."""
     layout: Literal["imagefolder", "parquet"] = "imagefolder"
     """imagefolder: images and a metadata.jsonl, for diffusers and load_dataset. parquet: the columns of img2dataset."""
@@ -133,7 +134,7 @@ def export(argv: Sequence[str] | None = None, called: str = "mmdd export") -> in
 class Status:
     """How far a run is, from any shell or machine that sees its run directory."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run directory: a local folder or a URI."""
 
 

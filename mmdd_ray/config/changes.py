@@ -22,6 +22,8 @@ def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
     Raises:
         UserError: A name is not that of a setting, or a value is none that the setting can have.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} has the changes {values!r}; give them by setting, as in {{'run.seed': 3}}")
     return _changed(settings, values, "", where, settings)
 
 
@@ -75,6 +77,10 @@ def _value(hint: Any, value: Any, dotted: str, where: str) -> Any:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
+        if isinstance(value, str) and error.errors()[0]["type"] == "tuple_type":
+            raise UserError(
+                f"{where} has {dotted}={value!r}, which takes several values; give them as a list, [{value!r}]"
+            ) from error
         raise UserError(f"{where} has {dotted}={value!r}: {message[0].lower()}{message[1:]}") from error
 
 

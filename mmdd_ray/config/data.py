@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 from mmdd_ray.config.fields import Count, Essential
 
 SOURCES = "::"  # between sources, as open_clip has it
+SCENES = "shapes:"  # begins the URI of procedural scenes
 SOURCE_SETTINGS = ("data.uri", "evaluation.val", "evaluation.test", "evaluation.zero_shot")
 """Settings that take several sources."""
 

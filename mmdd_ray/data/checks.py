@@ -7,6 +7,7 @@ from itertools import chain, islice
 from urllib.parse import parse_qs
 
 from mmdd_ray.config import Data, Evaluation
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.class_names import check_same_names, names_to_recognise, shared_captions
 from mmdd_ray.data.contrasts import ImageContrasts, list_contrasts
 from mmdd_ray.data.formats.format import PROBE_ROWS
@@ -44,11 +45,11 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             if missing := listings[setting].missing:
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
-            sentence = str(error)
+            sentence = str(error).replace("data.uri", setting)
             for own in ("split", "image_root"):  # the other settings of the source are those of data
-                sentence = sentence.replace(f"data.{own}", f"evaluation.{name}_{own}")
+                sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
             sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
-            raise UserError(f"evaluation.{name}: {sentence}") from error
+            raise UserError(sentence if sentence.startswith(setting) else f"{setting}: {sentence}") from error
         _refuse_common(setting, listings["data"].shards, listings[setting].shards)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
@@ -96,7 +97,7 @@ def _check_compositional(
     if (uri := evaluation.compositional) is None:
         return {}
     found = list_contrasts(uri, image_root, evaluation.max_pairs)
-    if uri.startswith("shapes:"):
+    if uri.startswith(SCENES):
         _refuse_common(setting, training, find_shards(replace(data, uri=uri, split=None)).shards)
     elif not any(_is_there(image, image_root or uri) for image in found.images[:PROBE_ROWS]):
         raise UserError(

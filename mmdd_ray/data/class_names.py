@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fsspec.core import url_to_fs
 
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.errors import UserError
 
@@ -76,7 +77,7 @@ def _given_names(uri: str, names_uri: str | None, folders: Sequence[str]) -> dic
     if names_uri is None:
         if folders:
             return {label: name.replace("_", " ") for label, name in enumerate(folders)}
-        return dict(enumerate(CLASS_NAMES)) if uri.startswith("shapes:") else None
+        return dict(enumerate(CLASS_NAMES)) if uri.startswith(SCENES) else None
     lines = read_class_names(names_uri, "evaluation.zero_shot_names")
     if folders and len(folders) != len(lines):
         raise UserError(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.formats.scenes import Scenes, scenes_of
 from mmdd_ray.data.hard_negatives import Contrast, contrasts
 from mmdd_ray.data.images import encode_png
@@ -57,7 +58,7 @@ def list_contrasts(uri: str, image_root: str | None, max_images: int) -> Contras
     Raises:
         UserError: The source cannot be read, is no such file or folder, or has no usable entry.
     """
-    if uri.startswith("shapes:"):
+    if uri.startswith(SCENES):
         if image_root is not None:
             raise UserError(
                 f"{SETTING}_image_root={image_root}, but {uri} draws its images; leave that setting out"

@@ -75,7 +75,9 @@ def reachable(setting: str, uri: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{setting}={uri}: no such file, folder or bucket ({error})") from error
+        name = error.filename or str(error)
+        which = "" if name == uri else f" ({name})"
+        raise UserError(f"{setting}={uri}: no such file, folder or bucket{which}") from error
     except Exception as error:  # each storage library raises its own, and they share no base class
         raise UserError(
             f"{setting}={uri} cannot be read ({type(error).__name__}: {error}); "
@@ -87,9 +89,17 @@ def split_sources(uri: str) -> list[str]:
     """The sources of ``a::b``.
 
     Raises:
-        UserError: One is empty, named twice, or a file system that fsspec would put before another.
+        UserError: There is none, or one is empty, named twice, or a file system that fsspec would put before another.
     """
+    if not uri.strip():
+        raise UserError("data.uri is empty; name a file, a folder or a URI")
     sources = uri.split(SOURCES)
+    for source in sources:
+        if source.startswith(("http://", "https://")):
+            raise UserError(
+                f"data.uri={uri}: {source.partition(':')[0]} is not read; download it first, or name s3://, gs:// or "
+                "hf://"
+            )
     if len(sources) == 1:
         return sources
     for source in sources:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from mmdd_ray.config import Data
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.compression import TAR_SUFFIXES
 from mmdd_ray.data.formats import FORMATS
 from mmdd_ray.data.formats.annotations import ANNOTATION_SUFFIXES
@@ -112,7 +113,7 @@ def _check_splits(uris: Sequence[str], source: Data) -> None:
 
 def _layouts(source: Data, is_complete: bool) -> tuple[list[Layout], list[str]]:
     """What a source holds, and the names of files that a brace range has too many."""
-    if source.uri.startswith("shapes:"):
+    if source.uri.startswith(SCENES):
         if source.split is not None:
             raise UserError(f"data.split={source.split!r}, but {source.uri} has no splits; name another seed")
         rows, _ = shapes_spec(source.uri)

@@ -39,6 +39,10 @@ class DistilledSet(Dataset[tuple[Any, str | int]]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __repr__(self) -> str:
+        pairs = "" if self.labelled else f", {len(self):,} pairs"
+        return f"<DistilledSet by {self.manifest['method']}: {len(self.samples):,} images{pairs}>"
+
     def __getitem__(self, index: int) -> tuple[Any, str | int]:
         sample, target = self._items[index]
         image = Image.open(io.BytesIO(sample.image)).convert("RGB")

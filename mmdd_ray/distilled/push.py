@@ -170,8 +170,12 @@ def _card(store: Store, manifest: Mapping[str, Any], where: str, license: str | 
 
 
 def _upload(repository: str, to: str, whole: _Whole, private: bool, message: str | None) -> Pushed:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
+    if get_token() is None:
+        raise UserError(
+            f"{to}: there is no token to write with; log in with hf auth login, or set HF_TOKEN to one that may write"
+        )
     api = HfApi()
     with uploading(to):
         api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)

@@ -10,6 +10,7 @@ from mmdd_ray.data.formats.tar import tar_samples
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import (
     FIELDS,
+    FOLDER,
     FORMAT_VERSION,
     IMAGES,
     LEARNT,
@@ -57,6 +58,8 @@ def read_manifest(store: Store) -> dict[str, Any]:
     """The manifest with the fields that reading needs, checked: anyone may have written it."""
     where = redact(store.uri)
     if not store.exists(MANIFEST):
+        if store.exists(f"{FOLDER}/{MANIFEST}"):
+            raise UserError(f"{where} is a run directory; name its set, {where}/{FOLDER}")
         raise UserError(f"{where} holds no distilled set: it has no {MANIFEST}")
     try:
         manifest = store.read_json(MANIFEST)

@@ -72,7 +72,7 @@ class StageDir:
     store: Store
     path: str
     """Relative to the run directory."""
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +119,8 @@ class RunDir:
                 f"run.dir={store.uri} lies in the working folder of a Ray job, which is deleted with it; set "
                 "run.dir to an s3:// URI or to an absolute path that all nodes share"
             )
+        if store.is_local and Path(store.uri).is_file():
+            raise UserError(f"run.dir={store.uri} is a file; name a folder")
         lock = None
         try:
             lock = _lock(store) if store.is_local else None
@@ -128,7 +130,7 @@ class RunDir:
             if lock:
                 if not store.exists(SETTINGS):  # leaves a foreign folder as it was
                     store.remove(LOCK)
-                lock.close()
+                _unlock(lock)
             if isinstance(error, UserError):
                 raise
             raise UserError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
@@ -184,7 +186,8 @@ class RunDir:
     def close(self) -> None:
         """Lets other processes write to this run directory."""
         if self._lock:
-            self._lock.close()
+            _unlock(self._lock)
+            self._lock = None
 
     def __enter__(self) -> "RunDir":
         return self
@@ -357,6 +360,11 @@ def _lock(store: Store) -> IO[str]:
     lock.truncate(0)
     print(f"{os.getpid()} on {platform.node()}", file=lock, flush=True)
     return lock
+
+
+def _unlock(lock: IO[str]) -> None:
+    lock.truncate(0)  # this process may live on
+    lock.close()
 
 
 def _outputs(store: Store, names: list[str] | None) -> list[dict[str, Any]]:

@@ -29,14 +29,20 @@ class SavedSettings:
         return f"config={self.file}"
 
 
+class _Twice(ValueError):
+    """A key that a mapping names twice, of which a reader would drop the first."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice, of which YAML would drop the first."""
+    """Refuses a mapping that names a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", node.start_mark)
+        names = []
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in names:
+                raise _Twice(f"{name} twice, again in line {key.start_mark.line + 1}")
+            names.append(name)
         return super().construct_mapping(node, deep)
 
 
@@ -56,8 +62,12 @@ def read_settings(uri: str, job: str | None) -> SavedSettings:
         text = store.read_bytes(name).decode()
         is_json = name.endswith(".json")
         content = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, _UniqueKeys)
+    except FileNotFoundError as error:
+        raise UserError(f"{where}: there is no such file") from error
     except (OSError, StorageError) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
+    except _Twice as error:
+        raise UserError(f"{where} has {error}; keep one") from error
     except (ValueError, yaml.YAMLError) as error:  # no text, too
         raise UserError(f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
     if content is None:  # an empty file, or comments alone
@@ -93,7 +103,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+        raise _Twice(f"{next(name for name in names if names.count(name) > 1)} twice")
     return found
 
 

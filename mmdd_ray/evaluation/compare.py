@@ -127,6 +127,7 @@ def compare(
             seed,
             stage.store.child(folder_of(task, tasks[0].models)),
             test,
+            f"students {task.protocol.name}" if len(tasks) > 1 else "students",
         )
         for task in tasks
     ]
@@ -164,15 +165,16 @@ def _panel(
     seed: int,
     store: Store,
     test: HeldOut,
+    shown: str,
 ) -> dict[str, Any]:
-    """The figures of all sets under one protocol, with one kind of student."""
+    """The figures of all sets under one protocol, with one kind of student; ``shown`` names it in progress lines."""
     rates = task.learning_rates(test)
     _check_students(task, rates, evaluation)
     if task.protocol.is_published:
         drawn = {name: one for name, one in drawn.items() if name[0] != FULL}
     bench = _Bench(drawn, held_out, task, evaluation.gpus_per_student, seed, store)
     seeds = task.protocol.students or evaluation.seeds
-    on_val, on_test = _train_all(bench, list(drawn), task.main_metric, rates, seeds)
+    on_val, on_test = _train_all(bench, list(drawn), task.main_metric, rates, seeds, shown)
     return {
         "task": task.name,
         "protocol": about_protocol(task, rates),
@@ -217,12 +219,12 @@ def about_protocol(task: Task, learning_rates: Sequence[float]) -> dict[str, Any
 
 
 def _train_all(
-    bench: "_Bench", drawn: Sequence[Name], metric: str, rates: Sequence[float], seeds: int
+    bench: "_Bench", drawn: Sequence[Name], metric: str, rates: Sequence[float], seeds: int, shown: str
 ) -> tuple[dict[Student, Result], dict[Student, Result]]:
     """Students that choose the learning rate of each set, and those that are reported."""
     tried = rates if len(rates) > 1 else ()
     total = len(drawn) * (len(tried) + seeds)
-    with progress("students", total=total, unit="students", missing=cluster.missing) as bar:
+    with progress(shown, total=total, unit="students", missing=cluster.missing) as bar:
         on_val = bench.train(
             [Student(name, rate, VAL_SEED, "val", draw) for name, draw in drawn for rate in tried], bar
         )

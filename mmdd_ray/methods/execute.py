@@ -9,6 +9,7 @@ from mmdd_ray.config import RunSettings
 from mmdd_ray.engine import trackers
 from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
+from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits
 from mmdd_ray.methods.method import CUSTOM, Context, Figures, Method, Run, Stage, Steps
@@ -17,12 +18,21 @@ from mmdd_ray.methods.watching import track_results, watched
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
 from mmdd_ray.planning.fit import check_gpus
-from mmdd_ray.planning.preflight import check_set, check_sources, check_values
+from mmdd_ray.planning.preflight import check_own_tests, check_set, check_sources, check_values
 
 
 def method_of(settings: RunSettings) -> Method[Any]:
-    """The method that these are the settings of."""
-    return next(method for method in METHODS.values() if method.settings is type(settings))
+    """The method that these are the settings of.
+
+    Raises:
+        UserError: They are none of any method's.
+    """
+    found = [method for method in METHODS.values() if method.settings is type(settings)]
+    if not found:
+        raise UserError(
+            f"{type(settings).__name__} holds no settings of a job; mmdd_ray.settings('edge', 'local') gives some"
+        )
+    return found[0]
 
 
 def check(settings: RunSettings) -> None:
@@ -38,6 +48,7 @@ def check(settings: RunSettings) -> None:
     method.preflight(settings)
     found = zoo.check(method.models(settings))
     check_sources(settings, method.labelled)
+    check_own_tests(settings, [preset() for preset in method.presets.values()])
     for setting, says in found.items():
         print(f"{setting:<20} {says}", flush=True)
 

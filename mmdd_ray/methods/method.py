@@ -119,6 +119,10 @@ class Run:
     preset: str = CUSTOM
     """Name of the settings that it began with."""
 
+    def __repr__(self) -> str:
+        has = "with a report" if self.report else "without a report"
+        return f"<Run {redact(self.store.uri)}: {len(self.stages)} stages done, {has}>"
+
     @cached_property
     def pairs(self) -> "DistilledSet":
         """The distilled set, as a dataset of PyTorch.

@@ -8,10 +8,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from mmdd_ray.engine.forecast import Current, Forecast
-from mmdd_ray.engine.run_dir import MANIFEST, STARTED, STATUS
+from mmdd_ray.engine.run_dir import LOCK, MANIFEST, STARTED, STATUS
 from mmdd_ray.engine.run_status import FINISHED, RUNNING, STOPPED, process_started
 from mmdd_ray.engine.saved_run import saved_run
 from mmdd_ray.errors import StorageError
@@ -112,7 +113,10 @@ def status(uri: str) -> Status:
             forecast.end(path, manifest["seconds"], manifest["resumed"])
         stages.append(_stage(store, path, manifest, path == current and state == RUNNING, planned.get(path)))
     reason = record.get("reason", "") if state == STOPPED else ""
-    if all(stage.state == "done" for stage in stages) and state in (FINISHED, "not known"):
+    starting = None if state == RUNNING else _holder(store)
+    if starting:  # it has written nothing yet: Ray starts
+        state, record = RUNNING, {}
+    elif all(stage.state == "done" for stage in stages) and state in (FINISHED, "not known"):
         state = FINISHED
     elif state == FINISHED:
         state, reason = STOPPED, "it was finished, but a stage is missing now"
@@ -123,8 +127,8 @@ def status(uri: str) -> Status:
         preset=saved["preset"],
         state=state,
         reason=reason,
-        process=f"{record['pid']} on {record['host']}" if record else "",
-        heard_seconds=heard_s,
+        process=starting or (f"{record['pid']} on {record['host']}" if record else ""),
+        heard_seconds=None if starting else heard_s,
         stages=tuple(stages),
         line=line,
         seconds_left=None
@@ -155,6 +159,19 @@ def _state(record: Mapping[str, Any], heard_s: float | None) -> RunState:
         now, then = process_started(record["pid"]), record["pid_started"]
         return RUNNING if now and then and abs(now - then) < SAME_START_S else STOPPED
     return RUNNING if heard_s < max(SILENT_AFTER_S, 6 * record["every_seconds"]) else "silent"
+
+
+def _holder(store: Store) -> str | None:
+    """The process of this machine that has the run directory, as its lock names it; None where none is known."""
+    if not store.is_local or not store.exists(LOCK):
+        return None
+    file = Path(store.path(LOCK))
+    pid, _, host = file.read_text().strip().partition(" on ")
+    if host != platform.node() or not pid.isdecimal():
+        return None
+    began = process_started(int(pid))
+    # a later process may have the number of one that is gone
+    return f"{pid} on {host}" if began and began < file.stat().st_mtime + SAME_START_S else None
 
 
 def _current(

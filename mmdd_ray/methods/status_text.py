@@ -54,7 +54,7 @@ def _run(found: Status) -> list[str]:
     if found.state == "finished":
         return [f"finished     {found.report}" if found.report else "finished"]
     if found.state == "running":
-        return [f"running      process {found.process}, {heard}{left}"]
+        return [f"running      process {found.process}, {heard or 'which starts'}{left}"]
     if found.state == "silent":
         says = f"silent       process {found.process}, {heard}: it was killed, or cannot write here{left}"
     elif found.state == "not known":

@@ -46,8 +46,11 @@ def verify(uri: str, regenerate: int, seed: int = 0) -> Checked:
         seed: Of the choice of the images.
 
     Raises:
-        UserError: The set is damaged, or is not in a run directory that could make it again.
+        UserError: The set is damaged, or is not in a run directory that could make it again;
+            or `regenerate` is below 0.
     """
+    if regenerate < 0:
+        raise UserError(f"--regenerate {regenerate} is no number of images; give 0 or more")
     store = Store(uri)
     samples = read_distilled(store)
     check_images(store)

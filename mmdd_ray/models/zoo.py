@@ -90,7 +90,7 @@ def check(models: Mapping[str, str]) -> dict[str, str]:
                 found = _inspected(role, name, setting, contents)
                 says[setting] = f"{name}: {found.says}" + (f", {found.variant}" if found.variant else "")
         except UserError as error:
-            wrong.append(str(error))
+            wrong.append(str(error) if setting in str(error) else f"{setting}: {error}")
     if wrong:
         raise UserError("\n".join(wrong))
     return says

@@ -1,11 +1,13 @@
 """Checks of any run before anything expensive; imports neither torch nor Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from mmdd_ray.config import Evaluation, LabelledSettings, PairLearning, PairSettings, Pool, RunSettings
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import check_data, check_source
+from mmdd_ray.data.listing import split_sources
 from mmdd_ray.errors import UserError
 from mmdd_ray.protocols import LabelProtocol
 from mmdd_ray.protocols.trainings import trainings
@@ -79,6 +81,30 @@ def check_sources(settings: RunSettings, labelled: bool) -> None:
     for setting, lines in found.items():
         for line in lines:
             print(f"{setting:<15} {redact(line)}", flush=True)
+
+
+def check_own_tests(settings: RunSettings, presets: Iterable[RunSettings]) -> None:
+    """Refuses to test students of other data on the procedural scenes of a preset, which say nothing of them.
+
+    Raises:
+        UserError: `evaluation.val` or `evaluation.test` is that of a preset still; names both settings.
+    """
+    if all(uri.startswith(SCENES) for uri in split_sources(settings.data.uri)):
+        return
+    left = [
+        name
+        for name in ("val", "test")
+        if (uri := getattr(getattr(settings, "evaluation", None), name, None))
+        and uri.startswith(SCENES)
+        and any(uri == getattr(getattr(preset, "evaluation", None), name, None) for preset in presets)
+    ]
+    if left:
+        verb = "is" if len(left) == 1 else "are"
+        raise UserError(
+            f"{' and '.join(f'evaluation.{name}' for name in left)} {verb} still the procedural scenes of the preset, "
+            f"but data.uri={redact(settings.data.uri)} is not: students would be tested on what their data never show; "
+            f"say where yours {verb}, as in {' '.join(f'--evaluation.{name} URI' for name in left)}"
+        )
 
 
 def check_all_match(settings: RunSettings) -> None:

@@ -72,6 +72,8 @@ def reference_times(
         run = Store(settings.plan.like)
         saved = reference_run(run)
         where = f"the run {redact(run.uri)}"
+        if saved["interrupted"]:
+            where += f", but for {', '.join(saved['interrupted'])}, in which it was interrupted"
     else:
         file = REFERENCE_RUNS / f"{job}.json"
         if not file.exists():
@@ -113,8 +115,10 @@ def reference_times(
 def reference_run(run: Store) -> dict[str, Any]:
     """Everything of a finished run that a plan needs: its settings, source, machines, and times of its stages.
 
+    Those of stages that were ``interrupted`` are left out, since they are of the last attempt alone.
+
     Raises:
-        UserError: There is no run, or one of its stages was interrupted, so that its time is not known.
+        UserError: There is no run.
     """
     if not run.exists(SETTINGS) or not run.exists(f"features/{MANIFEST}"):
         raise UserError(f"plan.like={redact(run.uri)} is no run that has finished its first stage")
@@ -122,11 +126,6 @@ def reference_run(run: Store) -> dict[str, Any]:
     saved["settings"].get("run", {})["dir"] = None  # where it was says nothing of what it took
     manifests = [run.read_json(name) for entry in run.entries() if run.exists(name := f"{entry}/{MANIFEST}")]
     stages = {one["stage"]: one for one in manifests if "stage" in one}
-    if resumed := [name for name, stage in stages.items() if stage["resumed"]]:
-        raise UserError(
-            f"plan.like={redact(run.uri)} was interrupted in the stage {resumed[0]}, so its time is not known; name a "
-            "run that went through"
-        )
     return {
         "job": saved["job"],
         "settings": saved["settings"],
@@ -141,7 +140,9 @@ def reference_run(run: Store) -> dict[str, Any]:
         "stages": {
             name: {key: stage.get(key) for key in ("seconds", "startup_seconds", "peak_bytes")}
             for name, stage in stages.items()
+            if not stage["resumed"]
         },
+        "interrupted": [name for name, stage in stages.items() if stage["resumed"]],
     }
 
 
