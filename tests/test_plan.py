@@ -412,7 +412,7 @@ def test_plans_of_cluster_presets_need_no_model() -> None:
     assert stages["latents"].cost.writes_bytes == 2000 * 4 * 64 * 64 * 2
     assert stages["finetune"].cost.writes_bytes is None  # of a generator on a hub
     plan = planned(vlcp, CLUSTER)
-    assert "in the run directory, beside the fine-tuned generator" in render(plan)
+    assert "in the run directory, beside what finetune writes" in render(plan)
 
 
 def test_fine_tuning_leaves_its_generator_in_float32(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_a_body_that_fails_leaves_no_manifest(tmp_path):
 
 def test_changed_settings_are_listed_with_the_remedy(tmp_path):
     old = Settings(finetune=Finetune(steps=100), uri="shapes:10")
-    reopen(tmp_path / "run", old).close()
+    with reopen(tmp_path / "run", old) as run:
+        run.stage("features", Body())
     new = Settings(finetune=Finetune(steps=200, sizes=(1, 2, 3)), uri="shapes:20", run=Run(seed=1))
     with pytest.raises(ValueError, match="run with other settings") as error:
         reopen(tmp_path / "run", new)
@@ -159,6 +160,34 @@ def test_changed_settings_are_listed_with_the_remedy(tmp_path):
     reopen(tmp_path / "run", old).close()  # the failed attempt changed nothing and holds no lock
 
 
+def test_a_setting_may_change_until_a_stage_has_begun_that_reads_it(tmp_path, capsys):
+    reads = {"features": ("uri", "key_column")}
+
+    def again(settings):
+        return RunDir.open(str(tmp_path / "run"), "edge", "local", settings, reads)
+
+    again(Settings()).close()
+    short = Settings(finetune=Finetune(steps=7), uri="shapes:9")
+    with again(short) as run:  # nothing has begun
+        assert run.has_new_settings
+        run.stage("features", Body())
+    shorter = replace(short, finetune=Finetune(steps=3))
+    body = Body()
+    with again(shorter) as run:
+        run.stage("features", body)
+        assert run.store.read_json("settings.json")["settings"]["finetune"]["steps"] == 3
+    assert not body.calls
+    assert "settings that nothing has read yet: finetune.steps: 7 -> 3" in capsys.readouterr().out
+    with again(shorter) as run:
+        assert not run.has_new_settings
+    with pytest.raises(UserError, match="with other settings:\n  uri: shapes:9 -> shapes:10"):
+        again(replace(shorter, uri="shapes:10"))
+    with again(shorter) as run:
+        run.stage("finetune", Body())
+    with pytest.raises(UserError, match="with other settings"):
+        again(short)
+
+
 def test_how_to_run_may_change_when_a_run_is_resumed(tmp_path):
     reopen(tmp_path / "run").close()
     elsewhere = Run(dir="other", ray_address="10.0.0.1:6379", num_cpus=7, object_store_mib=99)
@@ -166,7 +195,8 @@ def test_how_to_run_may_change_when_a_run_is_resumed(tmp_path):
 
 
 def test_a_setting_of_another_version_is_a_change(tmp_path):
-    reopen(tmp_path / "run").close()
+    with reopen(tmp_path / "run") as run:
+        run.stage("features", Body())
     file = tmp_path / "run" / "settings.json"
     held = json.loads(file.read_text())
     del held["settings"]["finetune"]["steps"]

@@ -19,7 +19,8 @@ from mmdd_ray.data.formats.format import HEAD_ROWS, Head
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import list_shards, stem
-from mmdd_ray.errors import StorageError
+from mmdd_ray.errors import StorageError, UserError
+from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.remote import transporting
 
 THREADS = 16
@@ -128,6 +129,23 @@ def look_at(data: Data) -> Source:
         classes=len(labels - {None}),
         holds=inside.holds,
     )
+
+
+def require_rows(rows: int, needs: Mapping[str, int], uri: str) -> None:
+    """Finds that there are too few rows for what is to come.
+
+    Args:
+        needs: Rows by the setting that asks for them.
+        uri: Of the source, for the message.
+
+    Raises:
+        UserError: There are fewer; names the setting.
+    """
+    for setting, needed in needs.items():
+        if needed > rows:
+            raise UserError(
+                f"{setting}={needed:,}, but {redact(uri)} has {rows:,} usable pairs; lower {setting} or add data"
+            )
 
 
 def _count_rows(shards: Sequence[Shard], head: Head, data: Data) -> tuple[int, bool]:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
 from mmdd_ray.engine.progress import duration, progress
@@ -100,14 +101,26 @@ class RunDir:
         self.numbers: Mapping[str, str] = {}
         """Which of how many stages a stage is, e.g. "[3/7] ", by its folder."""
         self.watchers: list[Watcher] = []
+        self.has_new_settings = False
+        """Whether settings have changed that no stage had read yet."""
         self._lock = lock
 
     @classmethod
-    def open(cls, uri: str | None, job: str, preset: str, settings: Any) -> "RunDir":
+    def open(
+        cls,
+        uri: str | None,
+        job: str,
+        preset: str,
+        settings: Any,
+        reads: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> "RunDir":
         """Creates the run directory ``uri`` or reopens it to resume.
 
         The default is ``runs/<job>-<preset>``; in a job that was submitted to a Ray cluster, whose working folder
         is deleted with it, below ``mmdd-ray`` in the home folder of the machine it runs on.
+
+        ``reads`` has the sections of the settings that a stage depends on, by its name; a stage that is not there
+        depends on all. A setting may change until a stage has begun that depends on it.
 
         Raises ``UserError`` when another live process writes to it, when it holds another job, a run with
         other settings or foreign files, or when it cannot be written.
@@ -125,7 +138,7 @@ class RunDir:
         try:
             lock = _lock(store) if store.is_local else None
             run = cls(store, lock)
-            run._enter(job, preset, settings)
+            run._enter(job, preset, settings, reads)
         except (OSError, StorageError, ValueError) as error:
             if lock:
                 if not store.exists(SETTINGS):  # leaves a foreign folder as it was
@@ -136,7 +149,7 @@ class RunDir:
             raise UserError(f"run.dir={redact(store.uri)} cannot be used: {error}") from error
         return run
 
-    def _enter(self, job: str, preset: str, settings: Any) -> None:
+    def _enter(self, job: str, preset: str, settings: Any, reads: Mapping[str, Sequence[str]]) -> None:
         """Writes the settings of a new run, or checks that they are those of the run that is here."""
         wanted = json.loads(json.dumps(resolved(settings)))  # tuples become lists, as in the file
         where = f"run.dir={redact(self.store.uri)}"
@@ -151,13 +164,18 @@ class RunDir:
                 raise UserError(
                     f"{where} holds a run of the job {saved['job']}; set run.dir to another folder"
                 )
-            if changes := differences(saved["settings"], wanted, settings):
+            changes = differences(saved["settings"], wanted, settings)
+            if changes and self._is_unread(changes, reads):
+                print(f"run          settings that nothing has read yet: {'; '.join(changes)}", flush=True)
+                self.has_new_settings = True
+                self.store.write_json(SETTINGS, saved | {"preset": preset, "settings": wanted})
+            elif changes:
                 raise UserError(
                     f"{where} holds a run with other settings:\n  "
                     + "\n  ".join(changes)
                     + "\nset run.dir to another folder, delete this one, or restore the settings above"
                 )
-            if (now := extended(saved["settings"], wanted, settings)) != saved["settings"]:
+            elif (now := extended(saved["settings"], wanted, settings)) != saved["settings"]:
                 self.store.write_json(SETTINGS, saved | {"settings": now})
         else:
             if foreign := [name for name in self.store.entries() if name not in (LOCK, STATUS)]:
@@ -168,6 +186,15 @@ class RunDir:
                 SETTINGS, {"layout": LAYOUT, "job": job, "preset": preset, "settings": wanted}
             )
         self.store.remove_temporaries()
+
+    def _is_unread(self, changes: Sequence[str], reads: Mapping[str, Sequence[str]]) -> bool:
+        """Whether no stage has begun that depends on a setting of these changes."""
+        entries = self.store.entries()
+        begun = [name for name in entries if self.store.exists(f"{name}/{STARTED}")]
+        sections = {change.partition(":")[0].partition(".")[0] for change in changes}
+        return DRAWS not in entries and all(
+            name in reads and sections.isdisjoint(reads[name]) for name in begun
+        )
 
     def _saved(self, where: str) -> dict[str, Any]:
         """The settings of the run that is here."""

@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.data.class_names import shared_captions
-from mmdd_ray.errors import UserError
+from mmdd_ray.data.inventory import require_rows
 from mmdd_ray.features.agreement import Agreeing, images_of, pair_numbers, score_table
 from mmdd_ray.features.coresets import joint_features, pair_scores
 from mmdd_ray.features.moments import Moments, MomentsSum
 from mmdd_ray.features.vectors import vector_column, vectors
-from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 FEATURES = ["captions", "image", "text"]  # columns of a chunk that features are read from
@@ -220,13 +219,7 @@ class FeatureStore:
         Raises:
             UserError: There are fewer; names the setting.
         """
-        rows = len(self.addresses)
-        for setting, needed in needs.items():
-            if needed > rows:
-                raise UserError(
-                    f"{setting}={needed:,}, but {redact(uri)} has {rows:,} usable pairs; "
-                    f"lower {setting} or add data"
-                )
+        require_rows(len(self.addresses), needs, uri)
 
     def clip_scores(self, class_texts: Mapping[int, np.ndarray] | None = None) -> np.ndarray:
         """CLIP score of every row, (rows,) float32; one pass, and no features in memory.

@@ -11,6 +11,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import synthetic_set
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.planning.preflight import batch_needs
 from mmdd_ray.storage.redact import redact
 
 START = "start.json"
@@ -33,21 +34,18 @@ def start_of_samples(samples: Sequence[Sample], image_px: int) -> PairSet:
 
 
 def require_batch(features: FeatureStore, settings: MatchingSettings) -> None:
-    """Finds before anything expensive that there are fewer real pairs than in a batch.
+    """Finds before anything expensive that fewer pairs agree well enough than are in a real batch.
 
     Raises:
         UserError: names the setting to lower.
     """
-    matching, uri = settings.matching, settings.data.uri
-    if not matching.iterations:
-        return
-    batch, fraction = matching.real_batch, settings.features.clip_score_fraction
-    features.require({f"{matching.section}.real_batch": batch}, uri)
-    if fraction < 1 and batch > (images := features.agreeing().n_images):
-        raise UserError(
-            f"{matching.section}.real_batch={batch:,}, but features.clip_score_fraction={fraction:g} leaves {images:,} "
-            f"images of {redact(uri)}; lower {matching.section}.real_batch or raise features.clip_score_fraction"
-        )
+    fraction = settings.features.clip_score_fraction
+    for setting, batch in batch_needs(settings.matching).items():
+        if fraction < 1 and batch > (images := features.agreeing().n_images):
+            raise UserError(
+                f"{setting}={batch:,}, but features.clip_score_fraction={fraction:g} leaves {images:,} images of "
+                f"{redact(settings.data.uri)}; lower {setting} or raise features.clip_score_fraction"
+            )
 
 
 def learnt_samples(matched: StageDir, seed: int) -> tuple[list[Sample], LearntPairs]:

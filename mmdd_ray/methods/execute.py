@@ -112,16 +112,21 @@ def open_session(method: Method[Any], settings: RunSettings, preset: str) -> Ite
     from mmdd_ray.engine.cluster import check_machines, connected
 
     with (
-        RunDir.open(settings.run.dir, method.job, preset, settings) as run,
+        RunDir.open(settings.run.dir, method.job, preset, settings, _reads(method)) as run,
         connected(settings.run, run.store) as devices,
     ):
         check_machines(settings)
         run.devices = devices.as_json()
-        if not run.store.exists(plan.PLAN):
+        if run.has_new_settings or not run.store.exists(plan.PLAN):
             planned = plan.plan_run(settings, method, devices, METHODS)
             check_gpus(planned)
             run.store.write_json(plan.PLAN, planned.as_json())
         yield run
+
+
+def _reads(method: Method[Any]) -> dict[str, tuple[str, ...]]:
+    """The sections of settings that stages depend on, of those that do not depend on all."""
+    return {stage.name: stage.reads for stage in method.steps().stages if stage.reads}
 
 
 def _run_stages(run: RunDir, steps: Steps[Any], settings: RunSettings) -> Iterator[Context[Any]]:

@@ -60,6 +60,9 @@ class Stage(Generic[S]):
     """Whether the first draw does it for all, because it does not depend on the seed or looks at that draw alone."""
     is_current: Callable[[Context[S]], bool] = lambda context: True
     """Whether its outputs still match their inputs outside the run directory; otherwise it runs again."""
+    reads: tuple[str, ...] = ()
+    """Sections of the settings that it depends on; none stands for all. Others may change while no other stage has
+    begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +195,8 @@ class Method(Generic[S]):
     """Raises `UserError` for settings that cannot be, before Ray starts."""
     steps: Callable[[], Steps[S]]
     """Imports what it takes to run; the rest of a method must be quick to import."""
+    needs: Callable[[S], Mapping[str, int]] = lambda settings: {}
+    """Real pairs that the source must have, by the setting that asks for them."""
     size: Callable[[S, Source], tuple[str, int]] = lambda settings, source: ("", 0)
     """The setting that says how large the set becomes, and how many images or pairs it and its coresets have."""
     holds: Callable[[S, Source], Mapping[str, float]] = lambda settings, source: {}

@@ -48,6 +48,7 @@ FEATURES: Stage[Any] = Stage(
     ),
     cost=lambda settings, source: features_cost(settings.features, source),
     shared=True,
+    reads=("data", "features"),
 )
 
 MOMENTS_OF_ALL: Stage[Any] = Stage(

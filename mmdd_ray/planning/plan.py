@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdd_ray.config import Evaluation, RunSettings, judged_by
-from mmdd_ray.data.inventory import Source
+from mmdd_ray.data.inventory import Source, require_rows
 from mmdd_ray.engine.cluster import Devices, connect, devices, this_machine
 from mmdd_ray.engine.draws import count_sets
 from mmdd_ray.planning.costs import FEATURE_BYTES, GREEDY, StageCost, clip_dim, counted_bytes
@@ -35,9 +35,11 @@ def plan_run(
         jobs: All jobs by name, of which the run that is planned by may be another one.
 
     Raises:
-        UserError: `plan.like` is no run to plan by, or the source cannot be read.
+        UserError: `plan.like` is no run to plan by, or the source cannot be read, or is known to be too small.
     """
     source = method.look(settings)
+    if source.exact:
+        require_rows(source.rows, method.needs(settings), settings.data.uri)
     times, figures = reference_times(settings, method.job, jobs)
     stages = [_stage_plan(cost, devices, times.get(cost.like)) for cost in method.costs(settings, source)]
     driver_bytes, scratch_bytes = _driver_bytes(settings, source, method), _scratch_bytes(settings, source)

@@ -202,3 +202,8 @@ def check_matching(matching: PairLearning, pairs_setting: str, pairs: int) -> No
             f"{section}.workers={matching.workers} is above {pairs_setting}={pairs} or {section}.synthetic_batch="
             f"{matching.synthetic_batch}, which they share; lower {section}.workers"
         )
+
+
+def batch_needs(matching: PairLearning) -> dict[str, int]:
+    """Real pairs that a batch of them needs, by its setting; none where nothing is learnt."""
+    return {f"{matching.section}.real_batch": matching.real_batch} if matching.iterations else {}

@@ -76,8 +76,8 @@ def _totals(plan: RunPlan) -> list[str]:
         read = sum(one.cost.times * one.cost.passes for one in plan.stages) * source.bytes
         lines.append(f"traffic      {_size(read)} read from the source")
     written = sum(one.cost.times * (one.cost.writes_bytes or 0) for one in plan.stages)
-    unknown_bytes = any(one.cost.writes_bytes is None for one in plan.stages)
-    beside = ", beside the fine-tuned generator" if unknown_bytes else ""
+    silent = [one.cost.stage for one in plan.stages if one.cost.writes_bytes is None]
+    beside = f", beside what {' and '.join(silent)} writes" if silent else ""
     lines.append(f"storage      {_size(written)} in the run directory{beside}")
     if plan.driver_bytes:
         scratch = f", and {_size(plan.scratch_bytes)} in its TMPDIR" if plan.scratch_bytes else ""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mmdd_ray.methods.covmatch.preflight import check, models
+from mmdd_ray.methods.covmatch.preflight import check, models, needs
 from mmdd_ray.methods.covmatch.presets import PRESETS
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.method import Method, Steps
@@ -40,6 +40,7 @@ METHOD = Method(
     models=models,
     preflight=check,
     steps=_steps,
+    needs=needs,
     size=lambda settings, source: ("match.pairs", settings.match.pairs),
     words=lambda settings: WORDS,
     shortened=_shortened,

@@ -1,7 +1,7 @@
 """Checks of a CovMatch run's settings; imports neither torch nor Ray."""
 
 from mmdd_ray.methods.covmatch.settings import Covmatch
-from mmdd_ray.planning.preflight import check_matching, encoder_models
+from mmdd_ray.planning.preflight import batch_needs, check_matching, encoder_models
 
 
 def check(settings: Covmatch) -> None:
@@ -17,6 +17,12 @@ def check(settings: Covmatch) -> None:
         )
 
         read_start_set(settings.match)
+
+
+def needs(settings: Covmatch) -> dict[str, int]:
+    """Real pairs that a run needs, by setting."""
+    real = settings.match.start_set is None or settings.evaluation.baselines
+    return {"match.pairs": settings.match.pairs if real else 0, **batch_needs(settings.matching)}
 
 
 def models(settings: Covmatch) -> dict[str, str]:

@@ -8,6 +8,7 @@ from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.costs import learning_cost
 from mmdd_ray.matching.moments import read_whole
 from mmdd_ray.matching.start import LOSS_COLUMNS, START, learnt_samples, require_batch
+from mmdd_ray.methods.covmatch.preflight import needs
 from mmdd_ray.methods.covmatch.settings import Covmatch
 from mmdd_ray.methods.covmatch.start import start_of_real, start_of_set
 from mmdd_ray.methods.covmatch.start_set import StartSet, read_start_set
@@ -38,8 +39,7 @@ def check_size(features: FeatureStore, settings: Covmatch) -> None:
         UserError: There are fewer than `match.pairs` or `match.real_batch`, or clip-score keeps fewer than
             `match.pairs`.
     """
-    if settings.match.start_set is None or settings.evaluation.baselines:
-        features.require({"match.pairs": settings.match.pairs}, settings.data.uri)
+    features.require(needs(settings), settings.data.uri)
     require_batch(features, settings)
     check_kept(features, settings, settings.match.pairs, settings.match.init)
 

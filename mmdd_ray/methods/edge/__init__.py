@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmdd_ray.methods.edge.preflight import check, models
+from mmdd_ray.methods.edge.preflight import check, models, needs
 from mmdd_ray.methods.edge.presets import PRESETS
 from mmdd_ray.methods.edge.settings import Edge, EdgeSynthesis
 from mmdd_ray.methods.method import Method, Steps
@@ -69,6 +69,7 @@ METHOD = Method(
     models=models,
     preflight=check,
     steps=_steps,
+    needs=needs,
     size=lambda settings, source: ("synthesis.pairs", settings.synthesis.pairs),
     words=_words,
     redraw=_redraw,

@@ -3,7 +3,7 @@
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.coresets import kept_rows
 from mmdd_ray.methods.edge.settings import Edge
-from mmdd_ray.planning.preflight import check_matching, encoder_models
+from mmdd_ray.planning.preflight import batch_needs, check_matching, encoder_models
 
 
 def check(settings: Edge) -> None:
@@ -35,6 +35,15 @@ def _check_candidates(settings: Edge) -> None:
             f"synthesis.clip_score_fraction={synthesis.clip_score_fraction:g} leaves {left:,} of {drawn:,} drawn "
             f"images, but {images:,} are kept; raise it, or synthesis.candidates_per_image"
         )
+
+
+def needs(settings: Edge) -> dict[str, int]:
+    """Real pairs that a run needs, by setting."""
+    return {
+        "synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0,
+        "finetune.batch_pairs": settings.finetune.batch_pairs,
+        **batch_needs(settings.matching),
+    }
 
 
 def models(settings: Edge) -> dict[str, str]:

@@ -18,6 +18,7 @@ from mmdd_ray.matching.moments import read_whole
 from mmdd_ray.matching.start import LOSS_COLUMNS as REFINEMENT_COLUMNS
 from mmdd_ray.matching.start import START, learnt_samples, require_batch, start_of_samples
 from mmdd_ray.methods.edge.choose import choose_drawn
+from mmdd_ray.methods.edge.preflight import needs
 from mmdd_ray.methods.edge.prompts import check_prompts, choose_prompts
 from mmdd_ray.methods.edge.recaption import read_captions, recaption
 from mmdd_ray.methods.edge.settings import Edge
@@ -47,11 +48,7 @@ def title(settings: Edge) -> str:
 
 def check_size(features: FeatureStore, settings: Edge) -> None:
     """Finds before the fine-tuning that there are too few real pairs for what comes after it."""
-    needs = {
-        "synthesis.pairs": settings.synthesis.pairs if settings.evaluation.baselines else 0,
-        "finetune.batch_pairs": settings.finetune.batch_pairs,
-    }
-    features.require(needs, settings.data.uri)
+    features.require(needs(settings), settings.data.uri)
     check_prompts(features, settings)
     fraction, images = settings.features.clip_score_fraction, settings.images
     if fraction < 1 and settings.synthesis.candidates_per_image > 1:

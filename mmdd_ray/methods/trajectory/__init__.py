@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmdd_ray.methods.method import Method, Steps
-from mmdd_ray.methods.trajectory.preflight import check, image_bytes, models
+from mmdd_ray.methods.trajectory.preflight import check, image_bytes, models, needs
 from mmdd_ray.methods.trajectory.presets import PRESETS
 from mmdd_ray.methods.trajectory.settings import Trajectory
 
@@ -47,6 +47,7 @@ METHOD = Method(
     holds=lambda settings, source: {
         "experts.max_real_mib": 2 * source.rows * image_bytes(settings)  # decoded, and in the object store
     },
+    needs=needs,
     size=lambda settings, source: ("match.pairs", settings.match.pairs),
     words=lambda settings: WORDS,
     shortened=_shortened,

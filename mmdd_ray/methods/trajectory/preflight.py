@@ -31,6 +31,11 @@ def image_bytes(settings: Trajectory) -> int:
     return 3 * settings.match.image_px**2
 
 
+def needs(settings: Trajectory) -> dict[str, int]:
+    """Real pairs that a run needs, by setting."""
+    return {"match.pairs": settings.match.pairs, "experts.batch_pairs": settings.experts.batch_pairs}
+
+
 def models(settings: Trajectory) -> dict[str, str]:
     """Names of the models that a run loads, by setting."""
     return {"features.clip": settings.features.clip, **encoder_models(settings, "match", "students")}

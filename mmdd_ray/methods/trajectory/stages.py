@@ -16,7 +16,7 @@ from mmdd_ray.methods.shared_stages import (
     set_folder,
     students_comparison,
 )
-from mmdd_ray.methods.trajectory.preflight import image_bytes
+from mmdd_ray.methods.trajectory.preflight import image_bytes, needs
 from mmdd_ray.methods.trajectory.settings import Trajectory
 from mmdd_ray.planning.costs import StageCost
 
@@ -37,8 +37,7 @@ def check_size(features: FeatureStore, settings: Trajectory) -> None:
             f"the real images take {held:,.0f} MiB decoded, more than experts.max_real_mib="
             f"{settings.experts.max_real_mib}; raise it where machines have the memory, or set data.limit"
         )
-    needs = {"match.pairs": settings.match.pairs, "experts.batch_pairs": settings.experts.batch_pairs}
-    features.require(needs, settings.data.uri)
+    features.require(needs(settings), settings.data.uri)
     check_kept(features, settings, settings.match.pairs, settings.match.init)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmdd_ray.data.class_names import read_class_names
 from mmdd_ray.data.inventory import Source, look_at
 from mmdd_ray.methods.method import Method, Steps
-from mmdd_ray.methods.vlcp.preflight import check, models
+from mmdd_ray.methods.vlcp.preflight import check, models, needs
 from mmdd_ray.methods.vlcp.presets import PRESETS
 from mmdd_ray.methods.vlcp.settings import Vlcp, VlcpSynthesis
 from mmdd_ray.storage.store import Store
@@ -67,6 +67,7 @@ METHOD = Method(
     models=models,
     preflight=check,
     steps=_steps,
+    needs=needs,
     size=_size,
     look=_look,
     words=lambda settings: WORDS,

@@ -29,6 +29,11 @@ def check(settings: Vlcp) -> None:
     check_template("describe.template", settings.describe.template)
 
 
+def needs(settings: Vlcp) -> dict[str, int]:
+    """Real pairs that a run needs, by setting."""
+    return {"finetune.batch_pairs": settings.finetune.batch_pairs}
+
+
 def models(settings: Vlcp) -> dict[str, str]:
     """Names of the models that a run loads, by setting."""
     found = {"features.clip": settings.features.clip, "finetune.generator": settings.finetune.generator}

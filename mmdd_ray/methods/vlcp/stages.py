@@ -35,6 +35,7 @@ from mmdd_ray.methods.vlcp.describe import (
     read_classes,
 )
 from mmdd_ray.methods.vlcp.latents import encode_latents, find_prototypes, read_prototypes
+from mmdd_ray.methods.vlcp.preflight import needs
 from mmdd_ray.methods.vlcp.settings import Vlcp, VlcpSynthesis
 from mmdd_ray.methods.vlcp.synthesize import guided, prompted, sample_requests
 from mmdd_ray.planning.costs import (
@@ -145,8 +146,7 @@ def _check(context: Context[Vlcp]) -> None:
     """Finds before anything is described that images or names of classes are missing, or are others than before."""
     settings = context.settings
     classes = _found_classes(context)
-    batch = {"finetune.batch_pairs": settings.finetune.batch_pairs}
-    features_of(context).require(batch, settings.data.uri)
+    features_of(context).require(needs(settings), settings.data.uri)
     check_names(context.run.store.child("describe"), classes, settings.describe.class_names)
 
 
