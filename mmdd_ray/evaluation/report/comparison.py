@@ -9,9 +9,17 @@ from markupsafe import Markup
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
+from mmdd_ray.evaluation.report.differences import SAME_SET
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
 from mmdd_ray.evaluation.report.page_charts import AT_ONCE
-from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label, signed
+from mmdd_ray.evaluation.report.text import (
+    about_lack,
+    best_scores,
+    duration_text,
+    mean_stds,
+    metric_label,
+    signed,
+)
 from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -114,6 +122,8 @@ def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 
 def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     """A line, or two where it is longer than a terminal."""
+    if one["metrics"][metric].get("lack") == SAME_SET:
+        return [f"{one['ours']} − {one['theirs']}  {about_lack(one['metrics'][metric])}"]
     score, several = one["metrics"][metric], "s" if one["students"] > 1 else ""
     sets = f"{one['ours']} − {one['theirs']}"
     figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
@@ -122,7 +132,7 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def interval(score: Mapping[str, Any]) -> str:
-    """``−0.3 to +2.7``; nothing is known of the spread of a single pair."""
-    if score["low"] is None or score["high"] is None:
-        return "–"
+    """``−0.3 to +2.7``, or ``–, too few``."""
+    if lack := about_lack(score):
+        return f"–, {lack}"
     return f"{signed(score['low'])} to {signed(score['high'])}"

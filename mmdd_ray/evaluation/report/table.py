@@ -74,7 +74,9 @@ def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) ->
     for place, (ours, theirs, interval, over) in enumerate(rows):
         if place == 0 or rows[place - 1][0] != ours:
             lines.append(f"{metric} of {ours}, difference to … (95 % interval)")
-        lines.append(f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {over}, paired")
+        lines.append(
+            f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {f'{over}, paired' if over else ''}".rstrip()
+        )
     return lines
 
 

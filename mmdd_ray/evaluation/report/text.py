@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
-from mmdd_ray.evaluation.report.standing import sentence
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, TOO_FEW
+from mmdd_ray.evaluation.report.differences import SAME_SET
+from mmdd_ray.evaluation.report.standing import EQUAL, HIGHER, LOWER, about_spread, sentence
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, IN_SENTENCES, LABELS, TASK_TEXTS
+
+LACKS = {
+    TOO_FEW: "too few",
+    ALL_ZERO: "all differences are 0",
+    ALL_EQUAL: "all differences are equal",
+    SAME_SET: "the same set",
+}
+"""Why there is no interval, in a cell of a table."""
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -18,8 +28,22 @@ def verdict(report: Mapping[str, Any]) -> str:
             f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
             for name, word in standings.items()
         }
-        message.append(sentence(label_of(ours, report), in_words))
+        message.append(sentence(label_of(ours, report), in_words, _doubt(report, ours, standings)))
     return " ".join(message)
+
+
+def _doubt(report: Mapping[str, Any], ours: str, standings: Mapping[str, str]) -> str:
+    """Why nothing is known of the spread, where a standing is that of the means alone."""
+    beside, metric = report["differences"].get(ours, {}), MAIN_METRIC[report["task"]]
+    unknown = (name for name, word in standings.items() if word in (HIGHER, LOWER, EQUAL))
+    doubts = [
+        about_spread(beside.get(name), metric) for name in unknown if not _is_zero(beside.get(name), metric)
+    ]
+    return doubts[0] if doubts else ""
+
+
+def _is_zero(difference: Mapping[str, Any] | None, metric: str) -> bool:
+    return difference is not None and difference["metrics"][metric].get("lack") == ALL_ZERO
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -99,11 +123,25 @@ def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list
     rows = []
     for ours, others in panel["differences"].items():
         for theirs, found in others.items():
-            mean, low, high = (found["metrics"][metric][part] for part in ("mean", "low", "high"))
-            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
             names = (label_of(ours, report), label_of(theirs, report))
-            rows.append((*names, interval, f"{found['count']} {found['over']}"))
+            score, over = found["metrics"][metric], f"{found['count']} {found['over']}"
+            if score.get("lack") == SAME_SET:
+                rows.append((*names, about_lack(score), ""))
+            else:
+                rows.append((*names, _with_interval(score), over))
     return rows
+
+
+def _with_interval(score: Mapping[str, Any]) -> str:
+    """``+1.0 [−0.5, +2.5]``, or ``+1.0 [–, too few]``."""
+    if lack := about_lack(score):
+        return f"{signed(score['mean'])} [–, {lack}]"
+    return f"{signed(score['mean'])} [{signed(score['low'])}, {signed(score['high'])}]"
+
+
+def about_lack(score: Mapping[str, Any]) -> str:
+    """Why a difference has no interval; empty where it has one."""
+    return LACKS[score["lack"]] if "lack" in score else ""
 
 
 def main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
