@@ -210,6 +210,31 @@ def test_runs_that_have_the_same_distilled_set_are_told_so(tmp_path: Path) -> No
     assert found["notes"][0] in comparison_html(found)
 
 
+def test_no_set_is_the_best_where_numbers_of_students_differ(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a-run-with-a-long-name", {"edge": [7.0, 6.6, 7.7]})
+    other = finish(tmp_path / "b", {"covmatch": [7.6]})
+    found = compare_runs([one, other])
+    assert found["notes"] == [
+        "The sets have different numbers of students (3 of edge, 1 of covmatch), so their means are not equally "
+        "certain, and none is marked as the best."
+    ]
+    page = comparison_html(found)
+    assert "<b>" not in page
+    assert "in bold" not in page
+    alike = compare_runs([one, finish(tmp_path / "c", {"covmatch": [9.0, 8.9, 9.3]})])
+    assert "<b>9.1 ± 0.2</b>" in comparison_html(alike)
+    names = [line.index(str(tmp_path)) for line in comparison_table(found).splitlines()[:2]]
+    assert names[0] == names[1]  # folders stand below each other
+
+
+def test_single_students_are_called_so(tmp_path: Path) -> None:
+    uris = [finish(tmp_path / "a", {"edge": [9.0]}), finish(tmp_path / "b", {"covmatch": [7.0]})]
+    found = compare_runs(uris)
+    for text in (comparison_table(found), comparison_html(found)):
+        assert "ercent, of one student for each set" in text
+        assert "standard deviation" not in text
+
+
 def test_students_of_other_seeds_are_not_paired_and_the_page_says_so(tmp_path: Path) -> None:
     settings = local()
     one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})

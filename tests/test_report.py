@@ -26,7 +26,7 @@ from mmdd_ray.evaluation.report.page import report_html, write_report
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols
 from mmdd_ray.evaluation.report.standing import sentence, standing
 from mmdd_ray.evaluation.report.table import summary_table
-from mmdd_ray.evaluation.report.text import headline, verdict
+from mmdd_ray.evaluation.report.text import best_scores, headline, tiles, verdict
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.edge.settings import Edge
 from mmdd_ray.storage.store import Store
@@ -145,7 +145,7 @@ def test_scores_beyond_retrieval_are_a_table_of_their_own_where_there_are_any(ru
         "Compositional swap att",
         "Compositional",
     ]
-    assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"] * 3  # the best of the small sets
+    assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"]  # the others are below chance
     assert plain["extra_scores"] == {}
     assert "Beyond retrieval" not in summary_table(plain) + report_html(plain, run)
 
@@ -244,6 +244,63 @@ def test_table_prints_the_best_small_set_in_bold_and_never_the_full_data(run: St
     bold = [text for tag, text in page.text if tag == "b" and "±" in text]
     assert bold == ["13.9 ± 0.0"] * len(METRICS)
     assert ("td", "42.0 ± 2.0") in page.text
+
+
+@pytest.mark.parametrize(
+    ("edge", "random", "bold"),
+    [
+        ([9.0, 9.4, 9.2], [6.0, 6.1, 6.3], 9.2),
+        ([9.01, 9.0, 9.02], [9.0, 9.01, 9.0], None),  # all show 9.0
+        ([0.5, 1.6, 0.9], [0.7, 0.6, 0.8], None),  # 0.75 is chance
+        ([1.4, 1.45], [0.7, 0.8], None),  # too few to tell it from chance
+        ([1.6, 1.7], [0.7, 0.8], 1.65),
+        ([9.0, 9.4, 9.2], [6.0], None),  # the luck of one student is larger than that of three
+    ],
+)
+def test_the_best_is_bold_only_where_that_says_something(
+    edge: list[float], random: list[float], bold: float | None
+) -> None:
+    scores = {"edge": _metrics(*edge), "random": _metrics(*random), "full": _metrics(20.0)}
+    found = best_scores(scores | {"chance": _metrics(0.75)})
+    assert found == ({} if bold is None else dict.fromkeys(METRICS, pytest.approx(bold)))
+
+
+@pytest.mark.parametrize(
+    ("random", "doubt"),
+    [
+        ((11.0, 9.0, 10.0), "not distinguishable"),
+        ((9.0, 11.1, 9.9), ""),
+        ((9.0, 12.0, 10.5), "spread not known"),
+    ],
+)
+def test_a_ratio_that_is_no_finding_is_muted(
+    run: Store, random: tuple[float, float, float], doubt: str
+) -> None:
+    sets = EVALUATION["sets"] | {"random": _set(100, *random)}
+    report = build_report(run, EVALUATION | {"sets": sets})
+    tile = tiles(report)[1]
+    assert (tile.what, tile.doubt) == ("the recall of random pairs", doubt)
+    told = f'<div class="tile unsure"><b>{tile.value}</b><span>{tile.what}; <em>{doubt}</em>'
+    assert (told in report_html(report, run)) == bool(doubt)
+
+
+def test_figures_of_one_student_are_called_so(run: Store) -> None:
+    sets = {"edge": _set(100, 12.0), "random": _set(100, 10.0)}
+    report = build_report(run, EVALUATION | {"sets": sets})
+    assert "recall in percent, of one student" in summary_table(report).splitlines()
+    page = report_html(report, run)
+    assert "Percent, of one student for each set" in page
+    assert "mean ± standard deviation" not in page
+    assert "mean ± standard deviation" in report_html(build_report(run, EVALUATION), run)
+
+
+def test_the_recall_of_captions_is_not_called_like_that_of_students(run: Store) -> None:
+    quality = {"alignment": {"set": 0.66}, "recall": {"set": 100.0}}
+    page = _Page(report_html(build_report(run, EVALUATION, quality=quality), run))
+    cells = [text for tag, text in page.text if tag == "td"]
+    assert "Captions that find their own image, by CLIP, %" in cells
+    assert "Alignment" in cells
+    assert "Recall" not in cells
 
 
 def _after_verdict(report: dict[str, Any]) -> list[str]:

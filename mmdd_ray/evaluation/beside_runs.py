@@ -16,7 +16,7 @@ from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.differences import interval_of
 from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import label_of, set_label
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, REPORT_JSON
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_JSON
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -399,6 +399,13 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
         ):
             if any(one != found[0] for one in found[1:]):
                 yield f"The {what} of {', '.join(own)} differ, and so do figures by rounding."
+        counts = {one["label"]: one["students"] for one in table["sets"] if one["set"] != FULL}
+        if len({*counts.values()}) > 1:
+            told = ", ".join(f"{count} of {label}" for label, count in counts.items())
+            yield (
+                f"The sets have different numbers of students ({told}), so their means are not equally certain, and "
+                "none is marked as the best."
+            )
         yield from _same_sets(table)
         if any(one["draws"] > 1 for one in table["sets"] if one["distilled"]):
             yield (

@@ -20,7 +20,7 @@ from mmdd_ray.evaluation.report.text import (
     metric_label,
     signed,
 )
-from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
+from mmdd_ray.evaluation.report.words import CHANCE, FULL, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -42,7 +42,10 @@ def write_comparison(found: Mapping[str, Any], out: Store) -> list[str]:
 def comparison_html(found: Mapping[str, Any]) -> str:
     """The page; it needs no network."""
     small = [
-        best_scores({one["label"]: one["scores"] for one in table["sets"] if one["set"] != "full"})
+        best_scores(
+            {one["label"]: one["scores"] for one in table["sets"] if one["set"] != FULL}
+            | {CHANCE: {metric: {"mean": mean} for metric, mean in table["chance"].items()}}
+        )
         for table in found["tables"]
     ]
     return (
@@ -63,6 +66,7 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             task=TASK_TEXTS[found["task"]],
             main=MAIN_METRIC[found["task"]],
             signed=signed,
+            over=_over,
             interval=interval,
             chance=LABELS[CHANCE],
         )
@@ -88,10 +92,11 @@ def _time_chart(table: Mapping[str, Any], task: str) -> Markup | None:
 def comparison_table(found: Mapping[str, Any]) -> str:
     """The tables and the differences as text for a terminal."""
     main, task = MAIN_METRIC[found["task"]], TASK_TEXTS[found["task"]]
-    blocks = [f"{name:<13}  {run['dir']}" for name, run in found["runs"].items()]
+    width = max(map(len, found["runs"]))
+    blocks = [f"{name:<{width}}  {run['dir']}" for name, run in found["runs"].items()]
     for table in found["tables"]:
         blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
-        blocks += ["percent, mean ± standard deviation over students (± that between draws)", ""]
+        blocks += [f"percent, {_over(table)}", ""]
         rows = [["", *map(metric_label, METRICS[found["task"]]), *HEADINGS]]
         rows += [_row(one, METRICS[found["task"]]) for one in table["sets"]]
         means = [f"{table['chance'][metric]:.1f}" for metric in METRICS[found["task"]]]
@@ -107,6 +112,13 @@ def comparison_table(found: Mapping[str, Any]) -> str:
         for note in found["notes"]
     ]
     return "\n".join(blocks)
+
+
+def _over(table: Mapping[str, Any]) -> str:
+    """How the figures of a table are means."""
+    if all(one["students"] * one["draws"] == 1 for one in table["sets"]):
+        return "of one student for each set, so that nothing is known of the spread"
+    return "mean ± standard deviation over students, pooled over draws (± that between draws)"
 
 
 def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:

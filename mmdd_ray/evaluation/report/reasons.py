@@ -13,10 +13,9 @@ import numpy as np
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST
-from mmdd_ray.evaluation.report.text import in_sentence, label_of, signed
+from mmdd_ray.evaluation.report.text import NEAR_CHANCE, in_sentence, label_of, signed
 from mmdd_ray.evaluation.report.words import CHANCE, TASK_TEXTS
 
-NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
 WINDOW = 0.1  # of a training: the part at its start and at its end whose losses are compared
 NOISE = 2.0  # standard errors: a fall of a loss within them may be chance
 FEW_STEPS = 10  # of a loss curve: with fewer there is nothing to compare

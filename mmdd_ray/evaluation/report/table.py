@@ -14,6 +14,7 @@ from mmdd_ray.evaluation.report.text import (
     difference_rows,
     duration_text,
     full_is_part,
+    has_one_student,
     label_of,
     mean_std,
     metric_label,
@@ -105,7 +106,8 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         rows += [["best look", *cells]]
     rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
     what = "recall" if task == "retrieval" else "accuracy"
-    notes = [f"{what} in percent, mean ± standard deviation over students"]
+    over = "of one student" if has_one_student(scores) else "mean ± standard deviation over students"
+    notes = [f"{what} in percent, {over}"]
     if protocol := panel["protocol"]:
         notes.insert(0, f"{protocol_title(protocol)}: {panel['models']}")
     if draws > 1:
