@@ -117,7 +117,7 @@ def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Pat
     assert rows["edge"]["scores"]["mean_recall"]["mean"] == 10.0
     assert found["notes"] == []
     text, page = comparison_table(found), comparison_html(found)
-    assert "edge − CovMatch  −1.0  (−26.4 to +24.4), 2 students" in text
+    assert "edge − CovMatch  −1.0  (–, too few), 2 students" in text
     assert max(map(len, text.splitlines())) <= 80 + len(str(tmp_path))
     assert "10.0 ± 1.4" in text
     assert "10.0 ± 1.4" in page
@@ -144,12 +144,14 @@ def test_scores_stand_against_time_where_the_times_of_two_sets_are_known(tmp_pat
 
 
 def test_classifiers_stand_in_a_table_of_their_accuracy(tmp_path: Path) -> None:
-    one = finish(tmp_path / "a", {"vlcp": [30.0, 34.0], "prompts": [20.0, 21.0]}, task="classification")
-    other = finish(tmp_path / "b", {"chosen": [31.0, 33.0]}, task="classification")
+    one = finish(
+        tmp_path / "a", {"vlcp": [30.0, 34.0, 32.0], "prompts": [20.0, 21.0, 22.0]}, task="classification"
+    )
+    other = finish(tmp_path / "b", {"chosen": [31.0, 33.0, 32.0]}, task="classification")
     found = compare_runs([one, other])
     rows = found["tables"][0]["sets"]
     assert [row["label"] for row in rows] == ["vlcp", "chosen", "Class names as prompts"]
-    assert "vlcp − chosen  +0.0  (−12.7 to +12.7), 2 students" in comparison_table(found)
+    assert "vlcp − chosen  +0.0  (−2.5 to +2.5), 3 students" in comparison_table(found)
     assert "<h2>Accuracy on the test images, protocol equal-budget</h2>" in comparison_html(found)
 
 
@@ -190,8 +192,47 @@ def test_a_single_student_has_no_interval(tmp_path: Path) -> None:
     uris = [finish(tmp_path / "a", {"edge": [9.0]}), finish(tmp_path / "b", {"covmatch": [7.0]})]
     found = compare_runs(uris)
     score = found["tables"][0]["differences"][0]["metrics"]["mean_recall"]
-    assert score == {"mean": 2.0, "low": None, "high": None}
-    assert "edge − covmatch  +2.0  (–), 1 student" in comparison_table(found)
+    assert score == {"mean": 2.0, "low": None, "high": None, "lack": "too few"}
+    assert "edge − covmatch  +2.0  (–, too few), 1 student" in comparison_table(found)
+
+
+def test_runs_that_have_the_same_distilled_set_are_told_so(tmp_path: Path) -> None:
+    sets, prints = {"edge": [9.0, 11.0, 10.0]}, {"edge": "one set"}
+    uris = [finish(tmp_path / name, sets, prints=prints) for name in "ab"]
+    uris.append(finish(tmp_path / "c", {"covmatch": [7.0, 9.5, 8.0]}))
+    found = compare_runs(uris)
+    assert found["notes"] == ["edge (a) and edge (b) are the same set, for they have the very same pairs."]
+    first, second, _ = found["tables"][0]["differences"]
+    assert first["metrics"]["mean_recall"] == {"mean": 0.0, "low": None, "high": None, "lack": "same set"}
+    assert second["metrics"]["mean_recall"]["low"] is not None
+    assert "edge (a) − edge (b)  the same set" in comparison_table(found)
+    assert "<td>edge (a) − edge (b)</td><td>+0.0</td>" in comparison_html(found)
+    assert found["notes"][0] in comparison_html(found)
+
+
+def test_no_set_is_the_best_where_numbers_of_students_differ(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a-run-with-a-long-name", {"edge": [7.0, 6.6, 7.7]})
+    other = finish(tmp_path / "b", {"covmatch": [7.6]})
+    found = compare_runs([one, other])
+    assert found["notes"] == [
+        "The sets have different numbers of students (3 of edge, 1 of covmatch), so their means are not equally "
+        "certain, and none is marked as the best."
+    ]
+    page = comparison_html(found)
+    assert "<b>" not in page
+    assert "in bold" not in page
+    alike = compare_runs([one, finish(tmp_path / "c", {"covmatch": [9.0, 8.9, 9.3]})])
+    assert "<b>9.1 ± 0.2</b>" in comparison_html(alike)
+    names = [line.index(str(tmp_path)) for line in comparison_table(found).splitlines()[:2]]
+    assert names[0] == names[1]  # folders stand below each other
+
+
+def test_single_students_are_called_so(tmp_path: Path) -> None:
+    uris = [finish(tmp_path / "a", {"edge": [9.0]}), finish(tmp_path / "b", {"covmatch": [7.0]})]
+    found = compare_runs(uris)
+    for text in (comparison_table(found), comparison_html(found)):
+        assert "ercent, of one student for each set" in text
+        assert "standard deviation" not in text
 
 
 def test_students_of_other_seeds_are_not_paired_and_the_page_says_so(tmp_path: Path) -> None:

@@ -452,16 +452,17 @@ def test_differences_of_students_are_those_of_a_paired_t_test() -> None:
 
 def test_all_given_sets_are_compared_and_baselines_with_the_first() -> None:
     scores = scores_of(
-        a=[[1.0, 2.0]], b=[[2.0, 4.0]], c=[[5.0, 6.0]], random=[[0.0, 1.0]], full=[[8.0, 9.0]], chance=[[1.0]]
+        a=[[1.0, 2.0]], b=[[2.0, 4.0]], c=[[5.0, 7.0]], random=[[0.0, 1.0]], full=[[8.0, 9.0]], chance=[[1.0]]
     )
     found = differences(scores)
     assert {name: list(others) for name, others in found.items()} == {"a": ["b", "c", "random"], "b": ["c"]}
-    assert found["a"]["c"]["metrics"]["mean_recall"] == {"mean": -4.0, "low": -4.0, "high": -4.0}
+    of_two = {"mean": -4.5, "low": None, "high": None, "lack": "too few"}
+    assert found["a"]["c"]["metrics"]["mean_recall"] == of_two
 
 
 def test_draws_are_paired_where_both_have_as_many_and_otherwise_students() -> None:
-    edge = [[10.0, 14.0, 11.0], [13.0, 11.0, 19.0]]
-    random = [[7.0, 8.0, 8.5], [6.0, 12.0, 9.0]]
+    edge = [[10.0, 14.0, 11.0], [13.0, 11.0, 19.0], [12.0, 15.0, 13.0]]
+    random = [[7.0, 8.0, 8.5], [6.0, 12.0, 9.0], [9.0, 9.5, 8.0]]
     herding = [[9.0, 9.5, 12.0]]
     found = differences(scores_of(edge=edge, random=random, herding=herding))["edge"]
     for name, over, left, right in (
@@ -476,6 +477,29 @@ def test_draws_are_paired_where_both_have_as_many_and_otherwise_students() -> No
 
 def test_nothing_is_said_of_one_student() -> None:
     assert differences(scores_of(edge=[[10.0]], random=[[9.0]])) == {}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "mean", "lack"),
+    [
+        ([8.0, 9.0], [5.5, 6.5], 2.5, "too few"),
+        ([7.6, 8.2, 5.3], [7.3, 7.9, 5.0], 0.3, "all equal"),  # but for rounding
+        ([7.5, 8.5], [7.5, 8.5], 0.0, "all zero"),
+    ],
+)
+def test_differences_without_a_spread_have_no_interval(
+    ours: list[float], theirs: list[float], mean: float, lack: str
+) -> None:
+    score = differences(scores_of(edge=[ours], random=[theirs]))["edge"]["random"]["metrics"]["mean_recall"]
+    assert score == {"mean": pytest.approx(mean), "low": None, "high": None, "lack": lack}
+
+
+def test_sets_with_equal_fingerprints_are_the_same_whatever_their_students() -> None:
+    scores = scores_of(edge=[[10.0]], random=[[10.0]], herding=[[10.0]])
+    found = differences(scores, {"edge": ["a"], "random": ["a"], "herding": ["b"]})
+    assert list(found["edge"]) == ["random"]
+    assert found["edge"]["random"]["metrics"]["mean_recall"]["lack"] == "same set"
+    assert differences(scores, {"edge": [], "random": []}) == {}  # an older run says nothing of them
 
 
 def test_a_report_says_that_sets_differ_in_size_and_calls_no_real_pairs_synthetic() -> None:
@@ -508,7 +532,7 @@ def test_a_report_says_that_sets_differ_in_size_and_calls_no_real_pairs_syntheti
 # ---- a whole run
 
 
-QUICK = ["--evaluation.seeds", "2", "--students.steps", "2", "--students.learning_rates", "0.1"]
+QUICK = ["--evaluation.seeds", "3", "--students.steps", "2", "--students.learning_rates", "0.1"]
 LORS = ["--evaluation.protocols", "lors-frozen-text"]  # twenty students of a hundred epochs
 
 

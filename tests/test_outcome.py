@@ -56,8 +56,8 @@ def report_of(
 
 
 BELOW, ABOVE, LEVEL = (
-    ([6.0, 6.1, 6.2], [9.0, 9.1, 9.2]),
-    ([9.0, 9.1], [6.0, 6.1]),
+    ([6.0, 6.1, 6.2], [9.0, 9.2, 9.1]),
+    ([9.0, 9.1, 9.3], [6.0, 6.2, 6.1]),
     ([6.0, 7.0, 8.0], [6.5, 7.4, 7.3]),
 )
 
@@ -171,9 +171,9 @@ def test_a_title_names_all_baselines_at_once() -> None:
 
 
 def test_students_near_chance_come_first() -> None:
-    all_low = outcome(report_of([0.9, 0.9, 1.0], [1.2, 1.2, 1.3]))
+    all_low = outcome(report_of([0.9, 0.9, 1.0], [1.2, 1.3, 1.2]))
     assert "the best of them reach 1.2 % where chance is 0.8 %" in all_low["reasons"][0]
-    one_low = outcome(report_of([0.9, 0.9, 1.0], [9.2, 9.2, 9.3]))
+    one_low = outcome(report_of([0.9, 0.9, 1.0], [9.2, 9.3, 9.2]))
     assert one_low["reasons"][0].startswith("Students of EDGE stay near chance: 0.9 % where chance is 0.8 %.")
 
 
@@ -190,11 +190,53 @@ def test_a_spread_above_the_difference_tells_how_many_students_it_takes() -> Non
     assert "About 6 students (evaluation.seeds) would tell" in larger["reasons"][0]
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "title", "told"),
+    [
+        (
+            [8.0, 9.0],
+            [5.7, 6.7],
+            "EDGE scores higher than random real pairs here",
+            "is +2.3 points over 2 paired students, which are too few to know its spread; 3 or more (evaluation.seeds)",
+        ),
+        (
+            [5.7, 6.7, 7.7],
+            [8.0, 9.0, 10.0],
+            "EDGE scores lower than random real pairs here; likely reasons",
+            "is −2.3 points with every one of 3 paired students: figures of few test data move in steps",
+        ),
+        (
+            [5.0, 6.0, 9.0],
+            [5.0, 6.0, 9.0],
+            "EDGE cannot be told from random real pairs here; likely reasons",
+            "All 3 paired students score exactly the same with EDGE and random real pairs.",
+        ),
+    ],
+)
+def test_differences_without_a_spread_get_no_interval_and_no_verdict_of_one(
+    ours: list[float], theirs: list[float], title: str, told: str
+) -> None:
+    report = report_of(ours, theirs)
+    found = outcome(report)
+    assert found["title"] == title
+    assert told in found["reasons"][0]
+    assert not any("interval" in one or "would take" in one for one in found["reasons"])
+    assert report["differences"]["edge"]["random"]["metrics"]["mean_recall"]["low"] is None
+
+
+def test_the_first_line_and_the_table_of_differences_are_one_test() -> None:
+    # students of one seed rise and fall together: paired they differ beyond doubt, by Welch's test they do not
+    report = report_of([5.0, 9.0, 13.0], [4.0, 7.9, 12.1])
+    assert report["differences"]["edge"]["random"]["metrics"]["mean_recall"]["low"] > 0
+    assert report["standings"]["edge"]["random"] == "above"
+    assert outcome(report)["tone"] == "above"
+
+
 def test_single_students_and_missing_classes() -> None:
     single = outcome(report_of([6.0], [9.0]))
     assert single["title"] == "EDGE scores lower than random real pairs here; likely reasons"
     assert single["reasons"][0].startswith("A single student was trained on EDGE")
-    report = report_of([30.0, 30.1], [40.0, 40.1], task="classification")
+    report = report_of([30.0, 30.1, 30.2], [40.0, 40.2, 40.1], task="classification")
     report["sets"]["edge"]["images"] = 7
     report["sets"]["random"]["images"] = 7
     assert outcome(report)["reasons"] == [

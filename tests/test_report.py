@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.data import shapes
@@ -26,7 +26,7 @@ from mmdd_ray.evaluation.report.page import report_html, write_report
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols
 from mmdd_ray.evaluation.report.standing import sentence, standing
 from mmdd_ray.evaluation.report.table import summary_table
-from mmdd_ray.evaluation.report.text import headline, verdict
+from mmdd_ray.evaluation.report.text import best_scores, headline, tiles, verdict
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.edge.settings import Edge
 from mmdd_ray.storage.store import Store
@@ -78,10 +78,10 @@ EVALUATION = {  # sets in another order than the report's
     **PANEL,
     "others": [],
     "sets": {
-        "full": _set(4000, 40.0, 44.0),
-        "random": _set(100, 9.0, 11.0),
-        "edge": _set(100, 12.0, 15.0),
-        "k-center": _set(100, 13.9, 13.9),
+        "full": _set(4000, 40.0, 44.0, 42.0),
+        "random": _set(100, 11.0, 9.0, 10.0),
+        "edge": _set(100, 12.0, 15.0, 13.5),
+        "k-center": _set(100, 13.9, 13.9, 13.9),
     },
     "chance": dict.fromkeys(METRICS, 0.75),
 }
@@ -145,7 +145,7 @@ def test_scores_beyond_retrieval_are_a_table_of_their_own_where_there_are_any(ru
         "Compositional swap att",
         "Compositional",
     ]
-    assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"] * 3  # the best of the small sets
+    assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"]  # the others are below chance
     assert plain["extra_scores"] == {}
     assert "Beyond retrieval" not in summary_table(plain) + report_html(plain, run)
 
@@ -163,8 +163,8 @@ def test_report_json_has_the_promised_schema(run: Store) -> None:
     assert all(tuple(one) == METRICS for one in read["scores"].values())
     assert read["scores"]["edge"]["tr@5"] == {
         "mean": 13.5,
-        "std": pytest.approx(4.5**0.5),
-        "runs": [12.0, 15.0],
+        "std": pytest.approx(1.5),
+        "runs": [12.0, 15.0, 13.5],
     }
     assert read["scores"]["chance"]["ir@1"] == {"mean": 0.75, "std": 0.0, "runs": [0.75]}
     assert list(read["stages"]) == ["features", "synthesis"]
@@ -243,7 +243,64 @@ def test_table_prints_the_best_small_set_in_bold_and_never_the_full_data(run: St
     page = _Page(report_html(build_report(run, EVALUATION), run))
     bold = [text for tag, text in page.text if tag == "b" and "±" in text]
     assert bold == ["13.9 ± 0.0"] * len(METRICS)
-    assert ("td", "42.0 ± 2.8") in page.text
+    assert ("td", "42.0 ± 2.0") in page.text
+
+
+@pytest.mark.parametrize(
+    ("edge", "random", "bold"),
+    [
+        ([9.0, 9.4, 9.2], [6.0, 6.1, 6.3], 9.2),
+        ([9.01, 9.0, 9.02], [9.0, 9.01, 9.0], None),  # all show 9.0
+        ([0.5, 1.6, 0.9], [0.7, 0.6, 0.8], None),  # 0.75 is chance
+        ([1.4, 1.45], [0.7, 0.8], None),  # too few to tell it from chance
+        ([1.6, 1.7], [0.7, 0.8], 1.65),
+        ([9.0, 9.4, 9.2], [6.0], None),  # the luck of one student is larger than that of three
+    ],
+)
+def test_the_best_is_bold_only_where_that_says_something(
+    edge: list[float], random: list[float], bold: float | None
+) -> None:
+    scores = {"edge": _metrics(*edge), "random": _metrics(*random), "full": _metrics(20.0)}
+    found = best_scores(scores | {"chance": _metrics(0.75)})
+    assert found == ({} if bold is None else dict.fromkeys(METRICS, pytest.approx(bold)))
+
+
+@pytest.mark.parametrize(
+    ("random", "doubt"),
+    [
+        ((11.0, 9.0, 10.0), "not distinguishable"),
+        ((9.0, 11.1, 9.9), ""),
+        ((9.0, 12.0, 10.5), "spread not known"),
+    ],
+)
+def test_a_ratio_that_is_no_finding_is_muted(
+    run: Store, random: tuple[float, float, float], doubt: str
+) -> None:
+    sets = EVALUATION["sets"] | {"random": _set(100, *random)}
+    report = build_report(run, EVALUATION | {"sets": sets})
+    tile = tiles(report)[1]
+    assert (tile.what, tile.doubt) == ("the recall of random pairs", doubt)
+    told = f'<div class="tile unsure"><b>{tile.value}</b><span>{tile.what}; <em>{doubt}</em>'
+    assert (told in report_html(report, run)) == bool(doubt)
+
+
+def test_figures_of_one_student_are_called_so(run: Store) -> None:
+    sets = {"edge": _set(100, 12.0), "random": _set(100, 10.0)}
+    report = build_report(run, EVALUATION | {"sets": sets})
+    assert "recall in percent, of one student" in summary_table(report).splitlines()
+    page = report_html(report, run)
+    assert "Percent, of one student for each set" in page
+    assert "mean ± standard deviation" not in page
+    assert "mean ± standard deviation" in report_html(build_report(run, EVALUATION), run)
+
+
+def test_the_recall_of_captions_is_not_called_like_that_of_students(run: Store) -> None:
+    quality = {"alignment": {"set": 0.66}, "recall": {"set": 100.0}}
+    page = _Page(report_html(build_report(run, EVALUATION, quality=quality), run))
+    cells = [text for tag, text in page.text if tag == "td"]
+    assert "Captions that find their own image, by CLIP, %" in cells
+    assert "Alignment" in cells
+    assert "Recall" not in cells
 
 
 def _after_verdict(report: dict[str, Any]) -> list[str]:
@@ -283,8 +340,8 @@ def test_no_time_has_sixty_seconds(run: Store, seconds: float, shown: str) -> No
 def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     report = build_report(run, EVALUATION)
     assert headline(report).replace("\u00a0", " ") == (
-        "100 synthetic pairs of EDGE reach 13.5 ± 2.1 % mean recall; 100 random real pairs 10.0 ± 1.4 %; "
-        "the full data (4,000 pairs) 42.0 ± 2.8 %."
+        "100 synthetic pairs of EDGE reach 13.5 ± 1.5 % mean recall; 100 random real pairs 10.0 ± 1.0 %; "
+        "the full data (4,000 pairs) 42.0 ± 2.0 %."
     )
     first, second, _, *lines = summary_table(report).splitlines()
     assert (first, second) == (
@@ -299,17 +356,17 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     assert lines[3].split() == ["edge", "random", "k-center", "full", "chance"]
     assert re.split(r"\s{2,}", next(line for line in lines if line.startswith("mean recall"))) == [
         "mean recall",
-        "13.5 ± 2.1",
-        "10.0 ± 1.4",
+        "13.5 ± 1.5",
+        "10.0 ± 1.0",
         "13.9 ± 0.0",
-        "42.0 ± 2.8",
+        "42.0 ± 2.0",
         "0.8",
     ]
     assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
-    assert lines[13:16] == [  # of one pair of students more than one; t of 1 degree of freedom is 12.7
+    assert lines[13:16] == [
         "mean recall of EDGE, difference to … (95 % interval)",
-        "  Random real data  +3.5 [-2.9, +9.9]    2 students, paired",
-        "  k-center          -0.4 [-19.5, +18.7]  2 students, paired",
+        "  Random real data  +3.5 [−2.7, +9.7]  3 students, paired",
+        "  k-center          −0.4 [−4.1, +3.3]  3 students, paired",
     ]
     assert "3 images, 7 pairs" in lines[17]
     assert f"report.html  {run.uri}/report.html" in lines
@@ -521,9 +578,12 @@ def test_a_difference_counts_where_the_t_test_sees_it() -> None:
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(300):
-        ours, theirs = rng.normal(10, 1, rng.integers(2, 6)), rng.normal(rng.uniform(6, 14), 2, 4)
+        ours, theirs = rng.normal(10, 1, rng.integers(3, 6)), rng.normal(rng.uniform(6, 14), 2, 4)
         found = standing(_metrics(*ours)["ir@1"], _metrics(*theirs)["ir@1"])
-        differs = ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05
+        if len(ours) == len(theirs):  # students of one seed start alike
+            differs = ttest_rel(ours, theirs).pvalue < 0.05
+        else:
+            differs = ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05
         assert found == ("level" if not differs else "above" if ours.mean() > theirs.mean() else "below")
         seen.add(found)
     assert seen == {"above", "level", "below"}
@@ -532,9 +592,11 @@ def test_a_difference_counts_where_the_t_test_sees_it() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        ([5.0, 5.0], [4.0, 4.0], "above"),  # no spread at all
-        ([4.0, 4.0], [4.0, 4.0], "level"),
-        ([4.0, 4.0], [4.0, 5.0], "level"),
+        ([5.0, 6.0, 7.0], [4.0, 5.0, 6.0], "higher"),  # no spread at all
+        ([5.3, 6.3, 7.6], [5.2, 6.2, 7.5], "higher"),  # equal but for rounding
+        ([4.0, 4.0], [4.0, 4.0], "equal"),
+        ([4.0, 4.0], [4.0, 5.0], "lower"),  # of two, which are too few
+        ([4.0, 4.0], [4.0, 5.0, 6.0], "lower"),
         ([5.0], [4.0], "higher"),
         ([3.0], [4.0, 4.1, 4.2], "lower"),
         ([4.0], [4.0], "equal"),
@@ -555,13 +617,13 @@ def test_a_difference_without_a_spread(ours: list[float], theirs: list[float], e
             "EDGE is above b and d, within the spread of c, and below a.",
         ),
         (
-            {"a": "lower", "b": "higher"},
-            "EDGE is higher than b, and lower than a; single students say nothing about the spread.",
+            {"a": "lower", "b": "higher", "c": "same"},
+            "EDGE is higher than b, the same set as c, and lower than a; a doubt.",
         ),
     ],
 )
 def test_a_verdict_is_a_sentence(standings: dict[str, str], expected: str) -> None:
-    assert sentence("EDGE", standings) == expected
+    assert sentence("EDGE", standings, "a doubt" if "lower" in standings.values() else "") == expected
 
 
 def test_the_first_line_says_that_a_set_is_below_its_baselines(run: Store) -> None:
@@ -580,6 +642,29 @@ def test_the_first_line_says_that_a_set_is_below_its_baselines(run: Store) -> No
     first = next(text for tag, text in page.text if tag in ("p", "strong") and text)
     assert first.replace("\u00a0", " ") == told
     assert summary_table(report).replace("\n", " ").startswith(told)
+
+
+def test_a_set_that_is_its_own_baseline_is_called_the_same(run: Store) -> None:
+    figures = (7.5, 8.3, 7.9)
+    sets = {
+        "edge": _set(100, *figures) | {"fingerprints": ["0e90"]},
+        "random": _set(100, *figures) | {"fingerprints": ["0e90"]},
+        "herding": _set(100, 5.0, 5.2, 5.3) | {"fingerprints": ["8cdc"]},
+    }
+    report = build_report(run, EVALUATION | {"sets": sets})
+    assert report["standings"] == {"edge": {"random": "same", "herding": "above"}}
+    outcome = report["outcome"]["edge"]
+    assert outcome["title"] == "EDGE is the same set as random real pairs here"
+    assert outcome["reasons"] == [
+        "EDGE has the very same pairs as random real pairs, so there is nothing to compare."
+    ]
+    assert verdict(report).replace("\u00a0", " ") == (
+        "EDGE is above herding (5.2 %), and the same set as random real pairs (7.9 %)."
+    )
+    lines = summary_table(report).splitlines()
+    assert "  Random real data  the same set" in lines
+    assert "would take" not in " ".join(lines)
+    assert "<td>the same set</td><td></td>" in report_html(report, run)
 
 
 def test_a_set_with_nothing_to_compare_with_gets_no_verdict(run: Store) -> None:

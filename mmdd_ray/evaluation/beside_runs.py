@@ -6,7 +6,6 @@ Imports neither Ray nor torch.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import numpy as np
 from mmdd_ray.engine.saved_run import json_object, saved_run
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.paired import Paired
+from mmdd_ray.evaluation.report.differences import interval_of
+from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import label_of, set_label
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, REPORT_JSON
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_JSON
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -108,12 +108,13 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         people; and ``tables``, one for each protocol: ``protocol``, ``runs``, ``sets``, ``chance`` by metric, and
         ``differences``. A set has ``label``, ``set`` (its name in the run), ``runs`` (several, where they have the
         same baseline with the same figures), ``distilled``, ``draws``, ``students`` of each draw, ``scores`` as the
-        report has them, ``making_seconds``, the time that the run took to make it (None where that is not known),
+        report has them, ``fingerprints`` of its draws, ``making_seconds``, the time that the run took to make it (None
+        where that is not known),
         ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
         ``images_seen``, the images that one student sees in training. A difference has ``ours``, ``theirs`` (labels),
         ``students`` (pairs of one seed) and ``metrics``: ``mean``, ``low`` and ``high`` in percentage points, the
-        latter two the 95 % confidence interval, null where one pair says nothing of the spread. Where a set has several
-        draws, the figure of a seed is the mean over them.
+        latter two the 95 % confidence interval, null where there is none; then ``lack`` says why, as in a report. Where
+        a set has several draws, the figure of a seed is the mean over them.
 
     Raises:
         UserError: There are fewer than two runs; one is none, is not finished or is damaged; or they may not stand in
@@ -352,6 +353,7 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "distilled": is_distilled,
         "draws": about["draws"],
         "students": figures // about["draws"],
+        "fingerprints": sorted(run.fingerprints(entry.name)),
         "scores": scores,
         "making_seconds": run.report.get("seconds_of_sets", {}).get(entry.name),  # older reports have none
         **{
@@ -365,17 +367,13 @@ def _difference(ours: _Entry, theirs: _Entry) -> dict[str, Any] | None:
     (one,), (other,) = ours.runs, theirs.runs
     if one.seed != other.seed:
         return None
+    same = one.fingerprints(ours.name) == other.fingerprints(theirs.name)
     metrics = {}
     for metric in METRICS[one.task]:
         own, others = one.by_seed(ours.name, metric), other.by_seed(theirs.name, metric)
         seeds = sorted(own.keys() & others.keys())
-        found = Paired.of([own[seed] for seed in seeds], [others[seed] for seed in seeds])
-        metrics[metric] = {"mean": found.mean, "low": _finite(found.low), "high": _finite(found.high)}
+        metrics[metric] = interval_of([own[seed] for seed in seeds], [others[seed] for seed in seeds], same)
     return {"ours": ours.label, "theirs": theirs.label, "students": len(seeds), "metrics": metrics}
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None  # JSON has no infinity
 
 
 def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -401,8 +399,27 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
         ):
             if any(one != found[0] for one in found[1:]):
                 yield f"The {what} of {', '.join(own)} differ, and so do figures by rounding."
+        counts = {one["label"]: one["students"] for one in table["sets"] if one["set"] != FULL}
+        if len({*counts.values()}) > 1:
+            told = ", ".join(f"{count} of {label}" for label, count in counts.items())
+            yield (
+                f"The sets have different numbers of students ({told}), so their means are not equally certain, and "
+                "none is marked as the best."
+            )
+        yield from _same_sets(table)
         if any(one["draws"] > 1 for one in table["sets"] if one["distilled"]):
             yield (
                 "Some sets were drawn several times: intervals hold the luck of students, not that of draws, over "
                 "which the figure of a seed is the mean."
             )
+
+
+def _same_sets(table: Mapping[str, Any]) -> Iterator[str]:
+    """Which distilled sets of a table are one and the same."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for one in table["sets"]:
+        if one["distilled"]:
+            groups.setdefault(tuple(one["fingerprints"]), []).append(one["label"])
+    for labels in groups.values():
+        if len(labels) > 1:
+            yield f"{listed(labels)} are the same set, for they have the very same pairs."

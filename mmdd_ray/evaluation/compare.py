@@ -104,8 +104,8 @@ def compare(
         chose on the test data, otherwise None; ``looks``, the mean of the deciding metric over all students after so
         many steps; ``loss_curve`` (of its first student on test: at most 100 means over equal slices of the steps, null
         where training diverged); ``steps`` of a student, and ``images_seen`` by it; ``pairs``, ``images`` and ``bytes``
-        (of its first draw); and ``seconds``, the sum over all its students. ``chance`` takes all test images to have
-        their mean number of captions.
+        (of its first draw); ``fingerprints`` of its draws, which are the same for the same pairs; and ``seconds``, the
+        sum over all its students. ``chance`` takes all test images to have their mean number of captions.
 
     Raises:
         ValueError: an encoder cannot be loaded, images are not of ``students.image_px``, or the settings
@@ -181,7 +181,7 @@ def _panel(
         "models": task.models,
         "folder": store.uri.rpartition("/")[2],
         "sets": {
-            name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.sizes(name)
+            name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.facts(name)
             for name in dict.fromkeys(name for name, _ in drawn)
         },
         "notes": bench.notes(),
@@ -287,8 +287,10 @@ class _Bench:
         found = {name: self._task.notes(ray.get(placed.pairs)) for (name, _), placed in self._sets.items()}
         return {name: notes for name, notes in found.items() if notes}
 
-    def sizes(self, name: str) -> dict[str, int]:
-        return self._sets[name, 0].sizes
+    def facts(self, name: str) -> dict[str, Any]:
+        """The size of a set's first draw, and the fingerprints of all."""
+        prints = [placed.fingerprint for (own, _), placed in self._sets.items() if own == name]
+        return self._sets[name, 0].sizes | {"fingerprints": prints}
 
     def train(self, wanted: Sequence[Student], bar: progress) -> dict[Student, Result]:
         """Results in the order of ``wanted``; those of earlier attempts are read, the others computed."""

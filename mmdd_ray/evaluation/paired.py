@@ -10,8 +10,11 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from mmdd_ray.evaluation.report.standing import CONFIDENCE
-
+CONFIDENCE = 0.95
+LEAST = 3
+"""Students or draws that a report asks for an interval: the spread of two of quantised figures is often 0."""
+TOO_FEW, ALL_ZERO, ALL_EQUAL = "too few", "all zero", "all equal"
+ROUNDING = 1e-9  # of the figures: differences that are no further apart are equal
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 Bar = Literal["above", "not below"]
 """A claim asks that the interval of a difference lies above 0, or above minus a margin."""
@@ -66,6 +69,19 @@ class Paired:
         if self.high < 0:
             return CONTRADICTED
         return SHOWN if self.low > (0 if bar == "above" else -self.margin) else NOT_SHOWN
+
+
+def lack_of(ours_S: Sequence[float], theirs_S: Sequence[float]) -> str:
+    """Why a report gives no interval of these differences: `TOO_FEW`, `ALL_ZERO` or `ALL_EQUAL`; empty where it does.
+
+    Figures of few test data move in steps, so equal differences do not mean that there is no spread.
+    """
+    difference_S = np.array(ours_S, np.float64) - np.array(theirs_S, np.float64)
+    if len(difference_S) > 1 and not difference_S.any():
+        return ALL_ZERO
+    if len(difference_S) < LEAST:
+        return TOO_FEW
+    return ALL_EQUAL if np.ptp(difference_S) <= ROUNDING * np.abs([ours_S, theirs_S]).max() else ""
 
 
 def first_above(differences: Sequence[Paired]) -> tuple[int | None, int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 from mmdd_ray.distilled.sample import FOLDER
 from mmdd_ray.engine.run_dir import DRAWS, MANIFEST, SETTINGS
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS, extra_metrics
-from mmdd_ray.evaluation.report.differences import differences
+from mmdd_ray.evaluation.report.differences import are_same, differences
 from mmdd_ray.evaluation.report.outcome import outcomes
 from mmdd_ray.evaluation.report.stages import (
     all_rejects,
@@ -18,7 +18,7 @@ from mmdd_ray.evaluation.report.stages import (
     seconds_of_sets,
     stage_manifests,
 )
-from mmdd_ray.evaluation.report.standing import standing
+from mmdd_ray.evaluation.report.standing import SAME, standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
 from mmdd_ray.planning.plan import planned_stages
 from mmdd_ray.storage.redact import redact
@@ -156,6 +156,9 @@ def _of_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
 def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The figures under one protocol, with one kind of student."""
     scores = _scores(evaluation, METRICS[evaluation["task"]])
+    prints = {
+        name: one.get("fingerprints", ()) for name, one in evaluation["sets"].items()
+    }  # older runs: none
     return {
         "protocol": evaluation["protocol"],
         "models": evaluation["models"],
@@ -166,8 +169,8 @@ def _panel(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "best_looks": {
             name: one["best_look"] for name, one in _ordered(evaluation["sets"]) if one["best_look"]
         },
-        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]]),
-        "differences": differences(scores),
+        "standings": _standings(scores, MAIN_METRIC[evaluation["task"]], prints),
+        "differences": differences(scores, prints),
         "sets": _without_metrics(evaluation["sets"]),
     }
 
@@ -225,12 +228,19 @@ def _scores(evaluation: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, 
     return scores
 
 
-def _standings(scores: Mapping[str, Any], metric: str) -> dict[str, dict[str, str]]:
+def _standings(
+    scores: Mapping[str, Any], metric: str, prints: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, str]]:
     """Where each distilled set stands beside each baseline of its size."""
     baselines = [name for name in scores if name in BASELINES and name != FULL]
     ours = [name for name in scores if name not in (*BASELINES, CHANCE)] if baselines else []
     return {
-        name: {other: standing(scores[name][metric], scores[other][metric]) for other in baselines}
+        name: {
+            other: SAME
+            if are_same(name, other, prints)
+            else standing(scores[name][metric], scores[other][metric])
+            for other in baselines
+        }
         for name in ours
     }
 

@@ -9,10 +9,18 @@ from markupsafe import Markup
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
+from mmdd_ray.evaluation.report.differences import SAME_SET
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
 from mmdd_ray.evaluation.report.page_charts import AT_ONCE
-from mmdd_ray.evaluation.report.text import best_scores, duration_text, mean_stds, metric_label, signed
-from mmdd_ray.evaluation.report.words import CHANCE, LABELS, TASK_TEXTS
+from mmdd_ray.evaluation.report.text import (
+    about_lack,
+    best_scores,
+    duration_text,
+    mean_stds,
+    metric_label,
+    signed,
+)
+from mmdd_ray.evaluation.report.words import CHANCE, FULL, LABELS, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -34,7 +42,10 @@ def write_comparison(found: Mapping[str, Any], out: Store) -> list[str]:
 def comparison_html(found: Mapping[str, Any]) -> str:
     """The page; it needs no network."""
     small = [
-        best_scores({one["label"]: one["scores"] for one in table["sets"] if one["set"] != "full"})
+        best_scores(
+            {one["label"]: one["scores"] for one in table["sets"] if one["set"] != FULL}
+            | {CHANCE: {metric: {"mean": mean} for metric, mean in table["chance"].items()}}
+        )
         for table in found["tables"]
     ]
     return (
@@ -55,6 +66,7 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             task=TASK_TEXTS[found["task"]],
             main=MAIN_METRIC[found["task"]],
             signed=signed,
+            over=_over,
             interval=interval,
             chance=LABELS[CHANCE],
         )
@@ -80,10 +92,11 @@ def _time_chart(table: Mapping[str, Any], task: str) -> Markup | None:
 def comparison_table(found: Mapping[str, Any]) -> str:
     """The tables and the differences as text for a terminal."""
     main, task = MAIN_METRIC[found["task"]], TASK_TEXTS[found["task"]]
-    blocks = [f"{name:<13}  {run['dir']}" for name, run in found["runs"].items()]
+    width = max(map(len, found["runs"]))
+    blocks = [f"{name:<{width}}  {run['dir']}" for name, run in found["runs"].items()]
     for table in found["tables"]:
         blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
-        blocks += ["percent, mean ± standard deviation over students (± that between draws)", ""]
+        blocks += [f"percent, {_over(table)}", ""]
         rows = [["", *map(metric_label, METRICS[found["task"]]), *HEADINGS]]
         rows += [_row(one, METRICS[found["task"]]) for one in table["sets"]]
         means = [f"{table['chance'][metric]:.1f}" for metric in METRICS[found["task"]]]
@@ -101,6 +114,13 @@ def comparison_table(found: Mapping[str, Any]) -> str:
     return "\n".join(blocks)
 
 
+def _over(table: Mapping[str, Any]) -> str:
+    """How the figures of a table are means."""
+    if all(one["students"] * one["draws"] == 1 for one in table["sets"]):
+        return "of one student for each set, so that nothing is known of the spread"
+    return "mean ± standard deviation over students, pooled over draws (± that between draws)"
+
+
 def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     counts = [f"{one['pairs']:,}", f"{one['images']:,}", bytes_text(one["bytes"])]
     return [
@@ -114,6 +134,8 @@ def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 
 def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     """A line, or two where it is longer than a terminal."""
+    if one["metrics"][metric].get("lack") == SAME_SET:
+        return [f"{one['ours']} − {one['theirs']}  {about_lack(one['metrics'][metric])}"]
     score, several = one["metrics"][metric], "s" if one["students"] > 1 else ""
     sets = f"{one['ours']} − {one['theirs']}"
     figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
@@ -122,7 +144,7 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def interval(score: Mapping[str, Any]) -> str:
-    """``−0.3 to +2.7``; nothing is known of the spread of a single pair."""
-    if score["low"] is None or score["high"] is None:
-        return "–"
+    """``−0.3 to +2.7``, or ``–, too few``."""
+    if lack := about_lack(score):
+        return f"–, {lack}"
     return f"{signed(score['low'])} to {signed(score['high'])}"

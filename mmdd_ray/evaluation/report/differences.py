@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from mmdd_ray.evaluation.paired import Paired
+from mmdd_ray.evaluation.paired import Paired, lack_of
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL
 
 DRAWS, STUDENTS = "draws", "students"
+SAME_SET = "same set"
+"""Why there is no interval of the difference of two sets that are one."""
 
 
-def differences(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+def differences(
+    scores: Mapping[str, Mapping[str, Any]], prints: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences of the scores of two sets with their 95 % confidence intervals, by Student's t.
 
     Compared are the first set with every other small one, and all sets that are no baselines with each other. Means of
@@ -23,17 +27,24 @@ def differences(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
     Args:
         scores: Of each set, by metric, as ``spread.spread`` gives them.
+        prints: Fingerprints of the draws of each set, as far as they are known.
 
     Returns:
         ``{set: {other: {"over": "students" or "draws", "count": ..., "metrics": {metric: {"mean", "low", "high"}}}}}``,
-        differences of set − other in the unit of the scores. Pairs of a single figure are left out, because it has no
-        interval.
+        differences of set − other in the unit of the scores. Where the pairs say nothing of their spread, ``low`` and
+        ``high`` are None and ``lack`` says why, in the words of ``lack_of``, or `SAME_SET` where both sets have equal
+        fingerprints. Pairs of a single figure are left out, unless the sets are the same.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for ours, theirs in _compared(list(scores)):
-        if difference := _difference(scores[ours], scores[theirs]):
+        if difference := _difference(scores[ours], scores[theirs], are_same(ours, theirs, prints or {})):
             found.setdefault(ours, {})[theirs] = difference
     return found
+
+
+def are_same(ours: str, theirs: str, prints: Mapping[str, Sequence[str]]) -> bool:
+    """Whether two sets have the same pairs in every draw; not where their fingerprints are not known."""
+    return bool(prints.get(ours)) and prints[ours] == prints.get(theirs)
 
 
 def _compared(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -44,22 +55,34 @@ def _compared(names: Sequence[str]) -> list[tuple[str, str]]:
     return [*pairs[:beside_first], *((given[0], name) for name in baselines if given), *pairs[beside_first:]]
 
 
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any] | None:
-    metrics: dict[str, dict[str, float]] = {}
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], same: bool) -> dict[str, Any] | None:
+    metrics: dict[str, dict[str, Any]] = {}
     over, count = STUDENTS, 0
     for metric in ours:
-        over, ours_S, theirs_S = _paired_figures(ours[metric], theirs[metric])
+        over, ours_S, theirs_S = paired_figures(ours[metric], theirs[metric])
         count = len(ours_S)
-        if count != len(theirs_S) or count < 2:
+        if count != len(theirs_S) or (count < 2 and not same):
             return None
-        paired = Paired.of(ours_S, theirs_S)
-        metrics[metric] = {"mean": paired.mean, "low": paired.low, "high": paired.high}
+        metrics[metric] = interval_of(ours_S, theirs_S, same)
     return {"over": over, "count": count, "metrics": metrics}
 
 
-def _paired_figures(
+def interval_of(ours_S: Sequence[float], theirs_S: Sequence[float], same: bool = False) -> dict[str, Any]:
+    """Mean of the paired differences, and ``low`` and ``high`` of its interval, or ``lack``, why there is none.
+
+    Args:
+        same: Whether both sets are one, so that there is nothing to tell apart.
+    """
+    paired = Paired.of(ours_S, theirs_S)
+    if lack := SAME_SET if same else lack_of(ours_S, theirs_S):
+        return {"mean": paired.mean, "low": None, "high": None, "lack": lack}
+    return {"mean": paired.mean, "low": paired.low, "high": paired.high}
+
+
+def paired_figures(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> tuple[str, list[float], list[float]]:
+    """What is paired of two scores, "draws" or "students", and their figures; not equally many where none fit."""
     ours_K, theirs_K = (list(score.get("draw_means", ())) for score in (ours, theirs))
     if len(ours_K) == len(theirs_K) > 1:
         return DRAWS, ours_K, theirs_K

@@ -8,10 +8,10 @@ from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.report.reasons import CHECKS, Case
-from mmdd_ray.evaluation.report.standing import ABOVE, BELOW, EQUAL, HIGHER, LEVEL, LOWER, listed
+from mmdd_ray.evaluation.report.standing import ABOVE, BELOW, EQUAL, HIGHER, LEVEL, LOWER, SAME, listed
 from mmdd_ray.evaluation.report.text import in_sentence, label_of
 
-WORSE, ALIKE, BETTER = (BELOW, LOWER), (LEVEL, EQUAL), (ABOVE, HIGHER)
+WORSE, ALIKE, BETTER = (BELOW, LOWER), (LEVEL, EQUAL, SAME), (ABOVE, HIGHER)
 TONES = {"below": WORSE, "level": ALIKE, "above": BETTER}
 
 
@@ -34,6 +34,9 @@ def _outcome(report: Mapping[str, Any], name: str, is_own: bool) -> dict[str, An
     standings = report["standings"][name]
     tone = next(tone for tone, words in TONES.items() if any(one in words for one in standings.values()))
     others = [other for other, one in standings.items() if one in TONES[tone]]
+    if all(standings[other] == SAME for other in others):
+        return _of_same(report, name, others, is_own)
+    others = [other for other in others if standings[other] != SAME]  # nothing to explain there
     metric = MAIN_METRIC[report["task"]]
     strongest = max(others, key=lambda other: report["scores"][other][metric]["mean"])
     case = Case(report, name, strongest, tone, is_own)
@@ -45,6 +48,18 @@ def _outcome(report: Mapping[str, Any], name: str, is_own: bool) -> dict[str, An
         "reasons": reasons,
         "checked": [what for what, sentence in found.items() if not sentence],
         "advice": _advice(report, is_own, tone),
+    }
+
+
+def _of_same(report: Mapping[str, Any], name: str, others: Sequence[str], is_own: bool) -> dict[str, Any]:
+    """The outcome of a set that is no other than its baselines."""
+    label, named = label_of(name, report), listed([in_sentence(other, report) for other in others])
+    return {
+        "tone": "level",
+        "title": f"{label} is the same set as {named} here",
+        "reasons": [f"{label} has the very same pairs as {named}, so there is nothing to compare."],
+        "checked": [],
+        "advice": _advice(report, is_own, "level"),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.panels import is_looked_at, learning_curves, of_other_protocols
-from mmdd_ray.evaluation.report.text import label_of, main_scores, set_label
+from mmdd_ray.evaluation.report.text import label_of, main_scores, set_label, signed
 from mmdd_ray.evaluation.report.words import CHANCE, FULL, TASK_TEXTS
 
 LEAST_SECONDS = 0.1  # a logarithmic scale has no 0
@@ -37,7 +37,7 @@ def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
     )
     if rows := _differences(report):
         points = "; ".join(
-            f"{name} {mean:+.1f} from {low:+.1f} to {high:+.1f}" for name, mean, low, high in rows
+            f"{name} {signed(mean)} from {signed(low)} to {signed(high)}" for name, mean, low, high in rows
         )
         xlabel = f"difference of {what}, percentage points"
         told = f"Differences of {what} in percentage points with 95 % intervals: {points}"
@@ -70,7 +70,7 @@ def _of_scores(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
 
 
 def _differences(report: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
-    """Set − other, mean, low and high of the deciding metric."""
+    """Set − other, mean, low and high of the deciding metric, where it has an interval."""
     metric = MAIN_METRIC[report["task"]]
     return [
         (
@@ -79,6 +79,7 @@ def _differences(report: Mapping[str, Any]) -> list[tuple[str, float, float, flo
         )
         for ours, others in report["differences"].items()
         for theirs, found in others.items()
+        if found["metrics"][metric]["low"] is not None
     ]
 
 

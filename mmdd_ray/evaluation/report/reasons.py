@@ -4,7 +4,7 @@ A check returns a sentence where its figures are a reason, an empty text where t
 does not have them. Needs no Ray and no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
-from mmdd_ray.evaluation.report.text import in_sentence, label_of, signed
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST
+from mmdd_ray.evaluation.report.text import NEAR_CHANCE, in_sentence, label_of, signed
 from mmdd_ray.evaluation.report.words import CHANCE, TASK_TEXTS
 
-NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
 WINDOW = 0.1  # of a training: the part at its start and at its end whose losses are compared
 NOISE = 2.0  # standard errors: a fall of a loss within them may be chance
 FEW_STEPS = 10  # of a loss curve: with fewer there is nothing to compare
@@ -62,7 +62,7 @@ def chance_level(case: Case) -> str | None:
     if case.mean(best) < NEAR_CHANCE * chance:
         return (
             f"The students hardly learn here, whatever the set: the best of them reach {case.mean(best):.1f} % where "
-            f"chance is {chance:.1f} %. Sets cannot be told apart at this level."
+            f"chance is {chance:.1f} %. Differences at this level say little about the sets."
         )
     if case.mean(case.ours) < NEAR_CHANCE * chance:
         return (
@@ -78,24 +78,41 @@ def uncertainty(case: Case) -> str | None:
     if found is None:
         return None
     one, count = found["metrics"][case.metric], found["count"]
+    if lack := one.get("lack"):
+        return _no_interval(case, lack, one["mean"], found)
+    if case.tone != "level":
+        return ""
     told = (
         f"The difference to {case.other} is {signed(one['mean'])} points, and its 95 % interval reaches from "
         f"{signed(one['low'])} to {signed(one['high'])} points over {count} paired {found['over']}."
     )
-    if not one["low"] <= 0 <= one["high"]:
-        if case.tone != "level":
-            return ""
-        return (
-            f"{told} The scores themselves spread more than that, so the first line counts the sets as alike."
-        )
-    if case.tone != "level":
-        return f"{told} It holds 0, so the evidence is weak."
     mean, half = one["mean"], (one["high"] - one["low"]) / 2
-    setting = "evaluation.draws" if found["over"] == "draws" else "evaluation.seeds"
+    setting = _setting_of(found)
     needed = max(ceil(count * (half / mean) ** 2), count + 1) if mean else MOST_STUDENTS + 1
     if needed > MOST_STUDENTS:
         return f"{told} To tell a difference this small would take more than {MOST_STUDENTS} {found['over']}."
     return f"{told} About {needed} {found['over']} ({setting}) would tell a difference of this size."
+
+
+def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any]) -> str:
+    """What the figures say where they have no interval."""
+    over, count = found["over"], found["count"]
+    if lack == ALL_ZERO:
+        return f"All {count} paired {over} score exactly the same with {case.label} and {case.other}."
+    told = f"The difference to {case.other} is {signed(mean)} points"
+    if lack == ALL_EQUAL:
+        return (
+            f"{told} with every one of {count} paired {over}: figures of few test data move in steps, so equal "
+            f"differences say nothing about the spread. More test data, or more {over} ({_setting_of(found)}), would."
+        )
+    return (
+        f"{told} over {count} paired {over}, which are too few to know its spread; {LEAST} or more "
+        f"({_setting_of(found)}) would tell."
+    )
+
+
+def _setting_of(found: Mapping[str, Any]) -> str:
+    return "evaluation.draws" if found["over"] == "draws" else "evaluation.seeds"
 
 
 def single_students(case: Case) -> str | None:

@@ -6,35 +6,56 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, Paired, lack_of
+from mmdd_ray.evaluation.report.differences import paired_figures
+
+SAME = "same"  # both sets have the very same pairs
 ABOVE, LEVEL, BELOW = "above", "level", "below"
 HIGHER, EQUAL, LOWER = "higher", "equal", "lower"  # where nothing is known of the spread
 WORDS = {
     ABOVE: "above",
     HIGHER: "higher than",
+    SAME: "the same set as",
     LEVEL: "within the spread of",
     EQUAL: "equal to",
     BELOW: "below",
     LOWER: "lower than",
 }
 """How a sentence puts them, in its order."""
-CONFIDENCE = 0.95
 
 
 def standing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Where a score stands beside another one; each is one that ``spread.spread`` gives.
 
-    ``ABOVE`` or ``BELOW`` where the 95 % confidence interval of the difference of the two means leaves out 0, ``LEVEL``
-    where it holds 0. The interval is Welch's (Biometrika 34, 1947): the combined standard error times a quantile of
-    Student's t, with the degrees of freedom of Welch and Satterthwaite. The deviation is that of the means of draws
-    where a set was drawn several times, because students of one draw have its luck in common; otherwise that of
-    students. A single figure has no known spread; then ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the figures alone.
+    ``ABOVE`` or ``BELOW`` where the 95 % confidence interval of the difference leaves out 0, ``LEVEL`` where not.
+    The interval is that of the table of differences, over paired draws or students. Where these are not equally many,
+    it is Welch's (Biometrika 34, 1947): the combined standard error times a quantile of Student's t, with the degrees
+    of freedom of Welch and Satterthwaite. The deviation is then that of the means of draws where a set was drawn
+    several times, because students of one draw have its luck in common; otherwise that of students. Where figures say
+    nothing of the spread, as fewer than `LEAST` do, ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the means alone.
     """
     difference = ours["mean"] - theirs["mean"]
-    if min(_deviation(ours)[1], _deviation(theirs)[1]) < 2:
-        return HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
+    by_mean = HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
+    _, ours_S, theirs_S = paired_figures(ours, theirs)
+    if len(ours_S) == len(theirs_S):
+        if lack := lack_of(ours_S, theirs_S):
+            return EQUAL if lack == ALL_ZERO else by_mean
+        paired = Paired.of(ours_S, theirs_S)
+        return ABOVE if paired.low > 0 else BELOW if paired.high < 0 else LEVEL
+    if min(_deviation(ours)[1], _deviation(theirs)[1]) < LEAST:
+        return by_mean
     if abs(difference) <= _margin(ours, theirs):
         return LEVEL
     return ABOVE if difference > 0 else BELOW
+
+
+def about_spread(difference: Mapping[str, Any] | None, metric: str) -> str:
+    """Why nothing is known of the spread of a difference; None is one of single students."""
+    if difference is None:
+        return "single students say nothing about the spread"
+    if difference["metrics"][metric].get("lack") == ALL_EQUAL:
+        return f"{difference['count']} equal differences say nothing about the spread"
+    return f"{difference['count']} {difference['over']} say too little about the spread"
 
 
 def _deviation(score: Mapping[str, Any]) -> tuple[float, int]:
@@ -58,11 +79,12 @@ def _margin(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     return sqrt(combined) * float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def sentence(subject: str, standings: Mapping[str, str]) -> str:
+def sentence(subject: str, standings: Mapping[str, str], doubt: str = "") -> str:
     """``EDGE is above random real pairs and herding, and below k-center.``
 
     Args:
         standings: The result of ``standing`` by baseline, named as a sentence names it; at least one.
+        doubt: A clause on what is not known.
     """
     groups = {word: [name for name, own in standings.items() if own == word] for word in WORDS}
     groups = {word: names for word, names in groups.items() if names}
@@ -72,9 +94,7 @@ def sentence(subject: str, standings: Mapping[str, str]) -> str:
     else:
         clauses = [f"{WORDS[word]} {listed(names)}" for word, names in groups.items()]
         words = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
-    if groups.keys() & {HIGHER, EQUAL, LOWER}:
-        words += "; single students say nothing about the spread"
-    return f"{subject} is {words}."
+    return f"{subject} is {words}{f'; {doubt}' if doubt else ''}."
 
 
 def listed(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from mmdd_ray.evaluation.report.text import (
     difference_rows,
     duration_text,
     full_is_part,
+    has_one_student,
     label_of,
     mean_std,
     metric_label,
@@ -74,7 +75,9 @@ def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) ->
     for place, (ours, theirs, interval, over) in enumerate(rows):
         if place == 0 or rows[place - 1][0] != ours:
             lines.append(f"{metric} of {ours}, difference to … (95 % interval)")
-        lines.append(f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {over}, paired")
+        lines.append(
+            f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {f'{over}, paired' if over else ''}".rstrip()
+        )
     return lines
 
 
@@ -103,7 +106,8 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         rows += [["best look", *cells]]
     rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
     what = "recall" if task == "retrieval" else "accuracy"
-    notes = [f"{what} in percent, mean ± standard deviation over students"]
+    over = "of one student" if has_one_student(scores) else "mean ± standard deviation over students"
+    notes = [f"{what} in percent, {over}"]
     if protocol := panel["protocol"]:
         notes.insert(0, f"{protocol_title(protocol)}: {panel['models']}")
     if draws > 1:

@@ -1,11 +1,42 @@
 """A report in words: verdict, headline, tiles and labels."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
+import numpy as np
+from scipy.special import stdtrit
+
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
-from mmdd_ray.evaluation.report.standing import sentence
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, TOO_FEW
+from mmdd_ray.evaluation.report.differences import SAME_SET
+from mmdd_ray.evaluation.report.standing import (
+    EQUAL,
+    HIGHER,
+    LEVEL,
+    LOWER,
+    SAME,
+    about_spread,
+    sentence,
+    standing,
+)
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, IN_SENTENCES, LABELS, TASK_TEXTS
+
+LACKS = {
+    TOO_FEW: "too few",
+    ALL_ZERO: "all differences are 0",
+    ALL_EQUAL: "all differences are equal",
+    SAME_SET: "the same set",
+}
+"""Why there is no interval, in a cell of a table."""
+_DOUBTS = {
+    SAME: "the same set",
+    LEVEL: "not distinguishable",
+    **dict.fromkeys((HIGHER, EQUAL, LOWER), "spread not known"),
+}
+"""What a tile says of a ratio that is no finding, by the standing of its two sets."""
+NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -18,8 +49,22 @@ def verdict(report: Mapping[str, Any]) -> str:
             f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
             for name, word in standings.items()
         }
-        message.append(sentence(label_of(ours, report), in_words))
+        message.append(sentence(label_of(ours, report), in_words, _doubt(report, ours, standings)))
     return " ".join(message)
+
+
+def _doubt(report: Mapping[str, Any], ours: str, standings: Mapping[str, str]) -> str:
+    """Why nothing is known of the spread, where a standing is that of the means alone."""
+    beside, metric = report["differences"].get(ours, {}), MAIN_METRIC[report["task"]]
+    unknown = (name for name, word in standings.items() if word in (HIGHER, LOWER, EQUAL))
+    doubts = [
+        about_spread(beside.get(name), metric) for name in unknown if not _is_zero(beside.get(name), metric)
+    ]
+    return doubts[0] if doubts else ""
+
+
+def _is_zero(difference: Mapping[str, Any] | None, metric: str) -> bool:
+    return difference is not None and difference["metrics"][metric].get("lack") == ALL_ZERO
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -52,26 +97,42 @@ def headline(report: Mapping[str, Any]) -> str:
     return "No distilled set and no evaluation."
 
 
-def tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The few figures that matter most, as (value, what it is)."""
-    mean = {name: main["mean"] for name, main in main_scores(report).items()}
+@dataclass(frozen=True)
+class Tile:
+    """A figure that matters most."""
+
+    value: str
+    what: str
+    doubt: str = ""
+    """Why it is no finding; it is shown muted then."""
+
+
+def tiles(report: Mapping[str, Any]) -> list[Tile]:
+    """The few figures that matter most."""
+    main = main_scores(report)
+    mean = {name: score["mean"] for name, score in main.items()}
     tiles = []
     ours = next((name for name in mean if name not in (*BASELINES, CHANCE)), None)
     if ours is not None:
         task = TASK_TEXTS[report["task"]]
         short = task["main"].split()[-1]
-        tiles.append((f"{mean[ours]:.1f} %", f"{task['main']} of {label_of(ours, report)}"))
+        tiles.append(Tile(f"{mean[ours]:.1f} %", f"{task['main']} of {label_of(ours, report)}"))
         if mean.get("random"):
-            tiles.append((f"{mean[ours] / mean['random']:.2f} ×", f"the {short} of random {task['unit']}"))
+            stands = report["standings"].get(ours, {}).get("random", "")
+            what = f"the {short} of random {task['unit']}"
+            tiles.append(Tile(f"{mean[ours] / mean['random']:.2f} ×", what, _DOUBTS.get(stands, "")))
         if mean.get(FULL):
             full = set_label(FULL, report) if full_is_part(report) else "the full data"
-            tiles.append((f"{100 * mean[ours] / mean[FULL]:.0f} %", f"of the {short} of {full}"))
+            what, stands = f"of the {short} of {full}", standing(main[ours], main[FULL])
+            tiles.append(Tile(f"{100 * mean[ours] / mean[FULL]:.0f} %", what, _DOUBTS.get(stands, "")))
     if distilled := report["distilled"]:
         if report["task"] == "classification":
-            tiles.append((f"{distilled['images']:,}", "synthetic images"))
+            tiles.append(Tile(f"{distilled['images']:,}", "synthetic images"))
         else:
-            tiles.append((f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images"))
-    return [*tiles, (duration_text(report["seconds"]), "in all stages")]
+            tiles.append(
+                Tile(f"{distilled['pairs']:,}", f"pairs on {distilled['images']:,} synthetic images")
+            )
+    return [*tiles, Tile(duration_text(report["seconds"]), "in all stages")]
 
 
 def about_given(report: Mapping[str, Any]) -> list[str]:
@@ -99,11 +160,25 @@ def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list
     rows = []
     for ours, others in panel["differences"].items():
         for theirs, found in others.items():
-            mean, low, high = (found["metrics"][metric][part] for part in ("mean", "low", "high"))
-            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
             names = (label_of(ours, report), label_of(theirs, report))
-            rows.append((*names, interval, f"{found['count']} {found['over']}"))
+            score, over = found["metrics"][metric], f"{found['count']} {found['over']}"
+            if score.get("lack") == SAME_SET:
+                rows.append((*names, about_lack(score), ""))
+            else:
+                rows.append((*names, _with_interval(score), over))
     return rows
+
+
+def _with_interval(score: Mapping[str, Any]) -> str:
+    """``+1.0 [−0.5, +2.5]``, or ``+1.0 [–, too few]``."""
+    if lack := about_lack(score):
+        return f"{signed(score['mean'])} [–, {lack}]"
+    return f"{signed(score['mean'])} [{signed(score['low'])}, {signed(score['high'])}]"
+
+
+def about_lack(score: Mapping[str, Any]) -> str:
+    """Why a difference has no interval; empty where it has one."""
+    return LACKS[score["lack"]] if "lack" in score else ""
 
 
 def main_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -117,9 +192,44 @@ def most_draws(report: Mapping[str, Any]) -> int:
 
 
 def best_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """For each metric the best mean of the small sets, which the table prints in bold."""
-    small = [metrics for name, metrics in scores.items() if name not in (FULL, CHANCE)]
-    return {metric: max(one[metric]["mean"] for one in small) for metric in small[0]} if small else {}
+    """For each metric the best mean of the small sets, which the table prints in bold.
+
+    A metric is left out where bold would say nothing: all sets show the same figure, or the best is at chance. All are
+    left out where the sets have different numbers of students, since a mean over fewer is luckier.
+    """
+    small = {name: metrics for name, metrics in scores.items() if name not in (FULL, CHANCE)}
+    if len({students_of(metrics) for metrics in small.values()}) != 1:
+        return {}
+    best = {}
+    for metric in next(iter(small.values())):
+        own = [metrics[metric] for metrics in small.values()]
+        first = max(own, key=lambda score: score["mean"])
+        is_one = len({f"{score['mean']:.1f}" for score in own}) == 1
+        if not is_one and not _is_at_chance(first, scores[CHANCE][metric]["mean"]):
+            best[metric] = first["mean"]
+    return best
+
+
+def students_of(metrics: Mapping[str, Any]) -> int:
+    """How many students each draw of a set had."""
+    score = next(iter(metrics.values()))
+    return len(score["runs"]) // len(score.get("draw_means", (0,)))
+
+
+def has_one_student(scores: Mapping[str, Any]) -> bool:
+    """Whether all sets have a single figure, so that no deviation is shown."""
+    return all(len(next(iter(one.values()))["runs"]) == 1 for one in scores.values())
+
+
+def _is_at_chance(score: Mapping[str, Any], chance: float) -> bool:
+    """Whether the 95 % interval of a mean reaches down to chance; of fewer than three figures, whether it is near."""
+    figures_S = score.get("draw_means", score["runs"])
+    if len(figures_S) < LEAST:
+        return bool(score["mean"] < NEAR_CHANCE * chance)
+    half = (
+        stdtrit(len(figures_S) - 1, (1 + CONFIDENCE) / 2) * np.std(figures_S, ddof=1) / sqrt(len(figures_S))
+    )
+    return bool(score["mean"] - half <= chance)
 
 
 def mean_std(score: Mapping[str, Any]) -> str:
@@ -178,7 +288,8 @@ def full_is_part(report: Mapping[str, Any]) -> bool:
 def about_full(report: Mapping[str, Any]) -> str:
     """How to read the best and the worst that the table shows."""
     main = main_scores(report)
-    if FULL in main and main[FULL]["mean"] < best_scores(report["scores"])[MAIN_METRIC[report["task"]]]:
+    small = [score["mean"] for name, score in main.items() if name not in (FULL, CHANCE)]
+    if FULL in main and main[FULL]["mean"] < max(small, default=0.0):
         return "With as many steps as the other sets, the real data are no ceiling here; chance is the floor."
     if full_is_part(report):
         return "The real images are a random part of the data, chance is the floor."

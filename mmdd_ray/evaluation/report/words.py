@@ -46,6 +46,11 @@ TEXTS = {
 }
 """Titles and notes where a method has no others."""
 
+QUALITY_LABELS = {
+    "recall": "Captions that find their own image, by CLIP, %",
+}
+"""Figures of the quality of a set whose names say too little: its recall is not that of students."""
+
 TASK_TEXTS = {
     "retrieval": {
         "title": "Retrieval on the test pairs",

@@ -13,7 +13,8 @@ from mmdd_ray.storage.store import Store
 
 QUALITY_NOTE = (
     "Alignment: CLIP cosine of image and caption, the higher the better. Similarity: mean cosine between different "
-    "samples, lower where they are more diverse. Recall: percent of the captions whose own image is the nearest."
+    "samples, lower where they are more diverse. A caption finds its own image where that is the nearest of the set; "
+    "this tells of the pairs, not of students."
 )
 
 
