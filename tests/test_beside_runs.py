@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mmdd_ray.cli.tools import compare
 from mmdd_ray.config import Data, Students
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.beside_runs import compare_runs
 from mmdd_ray.evaluation.metrics import METRICS, accuracy_chance, chance
 from mmdd_ray.evaluation.report.build import build_report
-from mmdd_ray.evaluation.report.comparison import comparison_html, comparison_table
+from mmdd_ray.evaluation.report.comparison import check_out, comparison_html, comparison_table
 from mmdd_ray.evaluation.report.page import write_report
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.evaluate.presets import local
@@ -139,6 +140,12 @@ def test_scores_stand_against_time_where_the_times_of_two_sets_are_known(tmp_pat
     assert sets == {"edge": 60.0, "covmatch": 3600.0, "Random real data": None}
     told = "mean recall against the time to make a set: edge, covmatch"
     assert f'role="img" aria-label="{told}"' in comparison_html(found)
+    herding = found["tables"][0]["sets"][2] | {"label": "Herding", "set": "herding"}
+    found["tables"][0]["sets"].append(herding | {"untimed": "the run was resumed in the stage coresets"})
+    told_why = (
+        "Herding is not shown: its time is not known, because the run was resumed in the stage coresets."
+    )
+    assert told_why in comparison_html(found)
     found["tables"][0]["sets"][0]["making_seconds"] = None
     assert told not in comparison_html(found)
 
@@ -225,6 +232,30 @@ def test_no_set_is_the_best_where_numbers_of_students_differ(tmp_path: Path) -> 
     assert "<b>9.1 ± 0.2</b>" in comparison_html(alike)
     names = [line.index(str(tmp_path)) for line in comparison_table(found).splitlines()[:2]]
     assert names[0] == names[1]  # folders stand below each other
+
+
+def test_an_unfinished_run_is_gone_on_with_by_the_command_that_began_it(tmp_path: Path) -> None:
+    good = finish(tmp_path / "good", {"edge": [9.0, 11.0]})
+    with RunDir.open(str(tmp_path / "begun"), "evaluate", "local", local()) as run:
+        run.store.write_json("status.json", {"command": "mmdd evaluate --run.dir begun --evaluation.seeds 2"})
+    with pytest.raises(
+        UserError, match=r"go on with `mmdd evaluate --run\.dir begun --evaluation\.seeds 2`$"
+    ):
+        compare_runs([good, str(tmp_path / "begun")])
+    (tmp_path / "begun" / "status.json").write_text("{")
+    with pytest.raises(UserError, match=r"go on with `python jobs/evaluate\.py local --run\.dir"):
+        compare_runs([good, str(tmp_path / "begun")])
+
+
+def test_a_folder_with_other_files_is_refused_and_an_earlier_comparison_replaced(tmp_path: Path) -> None:
+    check_out(Store(str(tmp_path / "new")))
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(
+        UserError, match=r"is not empty, it has thesis\.tex and no comparison\.json; name a new"
+    ):
+        compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path)])
+    (tmp_path / "comparison.json").write_text("{}")
+    check_out(Store(str(tmp_path)))
 
 
 def test_single_students_are_called_so(tmp_path: Path) -> None:

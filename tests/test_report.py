@@ -23,7 +23,9 @@ from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.page import report_html, write_report
+from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols
+from mmdd_ray.evaluation.report.stages import untimed_sets
 from mmdd_ray.evaluation.report.standing import sentence, standing
 from mmdd_ray.evaluation.report.table import summary_table
 from mmdd_ray.evaluation.report.text import best_scores, headline, tiles, verdict
@@ -301,6 +303,34 @@ def test_the_recall_of_captions_is_not_called_like_that_of_students(run: Store) 
     assert "Captions that find their own image, by CLIP, %" in cells
     assert "Alignment" in cells
     assert "Recall" not in cells
+
+
+def test_a_chart_against_time_names_the_sets_without_one_and_is_left_out_where_ours_has_none(
+    run: Store,
+) -> None:
+    def stage(took: float, resumed: bool = False, **extra: Any) -> dict[str, Any]:
+        return {"seconds": took, "resumed": resumed, "extra": extra}
+
+    stages = {
+        "features": stage(30.0),
+        "coresets": stage(2.0, seconds={"herding": 1.0}),
+        "synthesize": stage(9.0),
+    }
+    names = ["edge", "random", "herding", "k-center", "full"]
+    assert untimed_sets(stages, "edge", names) == {"k-center": "the run did not measure it"}
+    resumed = stages | {"synthesize": stage(9.0, resumed=True)}
+    why = "the run was resumed in the stage synthesize"
+    assert untimed_sets(resumed, "edge", names[:3]) == {"edge": why}
+    report = build_report(run, EVALUATION)
+    assert "by_seconds" in report_charts(report)
+    assert "k-center is not shown: its time is not known, because the run did not" in report_html(report, run)
+    lost = report | {"seconds_of_sets": {"k-center": 37.6}, "untimed_sets": {"edge": why}}
+    assert "by_seconds" not in report_charts(lost)
+
+
+def test_time_begins_at_zero() -> None:
+    chart = charts.against_seconds({"a": (37.6, 5.0, 0.1), "b": (37.9, 6.0, 0.1)}, {"c": 4.0}, "recall, %")
+    assert chart.figure.axes[0].get_xlim()[0] == 0
 
 
 def _after_verdict(report: dict[str, Any]) -> list[str]:

@@ -24,12 +24,14 @@ def compare(argv: Sequence[str] | None = None, called: str = "mmdd compare") -> 
     """Finished runs in one table, with the paired differences of their sets."""
     asked = tyro.cli(Compare, args=argv, prog=called)
     from mmdd_ray.evaluation.beside_runs import compare_runs
-    from mmdd_ray.evaluation.report.comparison import comparison_table, write_comparison
+    from mmdd_ray.evaluation.report.comparison import check_out, comparison_table, write_comparison
     from mmdd_ray.storage.store import Store
 
+    out = Store(asked.out)
+    check_out(out)
     found = compare_runs(asked.runs)
     print(comparison_table(found))
-    print("\n".join(write_comparison(found, Store(asked.out))))
+    print("\n".join(write_comparison(found, out)))
     return 0
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mmdd_ray.engine.run_dir import STATUS
 from mmdd_ray.engine.saved_run import json_object, saved_run
-from mmdd_ray.errors import UserError
+from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.differences import interval_of
 from mmdd_ray.evaluation.report.standing import listed
@@ -109,7 +110,7 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         ``differences``. A set has ``label``, ``set`` (its name in the run), ``runs`` (several, where they have the
         same baseline with the same figures), ``distilled``, ``draws``, ``students`` of each draw, ``scores`` as the
         report has them, ``fingerprints`` of its draws, ``making_seconds``, the time that the run took to make it (None
-        where that is not known),
+        where that is not known), ``untimed``, why it is not,
         ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
         ``images_seen``, the images that one student sees in training. A difference has ``ours``, ``theirs`` (labels),
         ``students`` (pairs of one seed) and ``metrics``: ``mean``, ``low`` and ``high`` in percentage points, the
@@ -178,10 +179,10 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
     saved = saved_run(store)
     if "evaluation" not in saved["settings"]:
         raise UserError(f"{where} is a run of the job {saved['job']}, which trains no students to compare")
-    begun = (
-        f"go on with `python jobs/{saved['job']}.py {saved['preset']} --run.dir {where}` and the other settings that "
-        "it was begun with"
-    )
+    again = f"python jobs/{saved['job']}.py {saved['preset']} --run.dir {where}"
+    begun = f"go on with `{again}` and the other settings that it was begun with"
+    if typed := _typed(store):
+        begun = f"go on with `{typed}`"
     if not store.exists(REPORT_JSON):
         raise UserError(f"{where} is not finished, as it has no {REPORT_JSON}; {begun}")
     report = json_object(store, REPORT_JSON)
@@ -193,6 +194,15 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
         )
     own = [panel for panel in report["panels"] if panel["models"] == report["models"]]
     return [_read_panel(store, name, where, report | panel, begun) for panel in ({}, *own)]
+
+
+def _typed(store: Store) -> str:
+    """The command that began a run; empty where its `status.json` does not say."""
+    try:
+        found = store.read_json(STATUS)
+    except (FileNotFoundError, ValueError, StorageError):
+        return ""
+    return redact(str(found.get("command", ""))) if isinstance(found, dict) else ""
 
 
 def _read_panel(store: Store, name: str, where: str, report: Mapping[str, Any], begun: str) -> FinishedRun:
@@ -356,6 +366,7 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "fingerprints": sorted(run.fingerprints(entry.name)),
         "scores": scores,
         "making_seconds": run.report.get("seconds_of_sets", {}).get(entry.name),  # older reports have none
+        "untimed": run.report.get("untimed_sets", {}).get(entry.name, ""),
         **{
             key: about[key] for key in ("pairs", "images", "bytes", "seconds", "learning_rate", "images_seen")
         },

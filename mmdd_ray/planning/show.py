@@ -11,10 +11,10 @@ from mmdd_ray.planning.run_plan import RunPlan, StagePlan, about
 def render(plan: RunPlan) -> str:
     """The plan as text for a terminal of 100 columns."""
     source = plan.source
-    count = f"{source.rows:,} pairs" if source.exact else f"about {source.rows:,} pairs"
+    count = f"{'' if source.exact else 'about '}{_counted(source.rows, 'pair')}"
     size = f", {_size(source.bytes)}" if source.bytes else ""
     lines = [
-        f"source       {count} in {source.shards:,} shards{size}",
+        f"source       {count} in {_counted(source.shards, 'shard')}{size}",
         f"             the first shard holds {source.holds}",
         f"machines     {about(plan.devices)}",
         f"times        from {plan.figures}",
@@ -102,3 +102,7 @@ def _size(count: float) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count / 1e3:,.0f} kB"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

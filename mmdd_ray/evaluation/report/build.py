@@ -17,6 +17,7 @@ from mmdd_ray.evaluation.report.stages import (
     reject_examples,
     seconds_of_sets,
     stage_manifests,
+    untimed_sets,
 )
 from mmdd_ray.evaluation.report.standing import SAME, standing
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_HTML, REPORT_JSON, set_name
@@ -71,7 +72,8 @@ def build_report(
     that was ``resumed`` are those of its last attempt; ``planned_…`` is what the plan said before, or None.
     ``outcome`` says in words how each distilled set compares, and what in the run's figures may be the reason, as
     ``outcome.outcomes`` gives it. ``changed`` has the value of the preset for each setting that differs from it, by
-    ``section.field``; None where the preset is not known. ``seconds_of_sets`` is what ``stages.seconds_of_sets`` gives.
+    ``section.field``; None where the preset is not known. ``seconds_of_sets`` is what ``stages.seconds_of_sets`` gives,
+    ``untimed_sets`` what ``stages.untimed_sets`` gives.
     """
     saved = run.read_json(SETTINGS)
     folders = _draw_folders(saved["settings"])
@@ -103,6 +105,7 @@ def build_report(
     }
     ours = set_name(report["method"]) if report["distilled"] else ""
     report["seconds_of_sets"] = seconds_of_sets(stages, ours) if ours else {}
+    report["untimed_sets"] = untimed_sets(stages, ours, [*report["sets"]]) if ours else {}
     report["outcome"] = outcomes(report, ours)
     return report
 

@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 WIDTH_IN = 5.4  # 390 px in the page: as wide as a phone, half as wide as the page on a desktop
 BAR_IN = 0.42
@@ -128,7 +127,7 @@ def scatter(points: Mapping[str, Sequence[Sequence[float]]], xlabel: str, ylabel
 def against_seconds(
     timed: Mapping[str, tuple[float, float, float]], untimed: Mapping[str, float], ylabel: str
 ) -> Chart:
-    """Scores against the seconds that a set took, on a logarithmic scale.
+    """Scores against the seconds that a set took, on a scale from 0.
 
     Args:
         timed: Seconds, mean and standard deviation of the scores, by set.
@@ -143,11 +142,10 @@ def against_seconds(
             )
         for (name, mean), colour in zip(untimed.items(), colours[len(timed) :], strict=True):
             axes.axhline(mean, color=colour, lw=1.2, ls="--", label=name)
-        axes.set(xlabel="time to make the set, seconds", ylabel=ylabel, xscale="log")
+        axes.set(xlabel="time to make the set, seconds", ylabel=ylabel)
         axes.margins(x=0.2)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:,g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
         return _svg(figure)
 

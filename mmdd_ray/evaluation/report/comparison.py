@@ -7,11 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.differences import SAME_SET
 from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
 from mmdd_ray.evaluation.report.page_charts import AT_ONCE
+from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import (
     about_lack,
     best_scores,
@@ -67,6 +69,8 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             main=MAIN_METRIC[found["task"]],
             signed=signed,
             over=_over,
+            opening=_opening(found),
+            untimed=_untimed,
             interval=interval,
             chance=LABELS[CHANCE],
         )
@@ -82,11 +86,49 @@ def _time_chart(table: Mapping[str, Any], task: str) -> Markup | None:
         for one in table["sets"]
         if one["making_seconds"]
     }
-    if len(timed) < 2:
+    if len(timed) < 2 or not any(one["distilled"] and one["making_seconds"] for one in table["sets"]):
         return None
     untimed = {one["label"]: scores[one["label"]]["mean"] for one in table["sets"] if one["set"] in AT_ONCE}
     chart = charts.against_seconds(timed, untimed, f"{what}, %")
     return Markup(charts.described(chart, f"{what} against the time to make a set: {', '.join(timed)}"))
+
+
+def _opening(found: Mapping[str, Any]) -> str:
+    """The sets that runs made, with the figures that decide."""
+    main, task = MAIN_METRIC[found["task"]], TASK_TEXTS[found["task"]]
+    table = found["tables"][0]
+    told = [
+        f"{one['label']} {mean_stds(one['scores'][main])} %".replace(" ±", "\u00a0±")
+        for one in table["sets"]
+        if one["distilled"]
+    ]
+    return (
+        f"The students of {listed([*found['runs']])} in one table. {task['main'].capitalize()} under the protocol "
+        f"{table['protocol']['name']}: {'; '.join(told)}."
+    )
+
+
+def _untimed(table: Mapping[str, Any]) -> str:
+    """Which sets the chart against time does not show, and why."""
+    return " ".join(
+        f"{one['label']} is not shown: its time is not known"
+        f"{', because ' + one['untimed'] if one['untimed'] else ''}."
+        for one in table["sets"]
+        if not one["making_seconds"] and one["set"] not in AT_ONCE
+    )
+
+
+def check_out(out: Store) -> None:
+    """Refuses a folder whose files are not those of an earlier comparison.
+
+    Raises:
+        UserError: It has files, and no comparison.json.
+    """
+    found = out.entries()
+    if found and COMPARISON_JSON not in found:
+        raise UserError(
+            f"--out {redact(out.uri)} is not empty, it has {found[0]} and no {COMPARISON_JSON}; name a new folder"
+        )
 
 
 def comparison_table(found: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from mmdd_ray.evaluation.report.stages import totals
 from mmdd_ray.evaluation.report.text import (
     about_full,
     about_given,
+    about_untimed,
     best_scores,
     difference_rows,
     has_one_student,
@@ -84,6 +85,7 @@ def report_html(report: Mapping[str, Any], run: Store, beside: Sequence[Beside] 
         quality_label=lambda name: QUALITY_LABELS.get(name, name.capitalize()),
         draws=most_draws(report),
         about_full=about_full(report),
+        about_untimed=about_untimed(report),
         about_given=about_given(report),
         differences_of=lambda panel: difference_rows(panel, report),
         other_panels=[(panel, best_scores(panel["scores"])) for panel in of_other_protocols(report)],

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdd_ray.engine.run_dir import MANIFEST
-from mmdd_ray.evaluation.report.words import AUDIT_STAGE
+from mmdd_ray.evaluation.report.words import AUDIT_STAGE, BASELINES, FULL
 from mmdd_ray.features.rejects import REJECTS
 from mmdd_ray.planning.costs import planned_as
 from mmdd_ray.storage.store import Store
@@ -107,6 +107,32 @@ def seconds_of_sets(stages: Mapping[str, Mapping[str, Any]], ours: str) -> dict[
     if features and coresets and not (features["resumed"] or coresets["resumed"]):
         for name, seconds in coresets["extra"].get("seconds", {}).items():
             found[name] = features["seconds"] + seconds
+    return found
+
+
+def untimed_sets(stages: Mapping[str, Mapping[str, Any]], ours: str, sets: Sequence[str]) -> dict[str, str]:
+    """Why the time to make a set is not known, for each of ``sets`` that ``seconds_of_sets`` leaves out; "random" and
+    "full" take no time.
+
+    Args:
+        stages: As for ``seconds_of_sets``, as is ``ours``.
+    """
+    known = seconds_of_sets(stages, ours)
+    own = {name: one for name, one in stages.items() if "/" not in name}
+    choosing = {name: own[name] for name in ("features", "coresets") if name in own}
+    making = {name: one for name, one in own.items() if name not in COMPARING}
+    found = {}
+    for name in sets:
+        if name in known or name in ("random", FULL):
+            continue
+        needed = making if name == ours else choosing if name in BASELINES else {}
+        resumed = [stage for stage, one in needed.items() if one["resumed"]]
+        several = "s" if len(resumed) > 1 else ""
+        found[name] = (
+            f"the run was resumed in the stage{several} {', '.join(resumed)}"
+            if resumed
+            else "the run did not measure it"
+        )
     return found
 
 

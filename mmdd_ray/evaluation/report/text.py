@@ -285,6 +285,15 @@ def full_is_part(report: Mapping[str, Any]) -> bool:
     return FULL in sets and real_images is not None and sets[FULL]["images"] < real_images
 
 
+def about_untimed(report: Mapping[str, Any]) -> str:
+    """Which sets a chart against time does not show, and why; empty where it shows all."""
+    told = [
+        f"{set_label(name, report)} is not shown: its time is not known, because {why}."
+        for name, why in report["untimed_sets"].items()
+    ]
+    return " ".join(told)
+
+
 def about_full(report: Mapping[str, Any]) -> str:
     """How to read the best and the worst that the table shows."""
     main = main_scores(report)
