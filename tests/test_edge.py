@@ -26,6 +26,7 @@ from mmdd_ray.storage.store import Store
 ROOT = Path(__file__).parents[1]
 STUDENTS = """
     --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4 --students.learning_rates 0.1
+    --evaluation.val shapes:300?seed=2&captions=5 --evaluation.test shapes:500?seed=3&captions=5
 """.split()  # noqa: SIM905
 SMALL = """
     --finetune.steps 6 --finetune.checkpoint_steps 2 --finetune.batch_pairs 8

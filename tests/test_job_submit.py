@@ -181,6 +181,7 @@ def test_a_submitted_run_survives_a_stop_and_the_loss_of_its_machine_and_its_dri
         --captions.per_image 2
         --finetune.batch_pairs 8 --synthesis.pairs 24 --synthesis.candidates_per_image 2 --synthesis.batch_images 6
         --synthesis.inference_steps 10 --evaluation.seeds 1 --evaluation.max_pairs 40 --students.steps 4
+        --evaluation.val shapes:40?seed=2 --evaluation.test shapes:40?seed=3
     """.split()  # noqa: SIM905
     edge = ("jobs/edge_cc3m.py", *small)
     whole = ["--run.num_cpus", "2", "--run.dir", str(tmp_path / "whole")]
