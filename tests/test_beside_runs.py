@@ -222,8 +222,8 @@ def test_no_set_is_the_best_where_numbers_of_students_differ(tmp_path: Path) -> 
     other = finish(tmp_path / "b", {"covmatch": [7.6]})
     found = compare_runs([one, other])
     assert found["notes"] == [
-        "The sets have different numbers of students (3 of edge, 1 of covmatch), so their means are not equally "
-        "certain, and none is marked as the best."
+        "The runs have different numbers of students of a set (3 in a-run-with-a-long-name, 1 in b), so their means "
+        "are not equally certain, and none is marked as the best."
     ]
     page = comparison_html(found)
     assert "<b>" not in page

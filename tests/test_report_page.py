@@ -305,6 +305,19 @@ def test_a_phone_needs_no_sideways_scrolling(opened: Any) -> None:
     assert HOSTILE in page.locator("#pair-1").inner_text()  # as text
 
 
+def test_a_table_that_scrolls_on_a_phone_keeps_its_first_column_and_the_command_wraps(opened: Any) -> None:
+    page = opened(viewport={"width": PHONE_PX, "height": 844})
+    wide = "[...document.querySelectorAll('.scroll')].find(one => one.scrollWidth > one.clientWidth + 40)"
+    moved = page.evaluate(
+        f"() => {{ const one = {wide}; one.scrollLeft = 40; const cell = one.querySelector('tbody td');"
+        " return [one.scrollLeft, cell.getBoundingClientRect().left - one.getBoundingClientRect().left]; }"
+    )
+    assert moved == [40, 0]
+    assert "linear-gradient" in page.evaluate(f"getComputedStyle({wide}).backgroundImage")
+    command = "document.querySelector('#settings pre')"
+    assert page.evaluate(f"{command}.scrollWidth - {command}.clientWidth") == 0
+
+
 def test_the_page_tells_a_bad_outcome_rejects_costs_and_changes(opened: Any) -> None:
     page = opened()
     outcome = page.locator("#outcome").inner_text()

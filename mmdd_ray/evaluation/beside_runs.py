@@ -410,12 +410,14 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
         ):
             if any(one != found[0] for one in found[1:]):
                 yield f"The {what} of {', '.join(own)} differ, and so do figures by rounding."
-        counts = {one["label"]: one["students"] for one in table["sets"] if one["set"] != FULL}
+        counts = {
+            name: one["students"] for one in table["sets"] if one["set"] != FULL for name in one["runs"]
+        }
         if len({*counts.values()}) > 1:
-            told = ", ".join(f"{count} of {label}" for label, count in counts.items())
+            told = ", ".join(f"{count} in {name}" for name, count in counts.items())
             yield (
-                f"The sets have different numbers of students ({told}), so their means are not equally certain, and "
-                "none is marked as the best."
+                f"The runs have different numbers of students of a set ({told}), so their means are not equally "
+                "certain, and none is marked as the best."
             )
         yield from _same_sets(table)
         if any(one["draws"] > 1 for one in table["sets"] if one["distilled"]):
