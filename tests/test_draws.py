@@ -99,7 +99,8 @@ class Settings:
 
 def test_more_draws_extend_a_run_and_its_settings_say_so(tmp_path: Path) -> None:
     three = Settings(evaluation=Section(draws=3))
-    RunDir.open(str(tmp_path), "edge", "local", Settings()).close()
+    with RunDir.open(str(tmp_path), "edge", "local", Settings()) as run:
+        run.stage("features", lambda stage: StageResult(rows_in=1, rows_out=1))
     RunDir.open(str(tmp_path), "edge", "local", three).close()
     held = json.loads((tmp_path / "settings.json").read_text())
     assert held["settings"]["evaluation"] == {"draws": 3, "seeds": 3}

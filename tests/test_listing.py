@@ -245,17 +245,9 @@ def test_s3_reads_like_a_local_folder(s3_server, img2dataset):
             list_shards(Data(uri=uri))
 
 
-@pytest.mark.parametrize(
-    ("uri", "says"),
-    [
-        ("", "^data.uri is empty; name a file"),
-        ("  ", "^data.uri is empty"),
-        ("https://host/a.tar", "^data.uri=https://host/a.tar: https is not read; download it first"),
-        ("a.tar::http://host/b.tar", "http is not read"),
-    ],
-)
-def test_what_names_nothing_that_is_read_is_refused(uri: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+@pytest.mark.parametrize("uri", ["", "  "])
+def test_an_empty_uri_is_not_the_current_folder(uri: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.uri is empty; name a file"):
         list_shards(Data(uri=uri))
 
 

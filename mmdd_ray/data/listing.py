@@ -94,12 +94,6 @@ def split_sources(uri: str) -> list[str]:
     if not uri.strip():
         raise UserError("data.uri is empty; name a file, a folder or a URI")
     sources = uri.split(SOURCES)
-    for source in sources:
-        if source.startswith(("http://", "https://")):
-            raise UserError(
-                f"data.uri={uri}: {source.partition(':')[0]} is not read; download it first, or name s3://, gs:// or "
-                "hf://"
-            )
     if len(sources) == 1:
         return sources
     for source in sources:
