@@ -359,6 +359,14 @@ def test_rows_that_were_not_counted_are_called_about(tmp_path: Path) -> None:
     assert "about 1," in render(planned(replace(precompute_local(), data=Data(uri=str(tmp_path))), LAPTOP))
 
 
+def test_one_shard_and_one_pair_are_counted_as_one() -> None:
+    plan = planned(precompute_local(), LAPTOP)
+    few = replace(plan, source=replace(plan.source, rows=1, exact=False, shards=1))
+    assert "\nsource       about 1 pair in 1 shard" in f"\n{render(few)}"
+    assert "1 pairs" not in render(few)
+    assert "1 shards" not in render(few)
+
+
 def fits(settings: Any, devices: Devices) -> None:
     check_fit(settings, planned(settings, devices))
 

@@ -674,6 +674,25 @@ def test_the_first_line_says_that_a_set_is_below_its_baselines(run: Store) -> No
     assert summary_table(report).replace("\n", " ").startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("random", "other", "doubt"),
+    [
+        ((9.0,), (5.0,), "; single students say nothing about the spread."),
+        ((9.0, 9.5), (5.0, 6.0), "; 2 students say too little about the spread."),
+        ((9.0, 9.5, 9.3), (8.0, 8.5, 8.3), "; 3 equal differences say nothing about the spread."),
+        ((9.0, 9.5), (9.0, 9.5), "equal to random real pairs (9.2 %)."),
+    ],
+)
+def test_the_first_line_says_why_a_spread_is_not_known(
+    run: Store, random: tuple[float, ...], other: tuple[float, ...], doubt: str
+) -> None:
+    # the second set has no row in the table of differences to baselines
+    sets = {"edge": _set(100, *other), "other": _set(100, *other), "random": _set(100, *random)}
+    first, _, second = verdict(build_report(run, EVALUATION | {"sets": sets})).partition(" other is ")
+    assert first.replace("\u00a0", " ").endswith(doubt)
+    assert second.replace("\u00a0", " ").endswith(doubt)
+
+
 def test_a_set_that_is_its_own_baseline_is_called_the_same(run: Store) -> None:
     figures = (7.5, 8.3, 7.9)
     sets = {

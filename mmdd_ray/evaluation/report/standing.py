@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, Paired, lack_of
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, TOO_FEW, Paired, lack_of
 from mmdd_ray.evaluation.report.differences import paired_figures
 
 SAME = "same"  # both sets have the very same pairs
@@ -49,13 +49,18 @@ def standing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ABOVE if difference > 0 else BELOW
 
 
-def about_spread(difference: Mapping[str, Any] | None, metric: str) -> str:
-    """Why nothing is known of the spread of a difference; None is one of single students."""
-    if difference is None:
-        return "single students say nothing about the spread"
-    if difference["metrics"][metric].get("lack") == ALL_EQUAL:
-        return f"{difference['count']} equal differences say nothing about the spread"
-    return f"{difference['count']} {difference['over']} say too little about the spread"
+def about_spread(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Why nothing is known of the spread of the difference of two scores; empty where all differences are 0."""
+    over, ours_S, theirs_S = paired_figures(ours, theirs)
+    count = min(len(ours_S), len(theirs_S))
+    lack = lack_of(ours_S, theirs_S) if len(ours_S) == len(theirs_S) else TOO_FEW
+    if lack == ALL_ZERO:
+        return ""
+    if lack == ALL_EQUAL:
+        return f"{count} equal differences say nothing about the spread"
+    if count == 1:
+        return f"single {over} say nothing about the spread"
+    return f"{count} {over} say too little about the spread"
 
 
 def _deviation(score: Mapping[str, Any]) -> tuple[float, int]:

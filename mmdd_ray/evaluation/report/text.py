@@ -55,16 +55,9 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def _doubt(report: Mapping[str, Any], ours: str, standings: Mapping[str, str]) -> str:
     """Why nothing is known of the spread, where a standing is that of the means alone."""
-    beside, metric = report["differences"].get(ours, {}), MAIN_METRIC[report["task"]]
+    main = main_scores(report)
     unknown = (name for name, word in standings.items() if word in (HIGHER, LOWER, EQUAL))
-    doubts = [
-        about_spread(beside.get(name), metric) for name in unknown if not _is_zero(beside.get(name), metric)
-    ]
-    return doubts[0] if doubts else ""
-
-
-def _is_zero(difference: Mapping[str, Any] | None, metric: str) -> bool:
-    return difference is not None and difference["metrics"][metric].get("lack") == ALL_ZERO
+    return next(filter(None, (about_spread(main[ours], main[name]) for name in unknown)), "")
 
 
 def headline(report: Mapping[str, Any]) -> str:
