@@ -1,4 +1,4 @@
-"""What a run directory says of itself, for those who only look at it."""
+"""Reading the records of a run directory without opening it for writing."""
 
 from typing import Any
 

@@ -83,7 +83,7 @@ class Status:
     seconds_left: float | None
     """Seconds until the end of the run by its plan; None where it is finished or the plan does not know."""
     command: str
-    """What the user typed to start it; empty if it is not known."""
+    """The command that started it; empty if it is not known."""
     report: str | None
     """Where the report is, once there is one."""
 

@@ -82,7 +82,8 @@ def interval_of(ours_S: Sequence[float], theirs_S: Sequence[float], same: bool =
 def paired_figures(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> tuple[str, list[float], list[float]]:
-    """What is paired of two scores, "draws" or "students", and their figures; not equally many where none fit."""
+    """The figures of two scores that are paired, and whether they are of "draws" or "students"; not equally many where
+    none fit."""
     ours_K, theirs_K = (list(score.get("draw_means", ())) for score in (ours, theirs))
     if len(ours_K) == len(theirs_K) > 1:
         return DRAWS, ours_K, theirs_K

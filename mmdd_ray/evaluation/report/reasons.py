@@ -95,7 +95,7 @@ def uncertainty(case: Case) -> str | None:
 
 
 def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any]) -> str:
-    """What the figures say where they have no interval."""
+    """The sentence for figures that have no interval."""
     over, count = found["over"], found["count"]
     if lack == ALL_ZERO:
         return f"All {count} paired {over} score exactly the same with {case.label} and {case.other}."

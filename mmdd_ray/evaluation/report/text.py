@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
-import numpy as np
-from scipy.special import stdtrit
-
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
-from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, TOO_FEW
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST, TOO_FEW, Paired
 from mmdd_ray.evaluation.report.differences import SAME_SET
 from mmdd_ray.evaluation.report.standing import (
     EQUAL,
@@ -35,7 +31,7 @@ _DOUBTS = {
     LEVEL: "not distinguishable",
     **dict.fromkeys((HIGHER, EQUAL, LOWER), "spread not known"),
 }
-"""What a tile says of a ratio that is no finding, by the standing of its two sets."""
+"""The words of a tile beside a ratio that is no finding, by the standing of its two sets."""
 NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
 
 
@@ -219,10 +215,7 @@ def _is_at_chance(score: Mapping[str, Any], chance: float) -> bool:
     figures_S = score.get("draw_means", score["runs"])
     if len(figures_S) < LEAST:
         return bool(score["mean"] < NEAR_CHANCE * chance)
-    half = (
-        stdtrit(len(figures_S) - 1, (1 + CONFIDENCE) / 2) * np.std(figures_S, ddof=1) / sqrt(len(figures_S))
-    )
-    return bool(score["mean"] - half <= chance)
+    return Paired.of(figures_S, [chance] * len(figures_S)).low <= 0
 
 
 def mean_std(score: Mapping[str, Any]) -> str:
