@@ -60,17 +60,30 @@ def test_images_that_a_resnet_would_end_as_single_pixels_are_refused(model, leas
         build_classifier(replace(SMALL, model=model, image_px=least - 1), 7)
 
 
-def test_the_norm_is_group_norm_with_a_group_for_each_channel():
-    (norm,) = (
-        module
-        for module in build_classifier(replace(SMALL, model="convnet-3"), 7)[:3]
-        if list(module.parameters()) and not hasattr(module, "kernel_size")
-    )
+def layers_of(depth: int) -> list[nn.Module]:
+    """A convolution of ConvNet, its norm, activation and pooling."""
+    return [*build_classifier(replace(SMALL, model=f"convnet-{depth}"), 7)][:4]
+
+
+def test_the_norm_is_instance_norm_with_scale_and_shift():
+    norm = layers_of(3)[1]
     torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
     feature = torch.randn(4, 16, 8, 8)
-    expected = torch.nn.functional.group_norm(feature, 16, norm.weight, norm.bias)
+    expected = torch.nn.functional.instance_norm(feature, weight=norm.weight, bias=norm.bias)
     for mode in (norm.train(), norm.eval()):
         torch.testing.assert_close(mode(feature), expected)
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (7, 8), (9, 9)])
+def test_pooling_is_the_mean_of_two_by_two_pixels(sides):
+    feature = torch.randn(2, 3, *sides).requires_grad_()
+    probe = torch.randn(2, 3, sides[0] // 2, sides[1] // 2)
+    own, expected = (
+        (found := pool(feature), torch.autograd.grad((found * probe).sum(), feature)[0])
+        for pool in (layers_of(3)[3], nn.AvgPool2d(2))
+    )
+    torch.testing.assert_close(own, expected)
 
 
 def test_images_too_small_for_the_poolings_are_refused():

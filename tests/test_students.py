@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmdd_ray.config import Students
+from mmdd_ray.config import StudentForm, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.pair import Row
 from mmdd_ray.errors import UserError
@@ -105,6 +105,28 @@ def test_a_caption_has_the_same_feature_in_any_company():
         alone = torch.cat([encoder(encoder.tokenize([caption])) for caption in captions])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert together.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_texts_of_many_lengths_are_encoded_as_transformers_does(pooling):
+    encoder = load_text_encoder(SETTINGS, "cpu", replace(StudentForm(), pooling=pooling))
+    tokens = encoder.tokenize([" ".join(["a", "red", "disc"] * (1 + 3 * row % 7)) for row in range(11)])
+    offsets_BLT = (0.02 * torch.randn(*tokens.ids_BL.shape, encoder.width)).requires_grad_()
+    probe_BT = torch.randn(11, encoder.width)
+
+    found_BT = encoder(tokens._replace(offsets_BLT=offsets_BLT))
+    (own_BLT,) = torch.autograd.grad((found_BT * probe_BT).sum(), offsets_BLT)
+
+    embeddings_BLT = encoder.vocabulary[tokens.ids_BL] + offsets_BLT
+    hidden_BLT = encoder.backbone(
+        inputs_embeds=embeddings_BLT, attention_mask=tokens.mask_BL
+    ).last_hidden_state
+    mask_BL1 = tokens.mask_BL[:, :, None]
+    mean_BT = (hidden_BLT * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
+    expected_BT = mean_BT if pooling == "mean" else hidden_BLT[:, 0]
+    (expected_BLT,) = torch.autograd.grad((expected_BT * probe_BT).sum(), offsets_BLT)
+    torch.testing.assert_close(found_BT, expected_BT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own_BLT, expected_BLT, rtol=1e-4, atol=1e-5)
 
 
 def test_the_seed_makes_the_heads_and_nothing_else():

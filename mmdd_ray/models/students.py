@@ -23,6 +23,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.models.zoo import loading, resolve, variant_of
 
 ENCODE_ROWS = 256  # images or captions that are encoded at once without gradients
+LENGTH_GROUPS = 4  # into which a batch of texts is divided on a CPU
 AS_IS = StudentForm()
 CLIP_MEAN, CLIP_STD = timm.data.OPENAI_CLIP_MEAN, timm.data.OPENAI_CLIP_STD
 PROJECTION_DROPOUT = 0.1  # of MTT-VL and LoRS
@@ -200,12 +201,27 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Features (B, T) of texts."""
-        found = self.backbone(inputs_embeds=self.word_embeddings(tokens), attention_mask=tokens.mask_BL)
+        embeddings_BLT = self.word_embeddings(tokens)
+        if tokens.mask_BL.device.type != "cpu" or len(tokens.mask_BL) < LENGTH_GROUPS:
+            return self._pooled(embeddings_BLT, tokens.mask_BL)
+        # On a CPU pads cost what words do, and small batches nothing: with short captions and long ones apart a step
+        # of MiniLM on Flickr8k's takes half of the time.
+        length_B = tokens.mask_BL.sum(dim=1)
+        order_B = length_B.argsort(stable=True)
+        parts = []
+        for rows in order_B.chunk(LENGTH_GROUPS):
+            longest = int(length_B[rows[-1]])
+            parts.append(self._pooled(embeddings_BLT[rows, :longest], tokens.mask_BL[rows, :longest]))
+        return torch.cat(parts)[order_B.argsort()]
+
+    def _pooled(self, embeddings_BLT: Tensor, mask_BL: Tensor) -> Tensor:
+        """Features (B, T) of embedded words."""
+        found = self.backbone(inputs_embeds=embeddings_BLT, attention_mask=mask_BL)
         hidden_BLT = found.last_hidden_state
         if self.form.pooling == "cls":
             return hidden_BLT[:, 0].float()
         # in float32 under autocast, too: features lie in a narrow cone, and bfloat16 would round what sets them apart
-        mask_BL1 = tokens.mask_BL[:, :, None]
+        mask_BL1 = mask_BL[:, :, None]
         return (hidden_BLT.float() * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
 
