@@ -148,7 +148,7 @@ def settings_of(asked: Flickr8k) -> Covmatch:
             image_px=tiny_imagenet.IMAGE_PX,
             max_tokens=64,
             embed_dim=512,
-            protocol="both-encoders",
+            trained="both-encoders",
             steps=asked.student_steps,
             learning_rates=(0.03, 0.1),
             precision=precision,
@@ -201,7 +201,7 @@ def measure(asked: Flickr8k) -> Iterator[str]:
             evaluated = run.stage("ablate", lambda stage: evaluate(stage, parted, judged))
             parts = evaluated.store.read_json(EVALUATION)
             # prior work trains the text encoder neither in the distillation nor in the students
-            frozen = replace(judged, students=replace(settings.students, protocol="frozen-text"))
+            frozen = replace(judged, students=replace(settings.students, trained="frozen-text"))
             again = {
                 f"{arm.set}-frozen-students": (sets | parted)[arm.set][:1]
                 for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))

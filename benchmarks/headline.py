@@ -153,7 +153,7 @@ def photographs(asked: Headline, seed: int, folder: str, sets: Sets) -> World:
     base = replace(
         base,
         run=replace(base.run, dir=str((asked.runs / "photos" / folder / f"seed{seed}").absolute())),
-        students=replace(base.students, protocol="frozen-text"),
+        students=replace(base.students, trained="frozen-text"),
         evaluation=evaluation,
     )
     if asked.size == "tiny":

@@ -85,7 +85,7 @@ def flat(module: torch.nn.Module) -> torch.Tensor:
 
 def test_a_student_of_the_start_is_one_of_the_real_pairs():
     start = start_from(encoders(), *START, SETTINGS)
-    students = Students(protocol="both-encoders", embed_dim=32, steps=3, batch_pairs=4)
+    students = Students(trained="both-encoders", embed_dim=32, steps=3, batch_pairs=4)
     real = PairSet(START[0], [[caption] for caption in START[1]])
     trained = [
         train_student(pairs, students, learning_rate=0.1, seed=0, device="cpu") for pairs in (real, start)

@@ -301,7 +301,7 @@ def test_sets_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> None
     fits = vectors(tmp_path / "fits.pt")
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(saved(tensors())[:4000])
-    both = Students(protocol="both-encoders")
+    both = Students(trained="both-encoders")
     another = judged("lors-frozen-text", students=("tiny-nf+/models/bert",))
     for settings, message in (
         (settings_of(tmp_path / "nowhere"), r"^set=.*nowhere: no such file"),

@@ -100,7 +100,7 @@ def test_every_trial_is_of_settings_that_there_are_and_each_method_has_as_many(p
     for one in (world.covmatch, world.trajectory):
         assert (one.data, one.students) == (world.base.data, world.base.students)
         assert one.evaluation == world.base.evaluation
-    assert world.base.students.protocol == "frozen-text"
+    assert world.base.students.trained == "frozen-text"
 
 
 def test_trials_on_photographs_see_nothing_of_the_data_that_are_reported() -> None:

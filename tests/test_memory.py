@@ -24,7 +24,7 @@ from mmdd_ray.planning.plan import plan_run
 from mmdd_ray.planning.show import render
 
 MIB = 2**20
-BOTH = replace(NFNET_AND_BERT, protocol="both-encoders")
+BOTH = replace(NFNET_AND_BERT, trained="both-encoders")
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_frozen_text_trains_all_but_the_text_encoder():
 
 
 def test_both_encoders_trains_the_text_encoder_too():
-    settings = replace(SETTINGS, protocol="both-encoders")
+    settings = replace(SETTINGS, trained="both-encoders")
     student, losses = trained(pair_set(8), settings)
     assert not torch.equal(weights(student.text), weights(load_student(SETTINGS, 0, "cpu").text))
     assert np.isfinite(losses).all()

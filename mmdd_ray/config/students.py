@@ -46,7 +46,7 @@ class Students:
     """Captions are cut to this many tokens."""
     embed_dim: Count = 256
     """Width of the shared space."""
-    protocol: Literal["frozen-text", "both-encoders"] = "frozen-text"
+    trained: Literal["frozen-text", "both-encoders"] = "frozen-text"
     """"frozen-text" trains the image encoder and both heads (LoRS and its followers); "both-encoders" all."""
     steps: Essential[Count] = 80
     """Optimiser steps of every student, whatever the size of its set."""

@@ -212,7 +212,7 @@ def evaluation_cost(
         # where steps are counted, a student of all the data has whole batches
         batch = training.batch if protocol.is_published else _batch_of(kind)
         if isinstance(protocol, PairProtocol):
-            counted.append(replace(kind, batch_pairs=batch, protocol=protocol.trained))
+            counted.append(replace(kind, batch_pairs=batch, trained=protocol.trained))
         rates = len(protocol.learning_rates)
         each = (protocol.students or evaluation.seeds) + (rates if rates > 1 else 0)
         sets = count_sets(evaluation, without=["full"] if protocol.is_published else []) + given - 1

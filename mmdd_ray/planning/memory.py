@@ -49,7 +49,7 @@ def features_bytes(features: Features) -> int | None:
 @cache
 def student_bytes(students: Students) -> int | None:
     """Bytes that training a student takes; None if a model is not known."""
-    both = students.protocol == "both-encoders"
+    both = students.trained == "both-encoders"
     return _encoders_bytes(students, students.batch_pairs, trained=("image", "text") if both else ("image",))
 
 

@@ -28,7 +28,7 @@ def local() -> Covmatch:
         data=SCENES,
         features=BETTER_HALF,
         match=Match(iterations=60, init="clip-score", **LOCAL_MATCHING),
-        students=Students(protocol="both-encoders", steps=40),
+        students=Students(trained="both-encoders", steps=40),
         evaluation=SCENES_EVALUATION,
     )
 
@@ -41,7 +41,7 @@ def flickr30k() -> Covmatch:
         data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
         features=VIT_B32,
         match=Match(pairs=100, iterations=10_000, rho=2.0, cache_mib=8192, **PUBLISHED_MATCHING),
-        students=replace(NFNET_AND_BERT, protocol="both-encoders", steps=100),
+        students=replace(NFNET_AND_BERT, trained="both-encoders", steps=100),
         evaluation=Evaluation(
             val=annotations,
             test=annotations,

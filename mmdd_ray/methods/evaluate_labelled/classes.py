@@ -28,7 +28,7 @@ SCENES = "shapes:"
 
 
 @dataclass(frozen=True)
-class GivenSet:
+class GivenImages:
     """A labelled set with its images as files."""
 
     uri: str
@@ -79,7 +79,7 @@ class GivenSet:
 # ---- reading
 
 
-def read_set(settings: EvaluateLabelled) -> GivenSet:
+def read_set(settings: EvaluateLabelled) -> GivenImages:
     """The set, read whole: it is small.
 
     Raises:
@@ -91,7 +91,7 @@ def read_set(settings: EvaluateLabelled) -> GivenSet:
     return _of_source(settings)
 
 
-def _distilled(store: Store) -> GivenSet:
+def _distilled(store: Store) -> GivenImages:
     where, manifest = redact(store.uri), read_manifest(store)
     rows = [
         Row("set", number, sample.key, sample.image, [], sample.label, None)
@@ -106,10 +106,10 @@ def _distilled(store: Store) -> GivenSet:
         names = {int(label): str(name) for label, name in (manifest.get("classes") or {}).items()}
     except (ValueError, AttributeError):
         raise UserError(f"set={where}: its {MANIFEST} has classes that are not named by label") from None
-    return GivenSet(where, manifest["method"], rows, names)
+    return GivenImages(where, manifest["method"], rows, names)
 
 
-def _of_source(settings: EvaluateLabelled) -> GivenSet:
+def _of_source(settings: EvaluateLabelled) -> GivenImages:
     """Any source of labelled images, read by the settings of the data."""
     where = redact(settings.set)
     data = replace(
@@ -141,7 +141,7 @@ def _of_source(settings: EvaluateLabelled) -> GivenSet:
     ):  # mixed as it is listed; a distilled set is in the order of its labels, as are its folders
         rows.sort(key=lambda row: (row.label, row.key))
     title = where.split("?")[0].rstrip("/").rpartition("/")[2] or where
-    return GivenSet(where, title, rows, _names_in(settings.set, rows, listing.classes))
+    return GivenImages(where, title, rows, _names_in(settings.set, rows, listing.classes))
 
 
 def _unusable(where: str, count: int, of: int, key: str, why: str) -> str:
@@ -262,7 +262,7 @@ def _listed(settings: EvaluateLabelled, labels: Collection[int], are_places: boo
     return dict(enumerate(lines))
 
 
-def check_set_classes(given: GivenSet, classes: DataClasses, settings: EvaluateLabelled) -> None:
+def check_set_classes(given: GivenImages, classes: DataClasses, settings: EvaluateLabelled) -> None:
     """Refuses a set whose classes are not those of the data.
 
     Raises:
@@ -294,7 +294,7 @@ def check_set_classes(given: GivenSet, classes: DataClasses, settings: EvaluateL
         )
 
 
-def _lacking(given: GivenSet, labels: Collection[int], classes: DataClasses, data_uri: str) -> str:
+def _lacking(given: GivenImages, labels: Collection[int], classes: DataClasses, data_uri: str) -> str:
     names = {label: name for label in labels if (name := classes.name(label)) is not None}
     shown = ", ".join(_called(label, names) for label in sorted(labels)[:3])
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
@@ -308,7 +308,7 @@ def _called(label: int, names: Mapping[int, str]) -> str:
     return f"{label} ({names[label]!r})" if label in names else str(label)
 
 
-def check_named(given: GivenSet, classes: DataClasses, settings: EvaluateLabelled) -> None:
+def check_named(given: GivenImages, classes: DataClasses, settings: EvaluateLabelled) -> None:
     """Refuses to compare images with names of classes that nobody knows.
 
     Raises:
@@ -324,7 +324,7 @@ def check_named(given: GivenSet, classes: DataClasses, settings: EvaluateLabelle
             )
 
 
-def templates(given: GivenSet, classes: DataClasses, template: str) -> dict[int, str]:
+def templates(given: GivenImages, classes: DataClasses, template: str) -> dict[int, str]:
     """The template of each class, by label, ascending; with its number where it has no name."""
     return {
         label: template.replace("{class_name}", _name(label, given, classes) or str(label))
@@ -332,5 +332,5 @@ def templates(given: GivenSet, classes: DataClasses, template: str) -> dict[int,
     }
 
 
-def _name(label: int, given: GivenSet, classes: DataClasses) -> str | None:
+def _name(label: int, given: GivenImages, classes: DataClasses) -> str | None:
     return classes.name(label) or given.names.get(label)
