@@ -111,6 +111,7 @@ def test_a_caption_has_the_same_feature_in_any_company():
 def test_texts_of_many_lengths_are_encoded_as_transformers_does(pooling):
     encoder = load_text_encoder(SETTINGS, "cpu", replace(StudentForm(), pooling=pooling))
     tokens = encoder.tokenize([" ".join(["a", "red", "disc"] * (1 + 3 * row % 7)) for row in range(11)])
+    tokens.mask_BL[3, :2] = 0  # as others may pad
     offsets_BLT = (0.02 * torch.randn(*tokens.ids_BL.shape, encoder.width)).requires_grad_()
     probe_BT = torch.randn(11, encoder.width)
 
@@ -127,6 +128,17 @@ def test_texts_of_many_lengths_are_encoded_as_transformers_does(pooling):
     (expected_BLT,) = torch.autograd.grad((expected_BT * probe_BT).sum(), offsets_BLT)
     torch.testing.assert_close(found_BT, expected_BT, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(own_BLT, expected_BLT, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(tmp_path):
+    usual = load_text_encoder(SETTINGS, "cpu")
+    for part in (usual.backbone, usual.tokenizer):
+        part.save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    captions = [" ".join(["a", "red", "disc"] * (1 + row)) for row in range(6)]
+    found = load_text_encoder(replace(SETTINGS, text_model=str(tmp_path)), "cpu").encode_captions(captions)
+    torch.testing.assert_close(found, usual.encode_captions(captions))
 
 
 def test_the_seed_makes_the_heads_and_nothing_else():
