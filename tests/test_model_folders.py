@@ -12,7 +12,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from mmdd_ray import settings
 from mmdd_ray.errors import UserError
+from mmdd_ray.methods.execute import check
 from mmdd_ray.models import zoo
 from mmdd_ray.models.contents import Folder, weight_files
 
@@ -153,6 +155,22 @@ def test_weights_in_several_files_have_to_be_complete(setting: str, name: str, t
     parts[1].unlink()
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         zoo.check({setting: str(folder)})
+
+
+def test_an_image_encoder_of_one_size_is_found_before_the_run(tmp_path: Path) -> None:
+    folder = copy_of("tiny-nf", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"fixed_input_size": True, "input_size": [3, 64, 64]}
+    (folder / "config.json").write_text(json.dumps(config))
+    own, further = {"students.image_model": str(folder)}, {"evaluation.students": (f"{folder}+tiny-bert",)}
+    for changed in (own, further):
+        with pytest.raises(
+            UserError, match=r"students\.image_px=32, but .*tiny-nf' takes 64 px only; set students"
+        ):
+            check(settings("covmatch", "local", changed))
+    with pytest.raises(UserError, match=r"match\.image_px=32, but match\.image_model=.* takes 64 px only"):
+        check(settings("covmatch", "local", {"match.image_model": str(folder)}))
+    check(settings("covmatch", "local", own | {"students.image_px": 64}))
 
 
 def load_of(setting: str) -> Callable[[str], torch.nn.Module]:

@@ -18,7 +18,13 @@ from mmdd_ray.methods.watching import track_results, watched
 from mmdd_ray.models import zoo
 from mmdd_ray.planning import plan
 from mmdd_ray.planning.fit import check_gpus
-from mmdd_ray.planning.preflight import check_own_tests, check_set, check_sources, check_values
+from mmdd_ray.planning.preflight import (
+    check_own_tests,
+    check_set,
+    check_sources,
+    check_values,
+    encoder_sides,
+)
 
 
 def method_of(settings: RunSettings) -> Method[Any]:
@@ -46,7 +52,8 @@ def check(settings: RunSettings) -> None:
     trackers.check_installed(settings.run.track)
     check_set(settings)
     method.preflight(settings)
-    found = zoo.check(method.models(settings))
+    models = method.models(settings)
+    found = zoo.check(models, encoder_sides(settings, models))
     check_sources(settings, method.labelled)
     check_own_tests(settings, [preset() for preset in method.presets.values()])
     for setting, says in found.items():

@@ -127,6 +127,8 @@ class ModelFiles:
     weights: tuple[str, ...]
     """The files that a library reads of it, and no other copy of the weights."""
     variant: Variant = None
+    only_px: int | None = None
+    """Side of the only images that an image encoder takes; None where it takes others, too, or does not say."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class _Layout:
     weights: tuple[str, ...] = ("model",)
     """Files of weights, without their ending."""
     variants: tuple[Variant, ...] = (None, "fp16")
+    only_px: int | None = None
 
 
 def inspect_model(role: Role, contents: Contents) -> ModelFiles:
@@ -160,10 +163,10 @@ def inspect_model(role: Role, contents: Contents) -> ModelFiles:
         if any(name.endswith(PICKLED) for name in contents.names):
             missing[-1] += " (pickled weights are not read; convert them)"
     if contents.is_partial:
-        return ModelFiles(layout.says, *(found or ((), None)))
+        return ModelFiles(layout.says, *(found or ((), None)), layout.only_px)
     if missing or found is None:
         raise UserError(f"is {layout.says}, but has no {' and no '.join(missing)}")
-    return ModelFiles(layout.says, *found)
+    return ModelFiles(layout.says, *found, layout.only_px)
 
 
 def weight_files(contents: Contents) -> tuple[str, ...] | None:
@@ -181,7 +184,10 @@ def _layout(contents: Contents) -> _Layout | None:
         return _clip(contents)
     config = contents.read_json("config.json")
     if "architecture" in config:
-        return _Layout("image encoder", f"{config['architecture']} of timm", variants=(None,))
+        card = config.get("pretrained_cfg") or {}
+        only_px = card["input_size"][-1] if card.get("fixed_input_size") and "input_size" in card else None
+        says = f"{config['architecture']} of timm"
+        return _Layout("image encoder", says, variants=(None,), only_px=only_px)
     if "model_type" not in config:
         return None
     return _of_transformers(config, contents)

@@ -66,12 +66,13 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def check(models: Mapping[str, str]) -> dict[str, str]:
+def check(models: Mapping[str, str], sides: Mapping[str, tuple[str, int]] | None = None) -> dict[str, str]:
     """Looks whether models that are to be loaded much later are there, or can be downloaded, and can do what they are
     for; reads no weights.
 
     Args:
         models: Names by the setting that names each.
+        sides: By the setting of an image encoder, that of its images' side, and the side.
 
     Returns:
         By setting, what each is, of those that could be looked at. Names of timm's and open_clip's own only show that
@@ -88,12 +89,27 @@ def check(models: Mapping[str, str]) -> dict[str, str]:
                 says[setting] = _check_served(role, name, setting)
             elif contents := _contents(role, name, setting):
                 found = _inspected(role, name, setting, contents)
+                if found.only_px and sides and setting in sides:
+                    check_side(found.only_px, setting, name, *sides[setting])
                 says[setting] = f"{name}: {found.says}" + (f", {found.variant}" if found.variant else "")
         except UserError as error:
             wrong.append(str(error) if setting in str(error) else f"{setting}: {error}")
     if wrong:
         raise UserError("\n".join(wrong))
     return says
+
+
+def check_side(only_px: int, setting: str, name: str, px_setting: str, px: int) -> None:
+    """Refuses images of another side than the only one that an image encoder takes.
+
+    Raises:
+        UserError: They are of another one.
+    """
+    if px != only_px:
+        raise UserError(
+            f"{px_setting}={px}, but {setting}={name!r} takes {only_px} px only; set {px_setting}={only_px} or choose "
+            "a convolutional network"
+        )
 
 
 def _check_served(role: Role, name: str, setting: str) -> str:

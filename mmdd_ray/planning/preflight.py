@@ -189,6 +189,18 @@ def encoder_models(settings: RunSettings, *sections: str) -> dict[str, str]:
     return found
 
 
+def encoder_sides(settings: RunSettings, models: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """The setting of the images' side, and the side, of each image encoder among the settings of models."""
+    found = {}
+    for setting in models:
+        section, _, part = setting.rpartition(".")
+        if part == "image_model":
+            # further students see the images of those of the run
+            section = section if hasattr(settings, section) else "students"
+            found[setting] = f"{section}.image_px", getattr(settings, section).image_px
+    return found
+
+
 def check_matching(matching: PairLearning, pairs_setting: str, pairs: int) -> None:
     """Looks at how batches and pairs are shared by workers.
 
