@@ -126,8 +126,8 @@ def test_students_train_on_pixels_and_offsets():
 
     pairs = learnt()
     without = replace(pairs, offsets=np.zeros_like(pairs.offsets))
-    for protocol in ("both-encoders", "frozen-text"):
-        assert not np.allclose(losses(pairs, protocol=protocol), losses(without, protocol=protocol))
+    for trained in ("both-encoders", "frozen-text"):
+        assert not np.allclose(losses(pairs, trained=trained), losses(without, trained=trained))
     # an encoder of another vocabulary gets the captions
     foreign = replace(pairs, vocabulary="another")
     np.testing.assert_allclose(losses(foreign), losses(without), rtol=1e-5)

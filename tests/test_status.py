@@ -246,12 +246,12 @@ def test_a_run_that_stopped_says_why_and_how_to_go_on(tmp_path: Path, error: Bas
 
 
 KILLED = """
-import os, signal, sys, time
+import os, signal, sys
 sys.path.insert(0, sys.argv[2])
-from test_status import begun, run_status
+from test_status import begun, run_status, when
 run_status.LOCAL_EVERY_S = 0.05
 def body(stage):
-    time.sleep(0.3)
+    when(sys.argv[1], lambda now: now.state == "running" and now.stages[0].state == "running")
     os.kill(os.getpid(), signal.SIGKILL)
 with begun(sys.argv[1], "") as run:
     run.stage("features", body)
