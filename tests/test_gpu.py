@@ -226,14 +226,14 @@ def peak_of(step: Any) -> int:
     return torch.cuda.max_memory_reserved()
 
 
-@pytest.mark.parametrize("protocol", ["frozen-text", "both-encoders"])
-def test_memory_of_a_published_student_is_as_counted(protocol: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", ["frozen-text", "both-encoders"])
+def test_memory_of_a_published_student_is_as_counted(trained: Any, tmp_path: Path) -> None:
     """Within a fifth: kernels choose their workspaces."""
-    counted = student_bytes(replace(NFNET_AND_BERT, protocol=protocol))
+    counted = student_bytes(replace(NFNET_AND_BERT, trained=trained))
     assert counted is not None
     students = replace(
         NFNET_AND_BERT,
-        protocol=protocol,
+        trained=trained,
         steps=3,
         image_model=build("image encoder", NFNET_AND_BERT.image_model, tmp_path),
         text_model=build("text encoder", NFNET_AND_BERT.text_model, tmp_path),
