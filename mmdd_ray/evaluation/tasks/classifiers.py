@@ -133,7 +133,7 @@ def augmented(
     if protocol.augmentation == "shift":
         image_BCHW = normalised(shifted(moved_BHWC, draw_shifts(n, side, rng)), protocol)
         return _mirrored(image_BCHW, rng) if protocol.mirrors else image_BCHW
-    image_BCHW = cropped(moved_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255, draw_crops(n, rng))
+    image_BCHW = cropped(_floats(moved_BHWC) / 255, draw_crops(n, rng))
     if protocol.mirrors:
         image_BCHW = _mirrored(image_BCHW, rng)
     if protocol.augmentation == "crop-jitter":
@@ -171,11 +171,15 @@ def evaluate_classifier(
 
 def normalised(image_BHWC: Tensor, protocol: LabelProtocol | None = None) -> Tensor:
     """Images (B, 3, H, W) float32 of uint8 ones (B, H, W, 3): in [-1, 1], or by the protocol's statistics."""
-    # in the usual memory order, in which norms and poolings are fast on CPUs
-    image_BCHW = image_BHWC.permute(0, 3, 1, 2).contiguous().float()
+    image_BCHW = _floats(image_BHWC)
     if protocol is None or protocol.statistics == "unit":
         return image_BCHW / 127.5 - 1
     return _standardised(image_BCHW / 255, protocol)
+
+
+def _floats(image_BHWC: Tensor) -> Tensor:
+    """Levels (B, 3, H, W) float32, in the usual memory order, in which norms and poolings are fast on CPUs."""
+    return image_BHWC.permute(0, 3, 1, 2).contiguous().float()
 
 
 def _standardised(image_BCHW: Tensor, protocol: LabelProtocol) -> Tensor:
