@@ -121,7 +121,7 @@ def main() -> None:
         bench = Bench(asked, Store(folder))
         seconds = in_turns(bench.arms(), asked.repetitions)
     scale, equal = len(bench.prompts) / bench.alone, 3 if bench.on_gpu else 4
-    title = "synthesis, compiled" if asked.compile else "synthesis"
+    title = f"synthesis{', compiled' * asked.compile}"
     ratios = [
         faster(f"{title}: over one prompt at a time, 50 steps", seconds, "ours", "release", 10, scale),
         faster(
@@ -133,7 +133,7 @@ def main() -> None:
         shares = tuple(bench.floor() / one for one in seconds["ours"])
         ratios.append(Ratio(f"{title}: share of the matmul limit", shares, 0.45))
     facts = {"images": len(bench.prompts), "alone": bench.alone, "settings": str(bench.synthesis)}
-    record("synthesis-compiled" if asked.compile else "synthesis", asked, ratios, **facts, seconds=seconds)
+    record(f"synthesis{'-compiled' * asked.compile}", asked, ratios, **facts, seconds=seconds)
 
 
 def _unet_flops(pipeline: StableDiffusionPipeline) -> float:

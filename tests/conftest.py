@@ -65,6 +65,22 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A compiler that changes nothing in place of torch's own, which takes minutes; an entry for each graph."""
+    import torch
+
+    found: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        found.append(1)
+        return graph
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: compile_module(part, backend=backend))
+    return found
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Callable[..., object]:
     """Calls a function with each of two ranks and `args`, in processes of their own that need not import first."""

@@ -337,6 +337,15 @@ def test_bfloat16_is_close_to_float32():
 # Nonsense
 
 
+def test_compiled_encoders_learn_the_same(compiled):
+    one, other = run(), run(replace(SETTINGS, compile=True))
+    assert compiled
+    np.testing.assert_allclose(
+        *([record["total"] for record in each.records] for each in (one, other)), rtol=1e-5
+    )
+    torch.testing.assert_close(other.pixels, one.pixels, atol=1e-4, rtol=1e-4)
+
+
 def test_a_loss_that_is_no_number_names_iteration_and_rates():
     settings = replace(SETTINGS, encoder_rate=1e30, head_rate=1e30)
     with pytest.raises(

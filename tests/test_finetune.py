@@ -57,11 +57,9 @@ def tiny_sd() -> Any:
 
 
 def edge_training(settings: EdgeFinetune, pipeline: Any = None) -> Training:
-    from mmdd_ray.models.generators.stable_diffusion import trainable_parameters
-
     torch.manual_seed(0)
     pipeline = pipeline or tiny_sd()
-    trainable_parameters(pipeline.unet, settings.parameters, rank=settings.lora_rank)
+    pipeline.prepare_training(settings.parameters, rank=settings.lora_rank, compiled=settings.compile)
     return Training(EdgeObjective(settings, "tiny-clip").build(pipeline), settings, seed=3)
 
 
@@ -280,6 +278,14 @@ def test_what_is_encoded_once_gives_the_losses_of_encoding_every_time(monkeypatc
         batches = 6 if cache_mib == 0 else 3
         assert encoded == ["encode 8", "_encode_texts 8", "encode_texts 8"] * batches
     assert losses[0] == pytest.approx(losses[64], abs=1e-6)
+
+
+def test_a_compiled_training_takes_the_same_steps(compiled):
+    one, other = (edge_training(replace(SETTINGS, compile=wanted)) for wanted in (False, True))
+    for training in (one, other):
+        list(training.run(lambda epoch: cut(*pairs(24), 8)))
+    assert compiled
+    assert [r["total"] for r in other.losses] == pytest.approx([r["total"] for r in one.losses], rel=1e-4)
 
 
 TWO_STEPS = replace(SETTINGS, steps=2, accumulate=2, learning_rate=0.1, ema_decay=0)

@@ -99,7 +99,7 @@ def losses_of(device: str, settings: Finetune, *, ddp: bool = False) -> list[flo
     """Losses of some steps: bfloat16 and checkpointed on a GPU, float32 on the CPU."""
     torch.manual_seed(0)
     generator = load_generator(settings.generator, device)
-    generator.prepare_training(settings.parameters, rank=settings.lora_rank)
+    generator.prepare_training(settings.parameters, rank=settings.lora_rank, compiled=settings.compile)
     objective: Any = (
         EdgeObjective(settings, "tiny-clip")
         if isinstance(settings, EdgeFinetune)
@@ -118,6 +118,13 @@ def test_fine_tuning(kind: Any, losses: Any) -> None:
         Finetune(**shared) if losses == "noise" else EdgeFinetune(**shared, space=losses, noise_weight=1.0)
     )
     np.testing.assert_allclose(losses_of(GPU, settings), losses_of(CPU, settings), rtol=0.05)
+
+
+def test_compiled_fine_tuning() -> None:
+    settings = EdgeFinetune(steps=3, batch_pairs=16)
+    np.testing.assert_allclose(
+        losses_of(GPU, replace(settings, compile=True)), losses_of(GPU, settings), rtol=0.02
+    )
 
 
 def test_fine_tuning_with_nccl() -> None:

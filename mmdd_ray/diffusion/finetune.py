@@ -120,8 +120,9 @@ def _build(job: _Job) -> tuple[nn.Module, Generator]:
 
     from mmdd_ray.models.generators.generator import load_generator
 
-    generator = load_generator(job.settings.generator, get_device())
-    generator.prepare_training(job.settings.parameters, rank=job.settings.lora_rank)
+    settings = job.settings
+    generator = load_generator(settings.generator, get_device())
+    generator.prepare_training(settings.parameters, rank=settings.lora_rank, compiled=settings.compile)
     return job.objective.build(generator), generator
 
 

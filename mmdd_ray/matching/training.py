@@ -74,6 +74,9 @@ class PairOptimizer:
         self.device = encoders.device
         if settings.frozen_text:
             encoders.text.requires_grad_(False)
+        if settings.compile:
+            for encoder in (encoders.image, encoders.text):
+                encoder.backbone.compile()
         self._start = start
         self._pretrained = [
             {name: value.detach().cpu().clone() for name, value in part.state_dict().items()}

@@ -32,18 +32,17 @@ def features_bytes(features: Features) -> int | None:
     import torch
 
     with _counting():
-        clip = _clip(features.clip)
-        if clip is None:
+        clips = _clips(features.clip)
+        if clips is None:
             return None
-        side = _image_px(clip)
+        side = _image_px(clips[0])
         pixels = torch.zeros(features.chunk_pairs, 3, side, side)
 
         @torch.no_grad()
         def encode() -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                clip.encode_image(pixels)
+            clips[1].encode_image(pixels.half())
 
-        return _bytes_of([clip, pixels], encode)
+        return _bytes_of([*clips, pixels], encode)
 
 
 @cache
@@ -133,8 +132,8 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
     import torch
 
     with _counting():
-        builds, look = _pipeline(generator), _clip(clip) if clip else None
-        if builds is None or (clip and look is None):
+        builds, looks = _pipeline(generator), _clips(clip) if clip else []
+        if builds is None or looks is None:
             return None
         unet, vae, text = (_module(build, torch.float16) for build in builds)
         side = image_px // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -148,7 +147,7 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
             unet(latent, level, states)
             vae.decode(latent[: synthesis.batch_images])
 
-        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states], draw)
+        return _bytes_of([unet, vae, text, *looks, latent, states], draw)
 
 
 @cache
@@ -164,14 +163,14 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
     from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
 
     with _counting():
-        builds, look = _pipeline(tuning.generator), _clip(clip) if clip else None
-        if builds is None or (clip and look is None):
+        builds, looks = _pipeline(tuning.generator), _clips(clip) if clip else []
+        if builds is None or looks is None:
             return None
         unet, vae, text = map(_module, builds)
         half_vae = _module(builds[1], torch.bfloat16)
-        for frozen in (vae, half_vae, text, *([look] if look else [])):
+        for frozen in (vae, half_vae, text, *looks):
             frozen.requires_grad_(False)
-        _norms_in_float32(unet, *([look] if look else []))
+        _norms_in_float32(unet, *looks[:1])
         trainable_parameters(unet, tuning.parameters, rank=tuning.lora_rank)
         unet.enable_gradient_checkpointing()
         learnt = [p for p in unet.parameters() if p.requires_grad]
@@ -189,22 +188,20 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
         level = torch.zeros(tuning.pairs_per_worker, dtype=torch.int64)
 
         def embed(part: "Tensor") -> "Tensor":
-            assert look is not None
-            px = _image_px(look)
+            px = _image_px(looks[0])
             with torch.autocast("cpu", enabled=False):
                 drawn = half_vae.decode(part.bfloat16()).sample
-            return look.encode_image(torch.nn.functional.interpolate(drawn.float(), (px, px)))
+            return looks[0].encode_image(torch.nn.functional.interpolate(drawn.float(), (px, px)))
 
         def step() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 implied = latent - unet(latent, level, states).sample
-                found = in_parts(embed, implied, tuning.image_px) if look else implied
+                found = in_parts(embed, implied, tuning.image_px) if looks else implied
             found.float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        models = [unet, vae, half_vae, text, *([look] if look else [])]
-        return _bytes_of([*models, latent, states, *beside], step)
+        return _bytes_of([unet, vae, half_vae, text, *looks, latent, states, *beside], step)
 
 
 def _norms_in_float32(*models: Any) -> None:
@@ -217,8 +214,15 @@ def _norms_in_float32(*models: Any) -> None:
                 part.register_forward_pre_hook(lambda norm, inputs: (inputs[0].float(), *inputs[1:]))
 
 
-def _clip(name: str) -> Any:
-    """The CLIP model of a name; None where its architecture is not known."""
+def _clips(name: str) -> list[Any] | None:
+    """The CLIP model of a name, and its copy in float16; None where its architecture is not known."""
+    import torch
+
+    found = [_clip(name, dtype) for dtype in (torch.float32, torch.float16)]
+    return None if found[0] is None else found
+
+
+def _clip(name: str, dtype: "torch.dtype") -> Any:
     import json
 
     import open_clip
@@ -228,13 +232,13 @@ def _clip(name: str) -> Any:
         if HUB_TEXT in config["text_cfg"]:
             return None
         kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-        return _module(lambda: kind(**config))
+        return _module(lambda: kind(**config), dtype)
     architecture = name.partition("/")[0]
     if architecture not in open_clip.list_models():
         return None
     if HUB_TEXT in open_clip.get_model_config(architecture)["text_cfg"]:
         return None
-    return _module(lambda: open_clip.create_model(architecture, device="meta"))
+    return _module(lambda: open_clip.create_model(architecture, device="meta"), dtype)
 
 
 def _image_px(clip: Any) -> int:

@@ -117,8 +117,12 @@ class Generator(Protocol):
         """Like ``sample``, but begins with noisy latents, and prompts of any length count to their end."""
         ...
 
-    def prepare_training(self, kind: Trained, *, rank: int) -> None:
-        """Freezes all but what is to be trained, and makes it ready."""
+    def prepare_training(self, kind: Trained, *, rank: int, compiled: bool = False) -> None:
+        """Freezes all but what is to be trained, and makes it ready.
+
+        Args:
+            compiled: Compiles what a step runs, which takes minutes and makes each step faster.
+        """
         ...
 
     def compile_drawing(self, images: int) -> None:

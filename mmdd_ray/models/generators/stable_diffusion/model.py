@@ -209,14 +209,21 @@ class StableDiffusion(nn.Module):
         fits = images == self._compiled_images and all(is_short(self.pipeline, text) for text in texts)
         return torch.compiler.set_stance("default" if fits else "force_eager")
 
-    def prepare_training(self, kind: Trained, *, rank: int) -> None:
-        """Freezes all but what is to be trained of the U-Net; see ``trainable_parameters``."""
+    def prepare_training(self, kind: Trained, *, rank: int, compiled: bool = False) -> None:
+        """Freezes all but what is to be trained of the U-Net; see ``trainable_parameters``.
+
+        Args:
+            compiled: Compiles U-Net and VAE (``torch.compile``), with weights in the order that is best for it.
+        """
         trainable_parameters(self.unet, kind, rank=rank)
         if self.device.type == "cuda":
             self.unet.enable_gradient_checkpointing()
             self._half_vae = [deepcopy(self.vae).bfloat16()]
         else:  # not on a GPU, whose group norms would copy this layout
             self.unet.to(memory_format=torch.channels_last)
+        if compiled:
+            vae = self._half_vae[0] if self._half_vae else self.vae
+            _compile(self.unet, vae.encoder, vae.decoder)
 
     def compile_drawing(self, images: int) -> None:
         """Compiles what draws that many images (``torch.compile``), which then has its weights in channels-last order.
@@ -226,14 +233,17 @@ class StableDiffusion(nn.Module):
         are drawn uncompiled, so that an image does not depend on what was drawn before it.
         """
         self._compiled_images = images
-        for part in (self.unet, self.vae):
-            part.to(memory_format=torch.channels_last)
-        self.unet.compile()
-        self.vae.decoder.compile()
+        _compile(self.unet, self.vae.decoder)
 
     def save(self, folder: Path) -> None:
         """See ``save_pipeline``."""
         save_pipeline(self.pipeline, folder)
+
+
+def _compile(*parts: nn.Module) -> None:
+    for part in parts:
+        part.to(memory_format=torch.channels_last)
+        part.compile()
 
 
 def clean_estimate(
