@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop
@@ -15,6 +16,7 @@ from mmdd_ray.data.pair import Row
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import caption_batches
 from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.labelled_sets import _train_teacher
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
@@ -306,7 +308,9 @@ def test_images_of_published_protocols_have_the_statistics_of_imagenet(images: L
 
 def test_soft_labels_take_a_teacher_and_hard_ones_none(images: LabelledSet, tmp_path: Any) -> None:
     larger = replace(CLASSIFIERS, batch_images=12)
-    weights, top_1 = train_teacher(images, larger, seed=0, device="cpu")
+    seen: list[int] = []
+    weights, top_1 = train_teacher(images, larger, seed=0, device="cpu", on_steps=seen.append)
+    assert seen == list(range(1, larger.teacher_steps))
     assert top_1 > 90  # the classes differ in their brightness
     from safetensors.torch import save_file
 
@@ -330,6 +334,15 @@ def test_soft_labels_take_a_teacher_and_hard_ones_none(images: LabelledSet, tmp_
     assert len(taught) == len(told) == 6
     assert np.isfinite([taught, told]).all()
     assert any(isinstance(layer, torch.nn.GroupNorm) for layer in network.modules())
+
+
+def test_a_teacher_says_how_far_it_is_while_it_is_trained(images: LabelledSet) -> None:
+    *told, last = _train_teacher(images, CLASSIFIERS, 0, "cpu")
+    assert told == [{"steps": done} for done in range(1, 60)]
+    assert last["steps"] == 60
+    assert safetensors.torch.load(last["weights"])
+    with pytest.raises(UserError, match=f"the images have {PX} px"):
+        list(_train_teacher(images, replace(CLASSIFIERS, image_px=2 * PX), 0, "cpu"))
 
 
 def test_weights_of_another_network_are_no_teacher(tmp_path: Any) -> None:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.engine.cluster import actor_resources
 from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
@@ -228,22 +231,38 @@ def train_teacher_stage(
     )
     ((_, images),) = real_sets(features, [("full", rows)], settings, classes)
     resources = actor_resources(settings.evaluation.gpus_per_student)
-    train = ray.remote(max_retries=RETRIES, **resources)(_train_teacher)
-    weights, top_1 = ray.get(
-        train.remote(ray.put(images), settings.classifiers, settings.run.seed, device_with(resources))
+    train = ray.remote(max_retries=RETRIES, num_returns="streaming", **resources)(_train_teacher)
+    told: Any = train.remote(ray.put(images), settings.classifiers, settings.run.seed, device_with(resources))
+    trained: dict[str, Any] = {}
+    with progress("teacher", settings.classifiers.teacher_steps, "steps") as bar:
+        for one in told:
+            trained = ray.get(one)
+            bar.update(trained["steps"] - bar.n)
+    stage.store.write_bytes(TEACHER, trained["weights"])
+    return StageResult(
+        rows_in=images.n_images, rows_out=1, extra={"training_top_1": trained["training_top_1"]}
     )
-    stage.store.write_bytes(TEACHER, weights)
-    return StageResult(rows_in=images.n_images, rows_out=1, extra={"training_top_1": top_1})
 
 
-def _train_teacher(images: LabelledSet, settings: Classifiers, seed: int, device: str) -> tuple[bytes, float]:
+def _train_teacher(
+    images: LabelledSet, settings: Classifiers, seed: int, device: str
+) -> Iterator[dict[str, Any]]:
+    """How many `steps` are done, as they are; in the end with `weights` and their `training_top_1`."""
     from safetensors.torch import save
 
     from mmdd_ray.evaluation.tasks.teacher import train_teacher
 
-    with out_of_memory("classifiers.batch_images"):
-        weights, top_1 = train_teacher(images, settings, seed=derive_seed(seed, TEACHER_SEED), device=device)
-    return save(weights), top_1
+    done = SimpleQueue[int | None]()
+    own_seed = derive_seed(seed, TEACHER_SEED)
+    with out_of_memory("classifiers.batch_images"), ThreadPoolExecutor(1) as beside:
+        training = beside.submit(
+            train_teacher, images, settings, seed=own_seed, device=device, on_steps=done.put
+        )
+        training.add_done_callback(lambda _: done.put(None))
+        for steps in iter(done.get, None):
+            yield {"steps": steps}
+        weights, top_1 = training.result()
+    yield {"steps": settings.teacher_steps, "weights": save(weights), "training_top_1": top_1}
 
 
 def compare_classifiers(

@@ -1,6 +1,7 @@
 """The teacher whose answers are the targets of soft labels. No Ray."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import safetensors.torch
@@ -16,16 +17,26 @@ from mmdd_ray.protocols import label_protocol
 from mmdd_ray.storage.store import folder_and_name
 
 RATE = 0.05
+LOOKS = 100  # on the way, for whoever waits
 PREFIX = "module."  # of weights that were saved from DataParallel
 NESTED = ("state_dict", "model")  # where checkpoints of trainings keep the weights
 
 
 def train_teacher(
-    images: LabelledSet, settings: Classifiers, *, seed: int, device: str
+    images: LabelledSet,
+    settings: Classifiers,
+    *,
+    seed: int,
+    device: str,
+    on_steps: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, Tensor], float]:
     """Weights of `classifiers.model` with batch norm, trained on real images as its students are, on hard labels and
-    without CutMix; and its accuracy on these images, in percent."""
-    own = replace(settings, steps=settings.teacher_steps, learning_rates=(RATE,), cutmix=0.0, looks=0)
+    without CutMix; and its accuracy on these images, in percent.
+
+    Args:
+        on_steps: Called now and then with how many steps are done.
+    """
+    own = replace(settings, steps=settings.teacher_steps, learning_rates=(RATE,), cutmix=0.0, looks=LOOKS)
     protocol = replace(
         label_protocol("equal-budget", own),
         norm="batch",
@@ -34,7 +45,13 @@ def train_teacher(
         mirrors=True,
     )
     network, _ = train_classifier(
-        images, own, learning_rate=RATE, seed=seed, device=device, protocol=protocol
+        images,
+        own,
+        learning_rate=RATE,
+        seed=seed,
+        device=device,
+        protocol=protocol,
+        look=lambda _, done: on_steps(done),
     )
     top_1 = evaluate_classifier(network, images, protocol)["top-1"]
     return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}, top_1
