@@ -6,8 +6,8 @@ Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`)
 learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set.
 Learning rates of students under our protocol are chosen on the last 1,000 photographs of the train split; figures are
 of the dev split, on which the rates and iterations of the distillations were tuned, too. Students are trained by both
-published protocols as well, but for those of all photographs; spreads of students and of distillations are told apart.
-Tables are printed one after the other. Killed at any point, the same command goes on.
+published protocols as well, those of all photographs by ours alone; spreads of students and of distillations are told
+apart. Tables are printed one after the other. Killed at any point, the same command goes on.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.cluster import connected
 from mmdd_ray.engine.precision import bfloat16_is_fast
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import EVALUATION, compare
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.report.panels import protocol_title
@@ -169,6 +170,10 @@ def arms_of(asked: Flickr8k) -> tuple[Arm, ...]:
 
 def measure(asked: Flickr8k) -> Iterator[str]:
     """Runs what is left; gives the tables of the comparison and of the ablations."""
+    if asked.ablate and "equal-budget" not in asked.protocols:
+        raise UserError(
+            'ablations are judged under "equal-budget"; name it in --protocols, or say --no-ablate'
+        )
     settings, arms = settings_of(asked), arms_of(asked)
     encoder = asked.out / "encoder"
     if not (encoder / "done").exists():

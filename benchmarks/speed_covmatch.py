@@ -37,7 +37,7 @@ from mmdd_ray.models.students import info_nce, load_student
 
 PAIRS = {"tiny": 12, "cpu": 500, "gpu": 500}
 REAL = {"tiny": 16, "cpu": 1024, "gpu": 128}
-MICRO = {"tiny": 4, "cpu": 64, "gpu": 128}  # 13 GB
+MICRO = {"tiny": 4, "cpu": 64, "gpu": 128}  # 10 GB
 LONGEST = 1000  # steps of an epoch that never ends
 
 
@@ -46,7 +46,7 @@ class CovmatchSpeed(Speed):
     """Times a step of CovMatch."""
 
     compile: bool = False
-    """Compiles the encoders, which autograd has as well."""
+    """Compiles the encoders of all arms."""
 
 
 def settings_of(asked: CovmatchSpeed) -> Match:

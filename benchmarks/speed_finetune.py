@@ -8,7 +8,7 @@ Arms, all on pairs that come again and again (a run that sees each of its pairs 
 nothing):
 
 - kept: ``Training`` as a run has it, latents and text states looked up.
-- anew: the same, with finetune.cache_mib=0; the only one of the two that is compiled, which takes minutes.
+- anew: the same, with finetune.cache_mib=0. With --compile the only one of these two that is timed.
 - straightforward: the step as the paper writes it, on diffusers and open_clip alone: float32, images encoded, noise
   added by the pipeline's scheduler, the estimate of the clean latents decoded and embedded, all in plain modules. On a
   GPU the batch is taken in parts of 16 pairs, each contrasted with itself alone, which is less work;
@@ -64,10 +64,8 @@ def steps_of(settings: EdgeFinetune, clip: str, device: str) -> Iterator[dict[st
     torch.manual_seed(0)
     generator = load_generator(settings.generator, device)
     generator.prepare_training(settings.parameters, rank=settings.lora_rank, compiled=settings.compile)
-    training, batches = (
-        Training(EdgeObjective(settings, clip).build(generator), settings, seed=0),
-        some_batches(settings),
-    )
+    training = Training(EdgeObjective(settings, clip).build(generator), settings, seed=0)
+    batches = some_batches(settings)
     return training.run(lambda epoch: iter(batches))
 
 

@@ -334,9 +334,6 @@ def test_bfloat16_is_close_to_float32():
     assert np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1] > 0.5
 
 
-# Nonsense
-
-
 def test_compiled_encoders_learn_the_same(compiled):
     one, other = run(), run(replace(SETTINGS, compile=True))
     assert compiled
@@ -344,6 +341,9 @@ def test_compiled_encoders_learn_the_same(compiled):
         *([record["total"] for record in each.records] for each in (one, other)), rtol=1e-5
     )
     torch.testing.assert_close(other.pixels, one.pixels, atol=1e-4, rtol=1e-4)
+
+
+# Nonsense
 
 
 def test_a_loss_that_is_no_number_names_iteration_and_rates():

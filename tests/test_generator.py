@@ -1,4 +1,5 @@
 import shutil
+from copy import deepcopy
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,29 @@ def test_clip_gives_pixels_a_gradient_and_keeps_none(clip):
     assert pixels.grad is not None
     assert (pixels.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
     assert not clip.encode_texts(["a red circle"]).requires_grad
+
+
+def encoded(clip: Clip) -> Tensor:
+    _, images, captions = scenes(4)
+    return torch.cat([clip.encode_images(images), clip.encode_texts(captions)])
+
+
+def test_the_copy_in_half_precision_is_near_whatever_its_caller_computes_in(clip, monkeypatch):
+    whole = encoded(clip)
+    monkeypatch.setattr(clip, "_encoder", deepcopy(clip._model).half())
+    half = encoded(clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoded(clip), half)
+    assert not torch.equal(half, whole)
+    assert (half * whole).sum(dim=1).min() > 0.9999
+
+
+def test_features_that_overflow_in_half_precision_are_those_of_float32(clip, monkeypatch):
+    whole, copy = encoded(clip), deepcopy(clip._model).half()
+    for weight in copy.parameters():
+        weight.mul_(1e4)
+    monkeypatch.setattr(clip, "_encoder", copy)
+    assert torch.equal(encoded(clip), whole)
 
 
 @pytest.mark.parametrize(

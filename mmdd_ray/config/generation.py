@@ -39,8 +39,8 @@ class Finetune(Training):
     ema_decay: Rate = 0.99
     """Decay of the averaged weights that synthesis uses; 0 switches averaging off."""
     compile: bool = False
-    """Compiles what a step trains and sees through (torch.compile): minutes of each worker, for faster steps on a GPU.
-    Rounds otherwise, so this setting is part of the result."""
+    """Compiles U-Net and VAE (torch.compile): minutes of each worker, for faster steps on a GPU. Rounds otherwise, so
+    this setting is part of the result."""
     cache_mib: Annotated[int, Ge(0)] = operational(1024)
     """Memory of each worker for latents and text states of pairs, which help from the second time on that all pairs of
     a batch come to the same worker. What does not fit is encoded anew every time: as a rule the text states, which are
@@ -65,5 +65,5 @@ class Synthesis(Pool):
     batch_images: Count = 50
     """Images drawn together. Batches are cut by sample index, so this setting is part of the result."""
     compile: bool = False
-    """Compiles the generator for whole batches (torch.compile): minutes of each actor, which pay on a GPU from two or
-    three thousand images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""
+    """Compiles the generator for whole batches (torch.compile): minutes of each actor, which pay on a GPU from some
+    1,600 images of 512 px an actor on. Rounds otherwise, so this setting is part of the result."""

@@ -76,7 +76,7 @@ class PairLearning(Training):
     """Precision of matrix products and convolutions; "auto" is bfloat16 on GPUs and float32 on CPUs."""
     compile: bool = False
     """Compiles both encoders (torch.compile): minutes of each worker, for faster iterations on a GPU. Rounds otherwise,
-    so this setting is part of the result."""
+    and after an interruption otherwise again, so this setting is part of the result."""
     cache_mib: Annotated[int, Ge(0)] = 256
     """Real images are held decoded in Ray's object store where they take no more than this, in MiB; otherwise they are
     streamed from storage and decoded again in every epoch."""

@@ -39,7 +39,8 @@ def learning_cost(settings: MatchingSettings, source: Source, pairs: int) -> Sta
         actors=matching.workers,
         gpus_each=matching.gpus_per_worker,
         section=matching.section,
-        batches=f"{matching.micro_batch} pairs, {matching.encoder_optimizer}",
+        batches=f"{matching.micro_batch} pairs, {matching.encoder_optimizer}"
+        + (", compiled" if matching.compile else ""),
         memory=partial(matching_bytes, matching, pairs),
         passes=1 if is_cached else matching.iterations * real / rows,
     )

@@ -46,7 +46,8 @@ class PairOptimizer:
 
     Rank r of k holds every k-th synthetic pair from the r-th on, and its share of every real batch. What depends on
     chance depends on seed and iteration only, so ``state`` holds no random state, an interrupted distillation ends with
-    the pairs of an unbroken one, and k workers take the steps of one.
+    the pairs of an unbroken one, and k workers take the steps of one. Compiled, both hold but for rounding: which
+    kernels are compiled depends on the lengths of texts that a process sees first.
 
     Encoders run in evaluation mode: batch statistics and dropout would make the features of a pair depend on its
     micro-batch.

@@ -115,7 +115,8 @@ def finetune_cost(tuning: Finetune, source: Source, losses: str = "", clip: str 
         actors=tuning.workers,
         gpus_each=tuning.gpus_per_worker,
         section="finetune",
-        batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}, {tuning.cache_mib} MiB kept",
+        batches=f"{own} pairs, {tuning.optimizer}, averaged: {tuning.ema_decay > 0}, {tuning.cache_mib} MiB kept"
+        + (", compiled" if tuning.compile else ""),
         passes=pairs / source.rows,
         writes_bytes=_weight_bytes(tuning.generator),
         memory=partial(finetune_bytes, tuning, clip),

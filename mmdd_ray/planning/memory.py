@@ -32,17 +32,17 @@ def features_bytes(features: Features) -> int | None:
     import torch
 
     with _counting():
-        clips = _clips(features.clip)
-        if clips is None:
+        clip = _clip(features.clip, torch.float16)
+        if clip is None:
             return None
-        side = _image_px(clips[0])
+        side = _image_px(clip)
         pixels = torch.zeros(features.chunk_pairs, 3, side, side)
 
         @torch.no_grad()
         def encode() -> None:
-            clips[1].encode_image(pixels.half())
+            clip.encode_image(pixels.half())
 
-        return _bytes_of([*clips, pixels], encode)
+        return _bytes_of([clip, pixels], encode)
 
 
 @cache
@@ -132,8 +132,8 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
     import torch
 
     with _counting():
-        builds, looks = _pipeline(generator), _clips(clip) if clip else []
-        if builds is None or looks is None:
+        builds, look = _pipeline(generator), _clip(clip, torch.float16) if clip else None
+        if builds is None or (clip and look is None):
             return None
         unet, vae, text = (_module(build, torch.float16) for build in builds)
         side = image_px // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -147,7 +147,7 @@ def drawing_bytes(synthesis: Synthesis, generator: str, image_px: int, clip: str
             unet(latent, level, states)
             vae.decode(latent[: synthesis.batch_images])
 
-        return _bytes_of([unet, vae, text, *looks, latent, states], draw)
+        return _bytes_of([unet, vae, text, *([look] if look else []), latent, states], draw)
 
 
 @cache
@@ -163,8 +163,10 @@ def finetune_bytes(tuning: Finetune, clip: str | None) -> int | None:
     from mmdd_ray.models.generators.stable_diffusion.trainable import trainable_parameters
 
     with _counting():
-        builds, looks = _pipeline(tuning.generator), _clips(clip) if clip else []
-        if builds is None or looks is None:
+        # in float32 for images, with their gradient, and in float16 for captions
+        looks = [_clip(clip, dtype) for dtype in (torch.float32, torch.float16)] if clip else []
+        builds = _pipeline(tuning.generator)
+        if builds is None or None in looks:
             return None
         unet, vae, text = map(_module, builds)
         half_vae = _module(builds[1], torch.bfloat16)
@@ -214,15 +216,8 @@ def _norms_in_float32(*models: Any) -> None:
                 part.register_forward_pre_hook(lambda norm, inputs: (inputs[0].float(), *inputs[1:]))
 
 
-def _clips(name: str) -> list[Any] | None:
-    """The CLIP model of a name, and its copy in float16; None where its architecture is not known."""
-    import torch
-
-    found = [_clip(name, dtype) for dtype in (torch.float32, torch.float16)]
-    return None if found[0] is None else found
-
-
 def _clip(name: str, dtype: "torch.dtype") -> Any:
+    """The CLIP model of a name; None where its architecture is not known."""
     import json
 
     import open_clip
@@ -316,7 +311,8 @@ def _module(build: "Callable[[], nn.Module]", dtype: "torch.dtype | None" = None
                 part._parameters[name] = nn.Parameter(fake, weight.requires_grad)
         for name, value in part._buffers.items():
             if value is not None:
-                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+                kind = dtype if dtype and value.is_floating_point() else value.dtype
+                part._buffers[name] = torch.empty(value.shape, dtype=kind, device="cpu")
     return module.train()
 
 

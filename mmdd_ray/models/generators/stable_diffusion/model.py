@@ -222,6 +222,8 @@ class StableDiffusion(nn.Module):
         else:  # not on a GPU, whose group norms would copy this layout
             self.unet.to(memory_format=torch.channels_last)
         if compiled:
+            # DistributedDataParallel would have graphs cut, which some versions of torch refuse for checkpoints
+            torch._dynamo.config.optimize_ddp = False
             vae = self._half_vae[0] if self._half_vae else self.vae
             _compile(self.unet, vae.encoder, vae.decoder)
 
