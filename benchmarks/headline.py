@@ -74,13 +74,13 @@ LADDERS = {
         "covmatch": (5, 10, 20, 40, 80),
         "edge": (0, 15, 30, 60),
     },
-    "photos": {RIVAL: (30, 60, 120, 240), "covmatch": (5, 10, 20, 40, 60)},
+    "photos": {RIVAL: (30, 60, 120, 240), "covmatch": (5, 10, 20, 40, 60, 120, 240)},
     "tiny photos": {RIVAL: (1, 2), "covmatch": (1, 2)},
     "tiny": {RIVAL: (1, 2), FROM_RANDOM: (1,), "covmatch": (1, 2), "edge": (0, 1)},
 }
 """Iterations, or steps of fine-tuning, by size; trials have those of `TRIED_AT`."""
-TRIED_AT = {RIVAL: -2, "covmatch": -2, "edge": -1}
-"""Rungs of the trials: the longest that are quick enough to be tried often."""
+TRIED_AT = {RIVAL: 2, "covmatch": 3, "edge": 3}
+"""Rungs of the trials, or the last: the longest that are quick enough to be tried often."""
 REUSED = ("features", "experts", "moments", "finetune")
 """Stages that another distillation of these data uses again, by the beginning of their name."""
 COUNTED = {"whole": "all stages", "further": "a further distillation", "work": "all stages, without starts"}
@@ -312,7 +312,7 @@ def measured(asked: Headline, seed: int, part: str, sets: Sets) -> Found:
 def chosen_trials(asked: Headline) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """The changes of each method with the best mean recall in the world of the trials, and all of these recalls."""
     sets = {
-        f"{method}-trial{at}": (method, changes, asked.ladders[method][TRIED_AT[method]])
+        f"{method}-trial{at}": (method, changes, asked.ladders[method][: TRIED_AT[method] + 1][-1])
         for method, trials in asked.trials.items()
         for at, changes in enumerate(trials)
     }
