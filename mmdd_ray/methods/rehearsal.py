@@ -165,10 +165,10 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
     if isinstance(section, Features):
         changes["clip_score_fraction"] = 1.0
-    if isinstance(section, Synthesis):
-        changes["compile"] = False
-        if limits.batch is not None:
-            changes["inference_steps"] = STEPS
+    if hasattr(section, "compile"):
+        changes["compile"] = False  # would take longer than all else
+    if isinstance(section, Synthesis) and limits.batch is not None:
+        changes["inference_steps"] = STEPS
     if isinstance(section, Training):
         changes |= {"workers": 1, **_of_one_worker(section, limits)}
     if isinstance(section, Students | Classifiers):
@@ -191,7 +191,6 @@ def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
     """A worker's share of every batch, and two steps of it."""
     if isinstance(section, Finetune):
         changes = {"steps": min(section.steps, STEPS), "batch_pairs": limits.of(section.pairs_per_worker)}
-        changes["compile"] = False  # would take longer than all else
         return changes | ({} if limits.batch is None else {"accumulate": 1})
     if isinstance(section, PairLearning):
         return {
@@ -199,7 +198,6 @@ def _of_one_worker(section: Training, limits: Limits) -> dict[str, Any]:
             "real_batch": limits.of(section.real_pairs_per_worker),
             "synthetic_batch": limits.of(section.synthetic_batch),
             "micro_batch": limits.of(section.micro_batch),
-            "compile": False,
         }
     other: Any = section
     return {"iterations": STEPS, "batch_pairs": limits.of(other.batch_pairs)}
