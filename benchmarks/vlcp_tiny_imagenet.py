@@ -4,8 +4,8 @@
 
 Pretrains a small CLIP, generator and captioner (`benchmarks/photo_models.py`), has the photographs described, and draws
 sets with both prototypes, with either alone, and with neither. Learning rates of the classifiers are chosen on 50
-training images of each class that only the pretraining sees; figures are of the val shard. Killed at any point, the
-same command goes on.
+training images of each class that only the pretraining sees; figures are of the val shard. The tables are written to
+`benchmarks/results/tables`, from which `make results` takes them. Killed at any point, the same command goes on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 import vlcp_arms
+from fill_results import TABLES
 
 from mmdd_ray import cli
 from mmdd_ray.config import Classifiers, Data, Features, Finetune, LabelledEvaluation, Run
@@ -134,10 +135,7 @@ def settings_of(asked: TinyImageNet) -> Vlcp:
 
 
 def measure(asked: TinyImageNet) -> Iterator[str]:
-    """Runs what is left; gives the figures of the models and a table for each protocol."""
-    wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models)
-    for model, figures in photo_models.pretrain(wanted).items():
-        yield f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    """Runs what is left; gives a table for each protocol."""
     ten_classes(asked)
     settings = settings_of(asked)
     with (
@@ -151,7 +149,7 @@ def measure(asked: TinyImageNet) -> Iterator[str]:
             evaluated = vlcp_arms.judge(run, made, sets, settings, number)
             evaluations.append(evaluated.store.read_json(EVALUATION))
         for panels in zip(*([one, *one["others"]] for one in evaluations), strict=True):
-            yield f"{protocol_title(panels[0]['protocol'])}: {panels[0]['models']}\n\n{table(panels)}"
+            yield f"*{protocol_title(panels[0]['protocol'])}*, {panels[0]['models']}:\n\n{table(panels)}"
 
 
 def table(evaluations: Sequence[dict[str, Any]]) -> str:
@@ -183,8 +181,12 @@ def table(evaluations: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     asked = tyro.cli(TinyImageNet)
-    for shown in measure(asked):
-        print(f"\n{shown}\n", flush=True)
+    wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models)
+    for model, figures in photo_models.pretrain(wanted).items():
+        print(f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()), flush=True)
+    shown = "\n\n".join(measure(asked))
+    (TABLES / "vlcp-tiny-imagenet.md").write_text(f"{shown}\n")
+    print(f"\n{shown}")
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def tensors(n: int = 4, px: int = 32, width: int = 128) -> dict[str, Any]:
         "text": torch.randn(n, width, generator=drawn),
         "similarity_params": [torch.ones(n), torch.zeros(n, 2)],
         "similarity_mat": torch.eye(n),
-        "syn_lr_img": torch.tensor(0.1),
-        "syn_lr_txt": torch.tensor(0.1),
+        "syn_lr_img": torch.tensor(0.25),
+        "syn_lr_txt": torch.tensor(0.5),
     }
 
 
@@ -122,7 +122,9 @@ def test_pixels_of_a_published_file_are_undone_by_the_statistics_of_clip() -> No
     assert np.array_equal(pairs.vectors, content["text"].numpy())
     assert np.array_equal(pairs.similarity, np.eye(4))
     assert (pairs.pooling, pairs.encoder, pairs.has_words, pairs.n_pairs) == ("cls", "", False, 4)
-    assert type(pairs).from_bytes(pairs.to_bytes()).fingerprint() == pairs.fingerprint()
+    assert pairs.rates == (0.25, 0.5)
+    read_again = type(pairs).from_bytes(pairs.to_bytes())
+    assert (read_again.fingerprint(), read_again.rates) == (pairs.fingerprint(), pairs.rates)
     # RepBlend's have no similarities; parameters and half precision are tensors, too
     plain = {
         "image": torch.nn.Parameter(content["image"]),
@@ -131,6 +133,7 @@ def test_pixels_of_a_published_file_are_undone_by_the_statistics_of_clip() -> No
     }
     found = read_published(saved(plain))
     assert found.similarity is None
+    assert found.rates is None
     assert found.vectors is not None
     assert found.vectors.dtype == np.float32
 
@@ -169,6 +172,9 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
         (tensors() | {"text": torch.randn(4, 5, 128)}, r'a "text" of shape \(4, 5, 128\)'),
         (tensors() | {"text": torch.full((4, 2), torch.nan)}, r'a "text" with 8 values that are not finite'),
         (tensors() | {"similarity_mat": torch.eye(3)}, r"of shape \(3, 3\); it must be \(4, 4\)"),
+        (tensors() | {"syn_lr_txt": None}, "syn_lr_img and syn_lr_txt that are not two positive numbers"),
+        (tensors() | {"syn_lr_img": torch.tensor(-0.1)}, "that are not two positive numbers"),
+        (tensors() | {"syn_lr_img": torch.ones(2)}, "that are not two positive numbers"),
     ],
 )
 def test_what_is_no_such_file_is_one_sentence(content: Any, message: str) -> None:

@@ -13,8 +13,9 @@ from torchvision.transforms import RandomResizedCrop
 from mmdd_ray.config import Classifiers, Evaluation, LabelledEvaluation, StudentForm, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.pair import Row
+from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.batches import caption_batches
+from mmdd_ray.evaluation.batches import caption_batches, redrawn_batches
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.labelled_sets import _train_teacher
 from mmdd_ray.evaluation.pairs import PairSet
@@ -22,6 +23,7 @@ from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
+from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.models.classifiers import build_classifier
@@ -149,6 +151,42 @@ def test_an_epoch_of_captions_has_each_pair_once_and_the_smaller_last_batch(pair
     for epoch in (drawn[:3], drawn[3:]):
         assert sorted(np.concatenate([caption_B for _, caption_B in epoch])) == list(range(24))
     assert all((pairs.owner_P[caption_B] == image_B).all() for image_B, caption_B in drawn)
+
+
+def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_has_its_rate(
+    pairs: PairSet,
+) -> None:
+    n, encoder = pairs.n_images, load_text_encoder(STUDENTS, "cpu", LORS.form)
+    learnt = LearntPairs(
+        pixels=np.random.default_rng(0).normal(size=(n, 3, PX, PX)).astype(np.float32),
+        ids=np.zeros((n, 0), np.int64),
+        mask=np.zeros((n, 0), np.int64),
+        offsets=np.zeros((n, 0, 0), np.float32),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        vocabulary="",
+        captions=[[""]] * n,
+        nearest=[""] * n,
+        vectors=np.random.default_rng(1).normal(size=(n, encoder.width)).astype(np.float32),
+        encoder=encoder.weights_digest(),
+        pooling="cls",
+        similarity=np.eye(n, dtype=np.float32),
+        rates=(1e-30, 0.1),
+    )
+    drawn = [row_B for row_B, _ in redrawn_batches(learnt, 5, 40, np.random.default_rng(0))]
+    assert all(len(set(row_B)) == 5 for row_B in drawn)
+    assert len({row for row_B in drawn[:3] for row in row_B}) < n  # an epoch has not each pair
+    assert np.bincount(np.concatenate(drawn), minlength=n).min() > 5
+
+    short = replace(LORS, training=lambda pairs: Training.in_epochs(pairs, batch=5, epochs=1))
+    assert Retrieval(STUDENTS, short).images_seen(learnt) == 3 * 5
+    assert Retrieval(STUDENTS, short).images_seen(replace(learnt, similarity=None)) == n
+    student, losses = train_student(learnt, STUDENTS, learning_rate=0.1, seed=1, device="cpu", protocol=short)
+    assert len(losses) == 3
+    fresh = load_student(STUDENTS, 1, "cpu", LORS.form)
+    for own, began in zip(student.image.parameters(), fresh.image.parameters(), strict=True):
+        torch.testing.assert_close(own, began, rtol=0, atol=1e-12)
+    assert (student.text_head.project.weight != fresh.text_head.project.weight).any()
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,19 @@ import torch
 from mmdd_ray.config import Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.images import decode_image
+from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.read import read_learnt
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.evaluation.tasks.students import frozen_text_features, train_student
 from mmdd_ray.methods.execute import check
-from mmdd_ray.methods.trajectory.experts import MEANS, train_expert
+from mmdd_ray.methods.trajectory.experts import MEANS, form_of, train_expert
 from mmdd_ray.methods.trajectory.presets import local
 from mmdd_ray.methods.trajectory.settings import Experts, Trajectories
-from mmdd_ray.methods.trajectory.training import TrajectoryMatcher
+from mmdd_ray.methods.trajectory.training import TrajectoryMatcher, learnt_pairs
 from mmdd_ray.models.students import DualEncoder, load_student
+from mmdd_ray.protocols import PUBLISHED_FOR_PAIRS, Training
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +114,40 @@ def test_all_that_is_learnt_moves_and_the_text_encoder_does_not(
     assert student.text.weights_digest() == before
 
 
+def test_pairs_learnt_for_lors_students_are_used_by_them_whole(real: PairSet) -> None:
+    match = replace(MATCH, protocol="lors-frozen-text")
+    student = load_student(match, 0, "cpu", form_of(match)).eval()
+    vectors = student.text.encode_captions(real.flat_captions).numpy()
+    experts = [list(train_expert(real, vectors, EXPERTS, match, seed=0, device="cpu"))] * EXPERTS.count
+    assert not any(experts[0][0][name].any() for name in MEANS)  # nothing is centred
+    assert (
+        experts[0][0]["student.text_head.refine.weight"] != experts[0][-1]["student.text_head.refine.weight"]
+    ).any()
+
+    one = matcher(real, student, experts, protocol=match.protocol)
+    list(one.run())
+    start = PairSet(real.images[:6], real.captions[:6])
+    learnt = LearntPairs.from_bytes(learnt_pairs(one, start, real.flat_captions).to_bytes())
+    assert learnt.rates == (one.records[-1]["student_rate"],) * 2
+    assert learnt.rates != (MATCH.student_rate,) * 2
+    students, lors = Students(), PUBLISHED_FOR_PAIRS["lors-frozen-text"]
+    np.testing.assert_array_equal(frozen_text_features(learnt, students, "cpu", lors), learnt.vectors)
+    assert (
+        Retrieval(students, lors)
+        .notes(learnt)[0]
+        .startswith("students with its text encoder had the learning rates")
+    )
+    short = replace(lors, training=lambda pairs: Training.in_epochs(pairs, batch=4, epochs=2))
+
+    def trained(pairs: LearntPairs) -> list[float]:
+        arguments: dict[str, Any] = {"seed": 0, "device": "cpu", "protocol": short}
+        return train_student(pairs, students, learning_rate=0.1, **arguments)[1].tolist()
+
+    whole = trained(learnt)
+    assert whole != trained(replace(learnt, rates=None))
+    assert trained(replace(learnt, similarity=None)) == trained(replace(learnt, similarity=None, rates=None))
+
+
 def test_rates_that_are_too_high_are_named(
     real: PairSet, student: DualEncoder, experts: list[list[dict[str, np.ndarray]]]
 ) -> None:
@@ -126,6 +163,10 @@ def test_rates_that_are_too_high_are_named(
         ({"max_start_epoch": 3}, r"need more epochs than experts\.epochs=3; raise experts\.epochs"),
         ({"workers": 2}, r"match\.workers=2, but pairs are learnt by one worker here"),
         ({"similarity": "low-rank", "rank": 101}, r"match\.rank=101 is above match\.pairs=100"),
+        (
+            {"protocol": "lors-frozen-text"},
+            r"those of evaluation\.protocols=equal-budget cannot use their texts",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(changes: dict[str, Any], message: str) -> None:

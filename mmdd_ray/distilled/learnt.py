@@ -11,6 +11,7 @@ pairs as captions.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class LearntPairs:
     ``TextEncoder`` makes them."""
     similarity: np.ndarray | None = None
     """(N, N) float32: how similar images (rows) and texts are, where that was learnt. None: each to its own alone."""
+    rates: tuple[float, float] | None = None
+    """Learning rates of a student's image side and text side, where they were learnt with the pairs."""
 
     def __post_init__(self) -> None:
         n, *image = self.pixels.shape
@@ -78,6 +81,8 @@ class LearntPairs:
             raise ValueError(f"similarity must be (N, N) of {n} pairs, not {self.similarity.shape}")
         if len(self.nearest) != n:
             raise ValueError(f"each of {n} pairs needs the words nearest to its text")
+        if self.rates is not None and not all(0 < rate < inf for rate in self.rates):
+            raise ValueError(f"learning rates must be positive and finite, not {self.rates}")
 
     @property
     def n_images(self) -> int:
@@ -153,6 +158,8 @@ class LearntPairs:
             about["encoder"] = self.encoder
         if self.pooling:
             about["pooling"] = self.pooling
+        if self.rates is not None:
+            about["rates"] = self.rates
         return pack(KIND, self._arrays(), about)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -174,6 +181,7 @@ class LearntPairs:
                 **{name: tensors[name] for name in _OPTIONAL if name in tensors},
                 encoder=str(about.get("encoder", "")),
                 pooling=str(about.get("pooling", "")),
+                rates=_both_rates(about["rates"]) if "rates" in about else None,
                 mean=tuple(map(float, about["mean"])),
                 std=tuple(map(float, about["std"])),
                 vocabulary=str(about["vocabulary"]),
@@ -200,6 +208,11 @@ class LearntPairs:
             captions=[captions[i] for i in place],
             nearest=[nearest[i] for i in place],
         )
+
+
+def _both_rates(given: Sequence[float]) -> tuple[float, float]:
+    image, text = map(float, given)
+    return image, text
 
 
 def _of_channels(values: Sequence[float]) -> np.ndarray:

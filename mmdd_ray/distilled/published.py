@@ -1,14 +1,15 @@
 """Reads distilled pairs as the public code of LoRS and RepBlend saves them: one file of ``torch.save``.
 
 The file is a dict with ``image``, normalised pixels (N, 3, H, W), and ``text``, sentence vectors (N, F); LoRS adds
-``similarity_mat`` (N, N). The learning rates beside them are not used: each set gets its own from one grid. Both
-normalise by CLIP's statistics whatever the image encoder is, and a vector is BERT's last hidden state at the [CLS]
+``similarity_mat`` (N, N) and the learning rates ``syn_lr_img`` and ``syn_lr_txt``, scalars. Both normalise by CLIP's
+statistics whatever the image encoder is, and a vector is BERT's last hidden state at the [CLS]
 token, before any projection (LoRS, ICML 2024, arXiv 2406.01112). The file names neither the text encoder nor captions.
 """
 
 # N pairs, F width of a sentence vector, HW image size
 
 import io
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ MEAN = (255 * 0.48145466, 255 * 0.4578275, 255 * 0.40821073)
 STD = (255 * 0.26862954, 255 * 0.26130258, 255 * 0.27577711)
 """CLIP's statistics, in levels of [0, 255]."""
 IMAGE, TEXT, SIMILARITY = "image", "text", "similarity_mat"
+RATES = ("syn_lr_img", "syn_lr_txt")
 LAYOUT = (
     f'expected a dict of tensors as LoRS saves it: "{IMAGE}" (N, 3, H, H), normalised, and "{TEXT}" (N, F), '
     "sentence vectors"
@@ -63,6 +65,7 @@ def read_published(content: bytes) -> LearntPairs:
         vectors=vectors,
         pooling=POOLING,
         similarity=similarity,
+        rates=_rates(found),
     )
 
 
@@ -97,6 +100,23 @@ def _floats(found: dict[Any, Any], name: str) -> np.ndarray:
         bad = int((~np.isfinite(values)).sum())
         raise UserError(f'holds a "{name}" with {bad:,} values that are not finite; save the set again')
     return values
+
+
+def _rates(found: dict[Any, Any]) -> tuple[float, float] | None:
+    """The learnt rates of the image side and the text side; None where the file has none."""
+    given = [found[name] for name in RATES if found.get(name) is not None]
+    if not given:
+        return None
+    try:
+        image, text = map(float, given)
+    except (TypeError, ValueError, RuntimeError):
+        image = text = nan
+    if not (0 < image < inf and 0 < text < inf):
+        raise UserError(
+            f"holds {' and '.join(RATES)} that are not two positive numbers, with which students could be trained; "
+            "save both as learnt, or neither to have them trained at the protocol's rate"
+        )
+    return image, text
 
 
 def _check_shapes(pixels: np.ndarray, vectors: np.ndarray, similarity: np.ndarray | None) -> None:

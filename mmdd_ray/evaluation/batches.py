@@ -70,6 +70,15 @@ def caption_batches(
         yield owner_P[caption_B], caption_B
 
 
+def redrawn_batches(
+    pairs: LearntPairs, batch_pairs: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image rows and caption rows of each step: as many distinct pairs of all, whatever was drawn before (LoRS)."""
+    for _ in range(steps):
+        row_B = rng.permutation(pairs.n_pairs)[:batch_pairs]
+        yield row_B, row_B
+
+
 def row_batches(
     n_rows: int, batch_rows: int, rng: np.random.Generator, *, keeps_rest: bool
 ) -> Iterator[np.ndarray]:

@@ -107,6 +107,9 @@ class PairProtocol(Protocol):
     temperature: float
     shifts: bool
     """Whether images are moved by up to a sixteenth of their side; no other augmentation keeps captions true."""
+    as_learnt: bool = False
+    """Whether a set with learnt similarities is trained on as LoRS trains on its own: each batch is drawn anew from all
+    pairs, and the learning rates are those that were learnt with it."""
     by_caption: bool
     """Whether an epoch has each pair of an image and a caption once. Otherwise it has each image once, with one of its
     captions at random, so that no batch has an image twice."""

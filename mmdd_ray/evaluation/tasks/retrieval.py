@@ -52,11 +52,23 @@ class Retrieval:
                 "its learnt sentence vectors are made otherwise than this protocol reads captions; students got the "
                 "captions they began as, and no similarities"
             ]
+        if self._takes_as_learnt(given) and given.rates is not None:
+            image, text = given.rates
+            return [
+                "students with its text encoder had the learning rates that were learnt with it, "
+                f"{image:.3g} for images and {text:.3g} for texts"
+            ]
         return []
 
     def images_seen(self, given: PairSet | LearntPairs) -> int:
         items = given.n_pairs if self.protocol.by_caption else given.n_images
-        return self.protocol.training(items).items_seen(items)
+        training = self.protocol.training(items)
+        if self._takes_as_learnt(given):
+            return training.steps * training.batch
+        return training.items_seen(items)
+
+    def _takes_as_learnt(self, given: PairSet | LearntPairs) -> bool:
+        return self.protocol.as_learnt and isinstance(given, LearntPairs) and given.similarity is not None
 
     @property
     def prepare(self) -> Callable[[PairSet | LearntPairs, str], np.ndarray] | None:

@@ -3,17 +3,25 @@
 # N images, P captions of them, B images of a step, V and T feature widths, D embedding width
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdd_ray.config import Students
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.devices import moved
 from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.batches import Pairs, batches, caption_batches, draw_shifts, shifted
+from mmdd_ray.evaluation.batches import (
+    Pairs,
+    batches,
+    caption_batches,
+    draw_shifts,
+    redrawn_batches,
+    shifted,
+)
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
@@ -67,6 +75,7 @@ def train_student(
 
     Learnt pairs are trained on as they are: their pixels enter the image encoder, and their offsets are added to the
     word embeddings of a text encoder of the same vocabulary; any other one gets the captions that the texts began as.
+    Where similarities were learnt with them and the protocol says so, they also bring their own learning rates.
 
     A learning rate that is too high gives losses that are not finite, and a student that finds nothing.
 
@@ -92,11 +101,15 @@ def train_student(
     images_NHWC, features_of = _image_source(student, pairs)
     text_of = _text_source(student, pairs, protocol, text_PT)
     similarity_NN = _similarity(pairs, student.text, protocol)
+    rates = learning_rate, learning_rate
     rng = np.random.default_rng(seed)
-    draw = caption_batches if protocol.by_caption else batches
+    draw = partial(caption_batches if protocol.by_caption else batches, pairs)
+    if protocol.as_learnt and similarity_NN is not None and isinstance(pairs, LearntPairs):
+        rates = pairs.rates or rates
+        draw = partial(redrawn_batches, pairs)
 
     def batch_losses() -> Iterator[Tensor]:
-        for image_B, caption_B in draw(pairs, training.batch, training.steps, rng):
+        for image_B, caption_B in draw(training.batch, training.steps, rng):
             image_BHWC = moved(torch.from_numpy(images_NHWC[image_B]), device)
             if protocol.shifts:
                 image_BHWC = shifted(image_BHWC, draw_shifts(len(image_B), pairs.image_px, rng))
@@ -112,7 +125,7 @@ def train_student(
                 ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
                 feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
                 student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
-        optimizer = _optimizer(student, protocol, learning_rate)
+        optimizer = _optimizer(student, protocol, *rates)
         losses = descend(batch_losses(), optimizer, training, looking(student, look))
     return student.eval(), losses
 
@@ -193,16 +206,19 @@ def _text_source(
     return lambda caption_B: feature_PT[caption_B]
 
 
-def _optimizer(student: DualEncoder, protocol: PairProtocol, learning_rate: float) -> torch.optim.Optimizer:
-    heads = [*student.image_head.parameters(), *student.text_head.parameters()]
-    encoders = list(student.image.parameters())
+def _optimizer(
+    student: DualEncoder, protocol: PairProtocol, image_rate: float, text_rate: float
+) -> torch.optim.Optimizer:
+    """SGD of both sides at their rates, those of the heads."""
+    trained: list[tuple[nn.Module, float]] = [
+        (student.image_head, image_rate),
+        (student.text_head, text_rate),
+        (student.image, image_rate * protocol.encoder_share),
+    ]
     if protocol.trained == "both-encoders":
-        encoders.extend(student.text.parameters())
+        trained.append((student.text, text_rate * protocol.encoder_share))
     return torch.optim.SGD(
-        [
-            {"params": heads, "lr": learning_rate},
-            {"params": encoders, "lr": learning_rate * protocol.encoder_share},
-        ],
+        [{"params": list(part.parameters()), "lr": rate} for part, rate in trained],
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
     )

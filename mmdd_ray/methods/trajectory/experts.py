@@ -8,14 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdd_ray.config import StudentForm
 from mmdd_ray.engine.devices import moved
 from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.trajectory.objective import Embedding, Parameters
 from mmdd_ray.methods.trajectory.settings import Experts, Trajectories
 from mmdd_ray.models.students import ENCODE_ROWS, DualEncoder, info_nce, load_student
+from mmdd_ray.protocols import PUBLISHED_FOR_PAIRS
 
 MEANS = ("student.image_mean", "student.text_mean")  # of the features of the pairs, which are no parameters
+
+
+def form_of(match: Trajectories) -> StudentForm:
+    """How experts, and the students that follow them, are built from their encoders."""
+    published = PUBLISHED_FOR_PAIRS.get(match.protocol)
+    return published.form if published else StudentForm()
 
 
 def train_expert(
@@ -33,10 +41,11 @@ def train_expert(
         vector_PT: Features of all captions from the frozen text encoder.
         seed: Decides its heads, the order of the pairs and the augmentation.
     """
-    student = load_student(encoders, seed, device).eval()  # as the students that follow it
+    student = load_student(encoders, seed, device, form_of(encoders)).eval()  # as the students that follow it
     embedding, rng = Embedding(student), np.random.default_rng(seed)
     vectors = torch.tensor(vector_PT, device=device)
-    _centre(student, pairs, vectors, rng, device)
+    if student.form.centred:
+        _centre(student, pairs, vectors, rng, device)
     trained = embedding.trained()
     optimizer = torch.optim.SGD(trained.values(), experts.learning_rate, experts.momentum)
     steps = pairs.n_images // min(experts.batch_pairs, pairs.n_images)

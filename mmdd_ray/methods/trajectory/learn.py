@@ -9,7 +9,6 @@ import pyarrow as pa
 import ray
 import torch
 
-from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import LEARNT
 from mmdd_ray.engine.cluster import actor_resources, missing
 from mmdd_ray.engine.devices import device_with
@@ -23,9 +22,9 @@ from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import read_rows
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.matching.start import START
-from mmdd_ray.methods.trajectory.experts import train_expert
+from mmdd_ray.methods.trajectory.experts import form_of, train_expert
 from mmdd_ray.methods.trajectory.settings import Experts, Trajectories, Trajectory
-from mmdd_ray.methods.trajectory.training import TrajectoryMatcher
+from mmdd_ray.methods.trajectory.training import TrajectoryMatcher, learnt_pairs
 from mmdd_ray.models.students import load_student, load_text_encoder
 from mmdd_ray.storage.store import Store
 from mmdd_ray.storage.tensor_file import pack, unpack
@@ -85,7 +84,8 @@ def _seed(settings: Trajectory, number: int) -> int:
 
 def _encode(pairs: PairSet, encoders: Trajectories, device: str) -> np.ndarray:
     with out_of_memory("match.max_tokens"):
-        return load_text_encoder(encoders, device).encode_captions(pairs.flat_captions).cpu().numpy()
+        encoder = load_text_encoder(encoders, device, form_of(encoders))
+        return encoder.encode_captions(pairs.flat_captions).cpu().numpy()
 
 
 def _train_expert(
@@ -169,7 +169,7 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     match, device = job.settings.match, get_device()
     start: PairSet = ray.get(job.start)
     with worker.raise_on_all():
-        student = load_student(match, job.settings.run.seed, device).eval()
+        student = load_student(match, job.settings.run.seed, device, form_of(match)).eval()
     pixels = student.image.normalise(torch.tensor(start.images, device=device)).float()
     vectors = student.text.encode_captions(start.flat_captions)
     read = lru_cache(HELD_EPOCHS)(lambda number, epoch: read_expert(job.experts, number, epoch))
@@ -179,33 +179,7 @@ def _work(worker: Worker, job: _Job) -> dict[str, Any]:
     if state := worker.restored("matcher.pt"):
         matcher.restore(state)
     worker.run_steps(matcher.run(), lambda: {"matcher.pt": matcher.state()})
-    found = _learnt(matcher, start, ray.get(job.nearest))
+    found = learnt_pairs(matcher, start, ray.get(job.nearest))
     job.store.write_parquet(LOSSES, pa.Table.from_pylist(matcher.records))
     job.store.write_bytes(LEARNT, found.to_bytes())
     return {"iterations": len(matcher.records)}
-
-
-@torch.no_grad()
-def _learnt(matcher: TrajectoryMatcher, start: PairSet, captions: list[str]) -> LearntPairs:
-    """The learnt pairs, with the real caption that is nearest to each vector."""
-    student, pairs = matcher.embedding.student, matcher.pairs
-    tokens = student.text.tokenize(start.flat_captions)
-    real_PT = torch.nn.functional.normalize(student.text.encode_captions(captions), dim=1)
-    nearest = (torch.nn.functional.normalize(pairs.vectors, dim=1) @ real_PT.T).argmax(dim=1)
-    similarity = pairs.similarity()
-    width = student.text.vocabulary.shape[1]
-    mean, std = (tuple(one.flatten().tolist()) for one in (student.image.mean, student.image.std))
-    return LearntPairs(
-        pixels=pairs.pixels.cpu().numpy(),
-        ids=tokens.ids_BL.cpu().numpy(),
-        mask=tokens.mask_BL.cpu().numpy(),
-        offsets=np.zeros((*tokens.ids_BL.shape, width), np.float32),
-        mean=mean,
-        std=std,
-        vocabulary=student.text.vocabulary_digest(),
-        captions=[[caption] for caption in start.flat_captions],
-        nearest=[captions[row] for row in nearest.tolist()],
-        vectors=pairs.vectors.cpu().numpy(),
-        encoder=student.text.weights_digest(),
-        similarity=None if similarity is None else similarity.cpu().numpy(),
-    )

@@ -18,6 +18,12 @@ def check(settings: Trajectory) -> None:
             f"match.max_start_epoch={match.max_start_epoch} and match.expert_epochs={match.expert_epochs} need more "
             f"epochs than experts.epochs={experts.epochs}; raise experts.epochs, or lower one of them"
         )
+    if match.protocol not in settings.evaluation.protocols:
+        raise UserError(
+            f"pairs are learnt for students of match.protocol={match.protocol}, and those of evaluation.protocols="
+            f"{' '.join(settings.evaluation.protocols)} cannot use their texts; name it there, too, or choose another "
+            "match.protocol"
+        )
     if match.workers > 1:
         raise UserError(
             f"match.workers={match.workers}, but pairs are learnt by one worker here; set it to 1"

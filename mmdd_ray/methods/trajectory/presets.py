@@ -40,6 +40,7 @@ def flickr30k() -> Trajectory:
         features=VIT_B32,
         experts=Experts(max_real_mib=8192),  # 29,000 images of 224 px take 4,163 MiB
         match=Trajectories(
+            protocol="lors-frozen-text",
             similarity="low-rank",
             image_model="nfnet_l0",
             text_model="google-bert/bert-base-uncased",
@@ -50,7 +51,13 @@ def flickr30k() -> Trajectory:
         ),
         students=NFNET_AND_BERT,
         evaluation=Evaluation(
-            val=annotations, test=annotations, val_split="val", test_split="test", max_pairs=1000, seeds=5
+            val=annotations,
+            test=annotations,
+            val_split="val",
+            test_split="test",
+            max_pairs=1000,
+            seeds=5,
+            protocols=("lors-frozen-text",),
         ),
     )
 

@@ -72,6 +72,9 @@ class Trajectories(Training):
     """Learning rate of the text vectors."""
     student_rate_rate: Weight = 1e-2
     """Learning rate of alpha, the rate of a student's steps."""
+    protocol: Essential[Literal["equal-budget", "lors-frozen-text"]] = "equal-budget"
+    """Protocol whose students the pairs are learnt for, and the experts are: how they read captions, their heads, and
+    the statistics of pixels. Students of others get the captions that the texts began as."""
     similarity: Essential[Literal["identity", "low-rank"]] = "identity"
     """Whether a pair is similar to itself alone (MTT-VL), or learnt how similar pairs are (LoRS, arXiv 2406.01112)."""
     rank: Count = 10

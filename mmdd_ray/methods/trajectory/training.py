@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.trajectory.experts import MEANS
 from mmdd_ray.methods.trajectory.objective import (
     Embedding,
@@ -131,3 +133,36 @@ class TrajectoryMatcher:
         self.pairs.load_state_dict(state["pairs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.records = list(state["records"])
+
+
+@torch.no_grad()
+def learnt_pairs(matcher: TrajectoryMatcher, start: PairSet, captions: list[str]) -> LearntPairs:
+    """What was learnt of pairs that began as ``start``.
+
+    Args:
+        captions: Real ones, the nearest of which stands beside each vector, for people.
+    """
+    student, pairs = matcher.embedding.student, matcher.pairs
+    tokens = student.text.tokenize(start.flat_captions)
+    real_PT = torch.nn.functional.normalize(student.text.encode_captions(captions), dim=1)
+    nearest = (torch.nn.functional.normalize(pairs.vectors, dim=1) @ real_PT.T).argmax(dim=1)
+    similarity = pairs.similarity()
+    width = student.text.vocabulary.shape[1]
+    mean, std = (tuple(one.flatten().tolist()) for one in (student.image.mean, student.image.std))
+    rate, pooling = pairs.rate.item(), student.form.pooling
+    return LearntPairs(
+        pixels=pairs.pixels.cpu().numpy(),
+        ids=tokens.ids_BL.cpu().numpy(),
+        mask=tokens.mask_BL.cpu().numpy(),
+        offsets=np.zeros((*tokens.ids_BL.shape, width), np.float32),
+        mean=mean,
+        std=std,
+        vocabulary=student.text.vocabulary_digest(),
+        captions=[[caption] for caption in start.flat_captions],
+        nearest=[captions[row] for row in nearest.tolist()],
+        vectors=pairs.vectors.cpu().numpy(),
+        encoder=student.text.weights_digest(),
+        pooling="" if pooling == "mean" else pooling,
+        similarity=None if similarity is None else similarity.cpu().numpy(),
+        rates=(rate, rate) if rate > 0 else None,  # which nothing keeps above 0
+    )
