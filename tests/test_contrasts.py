@@ -245,6 +245,8 @@ def test_sources_are_looked_at_before_the_run(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "1.png", "red")
     found = says(compositional=uri, compositional_image_root=str(tmp_path / "images"))
     assert found["evaluation.compositional"] == ["1 captions with negatives: kind"]
+    sampled = says(compositional="shapes:10?seed=5", max_pairs=4)["evaluation.compositional"]
+    assert sampled[1:] == ["4 of 10 images, the first ones"]
     for changes, message in (
         ({"zero_shot": "shapes:10?seed=4"}, "has a label"),
         ({"zero_shot": "shapes:10?seed=1&labelled=1"}, "are among those of data.uri"),

@@ -577,6 +577,8 @@ def test_sets_of_several_kinds_are_compared_in_one_table(
             interval = ttest_rel(left, right).confidence_interval(0.95)
             assert found["metrics"]["mean_recall"]["low"] == pytest.approx(interval.low, abs=1e-9)
     assert report["held_out"]["test"]["common"]["set photos"] == 5
+    keys = report["held_out"]["test"]["common_keys"]
+    assert {one: len(names) for one, names in keys.items()} == {"set photos": 5}
     page = (tmp_path / "run" / "report.html").read_text()
     for text in (result.stdout, page):
         flat = " ".join(text.split())

@@ -1,5 +1,6 @@
 """Validation and test images: rows of one image are one image, and a sample is of all the source."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from source_files import jpeg, write_parquet
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.contrasts import list_contrasts
 from mmdd_ray.data.pair import Row, digest64
 from mmdd_ray.evaluation.held_out import about_held_out, common_images, join_rows, read_held_out
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
@@ -74,12 +76,40 @@ def test_images_in_common_are_counted_by_their_bytes():
     assert about["test"]["common"] == {"training": 2, "val": 1}
     assert about_held_out(about) == [
         "test: 1 of 4 rows repeat another, and were left out",
-        "test: 2 of 3 images are also training images, byte for byte",
-        "test: 1 of 3 images are also val images, byte for byte",
+        "test: 2 of 3 images are also training images, byte for byte: a/k8, a/k9",
+        "test: 1 of 3 images are also val images, byte for byte: a/k7",
     ]
     assert about_held_out(
         common_images({"test": join_rows([row(0, b"x", "a"), row(1, b"y", "b")], 1)}, training)
     ) == ["test: 1 of 2 images, drawn by their content"]
+
+
+def test_images_in_common_are_all_kept_by_key_and_ten_of_them_are_named():
+    test = join_rows([row(n, b"%d" % n, "a", shard="t") for n in range(20)], 100)
+    planted = [b"%d" % n for n in range(3, 15)]
+    training, photos = (np.array([digest64(one) for one in own], np.int64) for own in (planted, planted[:2]))
+    about = common_images({"test": test}, training, {"photos": photos})["test"]
+    assert about["common"] == {"training": 12, "set photos": 2}
+    assert about["common_keys"]["training"] == [f"t/k{n}" for n in range(3, 15)]
+    first = ", ".join(f"t/k{n}" for n in range(3, 13))
+    assert about_held_out({"test": about}) == [
+        f"test: 12 of 20 images are also training images, byte for byte: {first} and 2 more",
+        "test: 2 of 20 images are also set photos images, byte for byte: t/k3, t/k4",
+    ]
+    del about["common_keys"]  # as earlier versions wrote it
+    assert about_held_out({"test": about})[1].endswith("also set photos images, byte for byte")
+
+
+def test_a_sample_of_images_with_hard_negatives_is_told(tmp_path):
+    entries = {str(n): {"filename": f"{n}.png", "caption": "a", "negative_caption": "b"} for n in range(20)}
+    (tmp_path / "swap.json").write_text(json.dumps(entries))
+    none = np.empty(0, np.int64)
+    for uri, says in (
+        (str(tmp_path), "compositional: 5 of 20 images, drawn by their names"),
+        ("shapes:20?seed=1", "compositional: 5 of 20 images, the first ones"),
+    ):
+        assert about_held_out(common_images({"compositional": list_contrasts(uri, None, 5)}, none)) == [says]
+        assert about_held_out(common_images({"compositional": list_contrasts(uri, None, 20)}, none)) == []
 
 
 @pytest.mark.ray

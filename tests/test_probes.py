@@ -318,6 +318,7 @@ def test_the_first_rows_show_only_that_there_are_no_names() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_comparison_has_all_of_it(tmp_path: Path) -> None:
     from mmdd_ray.evaluation.compare import compare
+    from mmdd_ray.evaluation.held_out import about_held_out, common_images
     from mmdd_ray.evaluation.sets import held_out_sets
     from mmdd_ray.features.rejects import RejectList
     from mmdd_ray.methods.evaluate.presets import local
@@ -348,7 +349,8 @@ def test_a_comparison_has_all_of_it(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     listed = RejectList(store.child("evaluate"), store)
     held_out, read = held_out_sets(settings, listed)
-    assert (read["zero_shot"].images, set(read)) == (37, {"val", "test", "zero_shot"})
+    assert (read["zero_shot"].images, set(read)) == (37, {"val", "test", "zero_shot", "compositional"})
+    assert about_held_out(common_images(read, np.empty(0, np.int64))) == []  # all of the images are there
     assert {(shard.split("/")[0], reason) for shard, _, reason in listed.rows} == {
         ("zero_shot", "not an image"),
         ("compositional", "missing filename"),

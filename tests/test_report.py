@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mmdd_ray.evaluation.metrics import METRICS as METRICS_OF
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.build import build_report
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS
 from mmdd_ray.evaluation.report.page import report_html, write_report
 from mmdd_ray.evaluation.report.page_charts import report_charts
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols
@@ -150,6 +152,31 @@ def test_scores_beyond_retrieval_are_a_table_of_their_own_where_there_are_any(ru
     assert re.findall("<b>(.*?)</b>", table) == ["25.0 ± 2.8"]  # the others are below chance
     assert plain["extra_scores"] == {}
     assert "Beyond retrieval" not in summary_table(plain) + report_html(plain, run)
+
+
+def test_images_in_common_are_named_in_readable_lines(run: Store) -> None:
+    keys = [f"{'a long folder ' * 3}/<b>{number:06d}" for number in range(12)]
+    test = {"images": 50, "of_images": 50, "rows": 50, "repeated": 0}
+    test |= {"common": {"training": 12}, "common_keys": {"training": keys}}
+    drawn = {
+        "images": 5,
+        "of_images": 9,
+        "rows": 5,
+        "repeated": 0,
+        "drawn": "drawn by their names",
+        "common": {},
+    }
+    report = build_report(run, EVALUATION | {"held_out": {"test": test, "compositional": drawn}})
+    assert report["held_out"]["test"]["common_keys"]["training"] == keys
+    said = f"test: 12 of 50 images are also training images, byte for byte: {', '.join(keys[:10])} and 2 more"
+    lines = summary_table(report).splitlines()
+    own = lines[next(n for n, line in enumerate(lines) if line.startswith("held out")) :]
+    assert max(map(len, own)) <= TERMINAL_COLUMNS
+    assert said in " ".join(" ".join(own).split())
+    assert "held out     compositional: 5 of 9 images, drawn by their names" in own
+    page = report_html(report, run)
+    assert f"Held out: {escape(said)}." in page
+    assert "Held out: compositional: 5 of 9 images, drawn by their names." in page
 
 
 def test_report_json_has_the_promised_schema(run: Store) -> None:

@@ -105,7 +105,10 @@ def _check_compositional(
             f"name the folder of the images as {setting}_image_root"
         )
     kinds = sorted({one.kind for image in found.images for one in image.contrasts})
-    return {setting: [f"{found.entries:,} captions with negatives: {', '.join(kinds)}"]}
+    says = [f"{found.entries:,} captions with negatives: {', '.join(kinds)}"]
+    if len(found.images) < found.of_images:
+        says.append(f"{len(found.images):,} of {found.of_images:,} images, {found.drawn}")
+    return {setting: says}
 
 
 def _is_there(image: ImageContrasts, folder: str) -> bool:

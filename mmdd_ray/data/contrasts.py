@@ -48,6 +48,18 @@ class ContrastList(NamedTuple):
     """How many the source has."""
     entries: int
     """Entries of ``images``, and all refused ones."""
+    drawn: str
+    """How ``images`` were chosen where the source has more, as a sentence about them ends."""
+
+    def about(self) -> dict[str, int | str]:
+        """Counts, for a report."""
+        return {
+            "images": len(self.images),
+            "of_images": self.of_images,
+            "drawn": self.drawn,
+            "rows": self.entries,
+            "repeated": 0,
+        }
 
 
 def list_contrasts(uri: str, image_root: str | None, max_images: int) -> ContrastList:
@@ -76,7 +88,7 @@ def _of_scenes(uri: str, max_images: int) -> ContrastList:
     if scenes.rows < 1:
         raise UserError(f"{SETTING}={uri} holds no rows; write e.g. shapes:500?seed=7")
     images = [_of_scene(scenes, index) for index in range(min(scenes.rows, max_images))]
-    return ContrastList(images, [], scenes.rows, sum(len(one.contrasts) for one in images))
+    return ContrastList(images, [], scenes.rows, sum(len(one.contrasts) for one in images), "the first ones")
 
 
 def _of_scene(scenes: Scenes, index: int) -> ImageContrasts:
@@ -108,7 +120,7 @@ def _of_files(uri: str, image_root: str | None, max_images: int) -> ContrastList
     kept = sorted(sorted(by_image, key=_digest)[:max_images])
     images = [ImageContrasts(name, _reader(root, name), by_image[name]) for name in kept]
     entries = sum(len(one.contrasts) for one in images) + len(rejects)
-    return ContrastList(images, rejects, len(by_image), entries)
+    return ContrastList(images, rejects, len(by_image), entries, "drawn by their names")
 
 
 def _files(uri: str) -> tuple[Store, list[str]]:

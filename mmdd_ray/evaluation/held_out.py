@@ -5,7 +5,7 @@ the bytes of their files, so those rows become one image with several captions; 
 as wrong answers to each other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from heapq import heappush, heappushpop
 from typing import Any, NamedTuple
@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdd_ray.config import Data
+from mmdd_ray.data.contrasts import ContrastList
 from mmdd_ray.data.pair import Row, digest64
 from mmdd_ray.data.sources import read_pairs
 from mmdd_ray.features.rejects import Reject
+
+NAMED_KEYS = 10
+"""Images in common that a sentence names at most."""
 
 
 class HeldOut(NamedTuple):
@@ -113,22 +117,42 @@ def join_rows(rows: Iterable[Row], max_images: int) -> HeldOut:
     return HeldOut(joined, sorted(rejects), rows_in, len(images), repeated)
 
 
-def common_images(held_out: Mapping[str, HeldOut], training_digests: np.ndarray) -> dict[str, dict[str, Any]]:
+def common_images(
+    held_out: Mapping[str, HeldOut | ContrastList],
+    training_digests: np.ndarray,
+    given: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, dict[str, Any]]:
     """What is known of each part, with the images that others have, too: files of the same bytes.
 
     Args:
-        held_out: By part, "val" first.
-        training_digests: Of all training images.
+        held_out: By part, "val" first. Images with hard negatives are not compared with others.
+        training_digests: (N,) int64 digests of all training images.
+        given: By the name of a given set, the digests of its image files, likewise.
+
+    Returns:
+        By part what its ``about`` has; ``common``, the number of its images that each other part has, too; and
+        ``common_keys``, the SHARD/KEY of all of these images, in the order of the part, where there are any.
     """
     about: dict[str, dict[str, Any]] = {}
+    sets = {f"set {name}": digests for name, digests in (given or {}).items()}
     seen: dict[str, np.ndarray] = {"training": training_digests}
     for part, own in held_out.items():
+        if isinstance(own, ContrastList):
+            about[part] = own.about() | {"common": {}, "common_keys": {}}
+            continue
         digests = own.digests
+        keys = {other: _names_among(own.rows, digests, known) for other, known in (seen | sets).items()}
         about[part] = own.about() | {
-            "common": {other: int(np.isin(digests, known).sum()) for other, known in seen.items()}
+            "common": {other: len(names) for other, names in keys.items()},
+            "common_keys": {other: names for other, names in keys.items() if names},
         }
         seen[part] = digests
     return about
+
+
+def _names_among(rows: Sequence[Row], digests: np.ndarray, known: np.ndarray) -> list[str]:
+    """SHARD/KEY of the rows whose digest is a known one."""
+    return [rows[place].name for place in np.flatnonzero(np.isin(digests, known)).tolist()]
 
 
 def about_held_out(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -136,16 +160,25 @@ def about_held_out(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for part, about in found.items():
         if about["images"] < about["of_images"]:
-            lines.append(
-                f"{part}: {about['images']:,} of {about['of_images']:,} images, drawn by their content"
-            )
+            drawn = about.get("drawn", "drawn by their content")
+            lines.append(f"{part}: {about['images']:,} of {about['of_images']:,} images, {drawn}")
         if about["repeated"]:
             lines.append(
                 f"{part}: {about['repeated']:,} of {about['rows']:,} rows repeat another, and were left out"
             )
+        keys = about.get("common_keys", {})  # runs of earlier versions only have the numbers
         lines += [
             f"{part}: {count:,} of {about['images']:,} images are also {other} images, byte for byte"
+            f"{_named(keys.get(other, ()))}"
             for other, count in about["common"].items()
             if count
         ]
     return lines
+
+
+def _named(keys: Sequence[str]) -> str:
+    """``: a/1, a/2 and 5 more``; nothing where no key is known."""
+    if not keys:
+        return ""
+    more = f" and {len(keys) - NAMED_KEYS:,} more" if len(keys) > NAMED_KEYS else ""
+    return f": {', '.join(keys[:NAMED_KEYS])}{more}"

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from mmdd_ray.config import Data, Evaluation, PairSettings
+from mmdd_ray.data.contrasts import ContrastList
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
 from mmdd_ray.distilled.learnt import LearntPairs
@@ -80,16 +81,18 @@ def read_pair_set(data: Data, image_px: int, setting: str = "data.uri") -> tuple
 
 def held_out_sets(
     settings: PairSettings, listed: RejectList
-) -> tuple[dict[str, PairSet], dict[str, HeldOut]]:
+) -> tuple[dict[str, PairSet], dict[str, HeldOut | ContrastList]]:
     """Validation and test pairs, and what was read for them, both by "val" and "test".
 
-    The test pairs are `ProbedPairs` where the settings ask students for more than retrieval; "zero_shot" then says what
-    was read for that. `listed` takes the refused rows, with val/ or test/ before their shards.
+    The test pairs are `ProbedPairs` where the settings ask students for more than retrieval; "zero_shot" and
+    "compositional" then say what was read for that. `listed` takes the refused rows, with val/ or test/ before their
+    shards.
 
     Raises:
         UserError: More than `data.max_reject_ratio` of the rows of one of them were refused, or no pair is left.
     """
-    pairs, read = {}, {}
+    pairs: dict[str, PairSet] = {}
+    read: dict[str, HeldOut] = {}
     for part, source in settings.evaluation.sources(settings.data).items():
         setting = f"evaluation.{part}"
         read[part] = read_held_out(source, settings.evaluation.max_pairs)
@@ -103,7 +106,7 @@ def held_out_sets(
     probes, read_for_probes = read_probes(settings, listed)
     if probes != Probes():
         pairs["test"] = ProbedPairs(pairs["test"].images, pairs["test"].captions, probes)
-    return pairs, read | read_for_probes
+    return pairs, {**read, **read_for_probes}
 
 
 def judge_held_out(
@@ -334,11 +337,7 @@ def compare_with_baselines(
     listed = RejectList(stage.store, run_store)
     held_out, read = held_out_sets(settings, listed)
     val, test = held_out["val"], held_out["test"]
-    found_in = common_images(read, features.image_digests())
-    for part, own in read.items():
-        found_in[part]["common"] |= {
-            f"set {name}": int(np.isin(own.digests, values).sum()) for name, values in (digests or {}).items()
-        }
+    found_in = common_images(read, features.image_digests(), digests)
     listed.save()
     chosen = [
         item

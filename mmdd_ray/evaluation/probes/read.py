@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mmdd_ray.config import Data, PairSettings
 from mmdd_ray.data.class_names import names_to_recognise, shared_captions
-from mmdd_ray.data.contrasts import list_contrasts
+from mmdd_ray.data.contrasts import ContrastList, list_contrasts
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.shards import find_shards
 from mmdd_ray.data.sources import read_pairs
@@ -18,8 +18,10 @@ from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
 ZERO_SHOT, COMPOSITIONAL = "zero_shot", "compositional"
 
 
-def read_probes(settings: PairSettings, listed: RejectList) -> tuple[Probes, dict[str, HeldOut]]:
-    """What students are asked beyond retrieval, and what was read for zero-shot classification, by "zero_shot".
+def read_probes(
+    settings: PairSettings, listed: RejectList
+) -> tuple[Probes, dict[str, HeldOut | ContrastList]]:
+    """What students are asked beyond retrieval, and what was read for it, by "zero_shot" and "compositional".
 
     `listed` takes the refused rows, with zero_shot/ or compositional/ before their shards or kinds.
 
@@ -27,10 +29,13 @@ def read_probes(settings: PairSettings, listed: RejectList) -> tuple[Probes, dic
         UserError: A source cannot be read, more than `data.max_reject_ratio` of its rows were refused, its classes have
             no names, or they are too few for a linear probe.
     """
-    source = settings.evaluation.zero_shot_source(settings.data)
-    classes, read = (None, None) if source is None else _read_classes(source, settings, listed)
-    contrasts = None if settings.evaluation.compositional is None else _read_contrasts(settings, listed)
-    return Probes(classes, contrasts), {} if read is None else {ZERO_SHOT: read}
+    classes, contrasts = None, None
+    read: dict[str, HeldOut | ContrastList] = {}
+    if (source := settings.evaluation.zero_shot_source(settings.data)) is not None:
+        classes, read[ZERO_SHOT] = _read_classes(source, settings, listed)
+    if settings.evaluation.compositional is not None:
+        contrasts, read[COMPOSITIONAL] = _read_contrasts(settings, listed)
+    return Probes(classes, contrasts), read
 
 
 def _read_classes(source: Data, settings: PairSettings, listed: RejectList) -> tuple[ClassSet, HeldOut]:
@@ -65,7 +70,7 @@ def _noting(rows: Iterable[Row], said: list[tuple[int | None, list[str]]]) -> It
         yield row
 
 
-def _read_contrasts(settings: PairSettings, listed: RejectList) -> ContrastSet:
+def _read_contrasts(settings: PairSettings, listed: RejectList) -> tuple[ContrastSet, ContrastList]:
     evaluation, data = settings.evaluation, settings.data
     assert evaluation.compositional is not None
     source = replace(data, uri=evaluation.compositional)
@@ -80,7 +85,7 @@ def _read_contrasts(settings: PairSettings, listed: RejectList) -> ContrastSet:
     except UserError as error:
         raise UserError(f"evaluation.compositional={source.uri}: {error}") from error
     _judge(COMPOSITIONAL, source, found.entries, [*found.rejects, *lost], listed)
-    return contrasts
+    return contrasts, found
 
 
 def _judge(part: str, source: Data, rows_in: int, rejects: list[Reject], listed: RejectList) -> None:

@@ -51,7 +51,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
         )
     if report["source"]:
         blocks += [f"{'source':<13}{line}" for line in about_source(report["source"])[:-1]]
-    blocks += [f"{'held out':<13}{line}" for line in about_held_out(report["held_out"])]
+    blocks += [_noted(line, "held out") for line in about_held_out(report["held_out"])]
     for outcome in report["outcome"].values():
         if outcome["tone"] != "above" and outcome["reasons"]:
             blocks += [_noted(outcome["title"] + ":"), *(_noted(one) for one in outcome["reasons"])]
@@ -81,11 +81,11 @@ def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) ->
     return lines
 
 
-def _noted(note: str) -> str:
+def _noted(note: str, title: str = "note") -> str:
     return textwrap.fill(
         note,
         TERMINAL_COLUMNS,
-        initial_indent=f"{'note':<13}",
+        initial_indent=f"{title:<13}",
         subsequent_indent=" " * 13,
         break_on_hyphens=False,
         break_long_words=False,
