@@ -1,6 +1,6 @@
-"""Classifiers trained on a labelled set and on real images beside it.
+"""Classifiers trained on labelled sets and on real images beside them.
 
-python jobs/evaluate_labelled.py local --set runs/vlcp_imagenette-local/distilled
+python jobs/evaluate_labelled.py local --set runs/vlcp_imagenette-local/distilled photos/
 """
 
 from mmdd_ray import cli

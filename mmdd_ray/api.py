@@ -62,25 +62,20 @@ def evaluate(*sets: "str | Run", settings: "Evaluate | EvaluateLabelled | None" 
     """Compares sets with each other and with real ones, by what students they train.
 
     Args:
-        sets: Folders or URIs of distilled sets, other sources of pairs, or runs, whose distilled sets are meant.
+        sets: Folders or URIs of distilled sets, other sources of pairs or of labelled images, or runs, whose distilled
+            sets are meant.
         settings: Data, students and baselines. Default: tiny students on procedural scenes.
 
     Raises:
-        UserError: As `distill`; and no set is named, or several labelled ones are.
+        UserError: As `distill`; and no set is named.
     """
     from mmdd_ray.distilled.sample import FOLDER
     from mmdd_ray.methods.evaluate.presets import local
-    from mmdd_ray.methods.evaluate.settings import Evaluate
 
     if not sets:
         raise UserError("evaluate() needs a set; name its folder or URI, or give a run")
     uris = tuple(one if isinstance(one, str) else one.store.child(FOLDER).uri for one in sets)
-    chosen = local() if settings is None else settings
-    if isinstance(chosen, Evaluate):
-        return distill(replace(chosen, set=uris))
-    if len(uris) > 1:
-        raise UserError(f"evaluate() takes one labelled set at a time, and was given {len(uris)}")
-    return distill(replace(chosen, set=uris[0]))
+    return distill(replace(local() if settings is None else settings, set=uris))
 
 
 def load_set(uri: str) -> "DistilledSet":

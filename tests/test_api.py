@@ -163,11 +163,14 @@ def test_a_run_whose_data_had_credentials_is_looked_at_and_resumed_with_others(t
         opened.resume()
 
 
-def test_evaluate_needs_a_set_and_takes_one_labelled_set():
+def test_evaluate_needs_a_set_and_takes_several_of_either_kind(monkeypatch):
     with pytest.raises(UserError, match=r"evaluate\(\) needs a set"):
         mmdd_ray.evaluate()
-    with pytest.raises(UserError, match="one labelled set at a time, and was given 2"):
-        mmdd_ray.evaluate("a", "b", settings=mmdd_ray.settings("evaluate-labelled"))
+    monkeypatch.setattr(mmdd_ray.api, "distill", lambda settings: settings)
+    labelled = mmdd_ray.settings("evaluate-labelled")
+    assert mmdd_ray.evaluate("a", "b", settings=labelled).set == ("a", "b")
+    assert mmdd_ray.evaluate("abc", settings=labelled).set == ("abc",)
+    assert mmdd_ray.evaluate("a", "b").set == ("a", "b")
 
 
 @pytest.mark.parametrize(

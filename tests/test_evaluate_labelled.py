@@ -1,4 +1,4 @@
-"""Any labelled set is judged by classifiers beside real images, and refused where its classes are not the data's."""
+"""Labelled sets are judged by classifiers beside real images, and refused where their classes are not the data's."""
 
 import json
 import subprocess
@@ -11,9 +11,12 @@ import pytest
 from feature_files import features_in
 from source_files import jpeg, write_images, write_parquet, write_tar
 
+import mmdd_ray
+from mmdd_ray.cli import parse
 from mmdd_ray.config import Data, LabelledEvaluation
 from mmdd_ray.data import shapes
 from mmdd_ray.data.images import encode_png
+from mmdd_ray.data.inventory import Source
 from mmdd_ray.data.shards import find_shards
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
@@ -22,12 +25,15 @@ from mmdd_ray.evaluation.labelled_sets import class_coresets
 from mmdd_ray.methods.evaluate_labelled.classes import (
     DataClasses,
     all_classes,
+    check_classes,
+    check_same_classes,
     check_set_classes,
-    read_set,
     templates,
 )
-from mmdd_ray.methods.evaluate_labelled.presets import local
+from mmdd_ray.methods.evaluate_labelled.presets import PRESETS, local
+from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, read_sets
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
+from mmdd_ray.methods.evaluate_labelled.stages import STEPS
 from mmdd_ray.methods.execute import check
 from mmdd_ray.storage.store import Store
 
@@ -62,8 +68,8 @@ def class_folders(folder: Path, *counts: int, classes: tuple[str, ...] = CLASSES
     return str(folder)
 
 
-def asking(given: str, data: str, test: str = "", **changes: object) -> EvaluateLabelled:
-    """Settings of an evaluation of that set with classifiers of small images."""
+def asking(given: str | tuple[str, ...], data: str, test: str = "", **changes: object) -> EvaluateLabelled:
+    """Settings of an evaluation of these sets with classifiers of small images."""
     settings = replace(local(), set=given, data=Data(uri=data))
     return replace(
         settings,
@@ -71,6 +77,12 @@ def asking(given: str, data: str, test: str = "", **changes: object) -> Evaluate
         evaluation=replace(settings.evaluation, test=test or settings.evaluation.test),
         **changes,
     )
+
+
+def read_set(settings: EvaluateLabelled) -> GivenImages:
+    """The only set."""
+    (found,) = read_sets(settings)
+    return found
 
 
 @pytest.fixture
@@ -107,9 +119,9 @@ def test_the_same_images_are_the_same_set_in_every_layout(tmp_path: Path, birds:
     assert len({one.checksum for one in sets}) == 1
     assert [one.counts for one in sets] == [{0: 1, 1: 2, 2: 3}] * 3
     assert [one.names for one in sets] == [dict(enumerate(CLASSES)), {}, {}]
-    assert sets[0].title == "folder"
+    assert [one.named.label for one in sets] == ["folder", "set", "set"]
     for one in sets:
-        check(asking(one.uri, birds, held_out))
+        check(asking(one.named.uri, birds, held_out))
 
 
 def test_a_distilled_set_and_its_image_folder_are_read_alike(
@@ -118,7 +130,7 @@ def test_a_distilled_set_and_its_image_folder_are_read_alike(
     given = distilled(tmp_path / "set", [0, 0, 1, 1, 2, 2], dict(enumerate(CLASSES)))
     own, folder, tars = (read_set(asking(f"{given}{part}", birds)) for part in ("", "/images", "/*.tar"))
     assert own.checksum == folder.checksum == tars.checksum
-    assert (own.title, own.name, own.names) == ("VLCP", "vlcp", dict(enumerate(CLASSES)))
+    assert (own.named.label, own.named.name, own.names) == ("VLCP", "vlcp", dict(enumerate(CLASSES)))
     assert folder.names[2] == "0002_wren"
     for one in (given, f"{given}/images", f"{given}/*.tar"):
         check(asking(one, birds, held_out))
@@ -207,7 +219,7 @@ def test_all_classes_of_the_data_are_known_once_all_images_are_read(tmp_path: Pa
         check_set_classes(given, classes, settings)
     known = all_classes(settings, {0: 9, 1: 9, 2: 9}, lambda at_least: dict(list(shared.items())[:3]))
     check_set_classes(given, known, settings)
-    assert templates(given, known, "one {class_name}") == {0: "one crane", 1: "one owl", 2: "one wren"}
+    assert templates([given], known, "one {class_name}") == {0: "one crane", 1: "one owl", 2: "one wren"}
     # the caption of a class's only image need not be its name
     captions: dict[int | None, set[str]] = {0: {"a bird in a tree"}, 1: set(), 2: set()}
     loose = all_classes(settings, {0: 1, 1: 9, 2: 9}, lambda at_least: {} if at_least > 1 else captions)
@@ -216,6 +228,129 @@ def test_all_classes_of_the_data_are_known_once_all_images_are_read(tmp_path: Pa
         all_classes(settings, {0: 9, None: 2}, lambda at_least: {})
     with pytest.raises(UserError, match="are of one class"):
         all_classes(settings, {0: 9}, lambda at_least: {})
+
+
+# ---- several sets
+
+
+def test_several_sets_have_names_of_their_own_and_are_described(
+    tmp_path: Path, birds: str, held_out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = dict(enumerate(CLASSES))
+    uris = (
+        distilled(tmp_path / "a", [0, 0, 1, 1, 2, 2], names),
+        distilled(tmp_path / "b", [0, 1, 2], names),
+        class_folders(tmp_path / "random", 1, 2, 3),
+    )
+    settings = asking(uris, birds, held_out)
+    check(settings)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("set ")]
+    assert shown == [
+        "set             vlcp: distilled set; 6 images of 3 classes, 2 of each",
+        "set             vlcp-2: distilled set; 3 images of 3 classes, 1 of each",
+        f"set             random-set: {shown[2].partition(': ')[2]}",
+    ]
+    assert shown[2].endswith("; 6 images of 3 classes, 1 to 3 of each")
+    first, second, third = sets = read_sets(settings)
+    assert [one.named.label for one in sets] == ["VLCP", "VLCP-2", "random"]
+    assert [one.about(first)["kind"] for one in sets] == ["distilled", "distilled", "images"]
+    assert [one.about(first)["notes"] for one in (first, second)] == [[], []]
+    assert third.about(third)["notes"] == [
+        "it has 1 to 3 images of each class, and baselines have as many of each"
+    ]
+    assert third.about(first)["notes"] == [
+        "it has 1 to 3 images of each class",
+        "it has as many images as VLCP, but not of each class: 1 of the class 0 ('crane'), of which VLCP has 2",
+    ]
+
+
+def test_one_set_is_written_as_before(tmp_path: Path) -> None:
+    assert parse("evaluate_labelled", PRESETS, ["--set", "a"])[1].set == ("a",)
+    assert parse("evaluate_labelled", PRESETS, ["local", "--set", "a", "b"])[1].set == ("a", "b")
+    assert replace(local(), set="abc").set == ("abc",)
+    assert mmdd_ray.settings("evaluate-labelled", changes={"set": "abc"}).set == ("abc",)
+    assert mmdd_ray.settings("evaluate-labelled", changes={"set": ["a", "b"]}).set == ("a", "b")
+    file = tmp_path / "settings.yaml"
+    file.write_text("set: abc")
+    assert parse("evaluate_labelled", PRESETS, ["--config", str(file)])[1].set == ("abc",)
+
+
+def test_the_plan_counts_the_classifiers_of_every_set() -> None:
+    settings, source = local(), Source(rows=100, classes=48)
+    one, three = (
+        STEPS.compare.cost(replace(settings, set=uris), 0, source).actors
+        for uris in (("a",), ("a", "b", "c"))
+    )
+    assert three - one == 2 * settings.evaluation.seeds
+
+
+def test_sets_that_cannot_stand_beside_each_other_are_refused(
+    tmp_path: Path, birds: str, held_out: str
+) -> None:
+    def refused(*uris: str, data: str | Data = birds) -> str:
+        settings = asking(uris, birds, held_out)
+        with pytest.raises(UserError) as error:
+            check(settings if isinstance(data, str) else replace(settings, data=data))
+        return str(error.value)
+
+    good = class_folders(tmp_path / "good", 2, 2, 2)
+    assert refused(good, f"{tmp_path}/../{tmp_path.name}/good/").endswith("good/ twice; name each set once")
+    lacking = distilled(tmp_path / "lacking", [0, 2], dict(enumerate(CLASSES)))
+    assert f"set={lacking} has no image of the class 1 ('owl') of data.uri" in refused(good, lacking)
+    assert f"set={held_out}: 12 of its 12 files are among those of evaluation.test, too" in refused(held_out)
+    vectors = tmp_path / "lors.pt"
+    vectors.write_bytes(b"")
+    assert f"set={vectors} is a file of pixels and sentence vectors, which have no classes" in refused(
+        good, str(vectors)
+    )
+
+
+def test_sets_are_compared_with_each_other_where_the_data_have_no_names(tmp_path: Path, birds: str) -> None:
+    uris = {
+        "wren": distilled(tmp_path / "wren", [0, 1], {0: "owl", 1: "wren"}),
+        "yak": distilled(tmp_path / "yak", [0, 1], {0: "owl", 1: "yak"}),
+        "more": distilled(tmp_path / "more", [0, 1, 2], {0: "owl", 1: "wren", 2: "yak"}),
+        "prompts": write_parquet(
+            tmp_path / "prompts.parquet",
+            {
+                "image": [jpeg(number) for number in range(20)],
+                "label": [0] * 10 + [1] * 10,
+                "caption": ["a photo of a owl"] * 10 + ["a photo of a wren"] * 10,
+            },
+        ),
+        "numbers": write_parquet(tmp_path / "numbers.parquet", {"image": [jpeg()] * 2, "label": [0, 1]}),
+    }
+    uris["folders"] = f"{uris['wren']}/images"
+
+    def sets(*names: str) -> list[GivenImages]:
+        return read_sets(asking(tuple(uris[name] for name in names), birds))
+
+    settings = asking("shapes:3", birds)
+    alike = sets("numbers", "folders", "prompts", "wren")
+    assert [one.names.get(1) for one in alike] == [None, "0001_wren", "a photo of a wren", "wren"]
+    for first in range(4):
+        check_same_classes(alike[first:] + alike[:first], settings)
+    with pytest.raises(UserError) as error:
+        check_same_classes(sets("folders", "yak"), settings)
+    assert str(error.value) == (
+        f"set={uris['folders']} calls the class 1 '0001_wren', and set={uris['yak']} 'yak'; name sets with the same "
+        "classes"
+    )
+    for names in (("more", "wren"), ("wren", "more")):
+        with pytest.raises(UserError) as error:
+            check_same_classes(sets(*names), settings)
+        assert str(error.value) == (
+            f"set={uris['more']} has images of the class 2 ('yak'), and set={uris['wren']} has none; name sets with "
+            "the same classes"
+        )
+    # the first rows of the data need not show all of its classes; names come from the first set that has them
+    seen = DataClasses([0, 1], {}, {}, False)
+    with pytest.raises(UserError, match="has images of the class 2"):
+        check_classes(sets("wren", "more"), seen, settings)
+    check_classes(sets("numbers", "wren"), seen, settings)
+    assert templates(sets("numbers", "wren"), seen, "one {class_name}") == {0: "one owl", 1: "one wren"}
+    with pytest.raises(UserError, match="nothing says what the class 0"):
+        check_classes(sets("numbers"), seen, settings)
 
 
 def test_coresets_have_as_many_images_of_each_class_as_the_set(tmp_path: Path) -> None:
@@ -247,9 +382,22 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     given = write_parquet(
         tmp_path / "given.parquet", {"image": [row[0] for row in rows], "label": [row[1] for row in rows]}
     )
+    # another set without the second image of class 0, of which the first images are test images, too
+    even = {label: images[-1] for label, images in sorted(own.items())}
+    other = write_parquet(tmp_path / "other.parquet", {"image": [*even.values()], "label": [*even]})
+    tested = [row for row in shapes.pairs(0, 50, seed=3, labelled=True) if row["label"] in real]
+    planted = write_parquet(
+        tmp_path / "test.parquet",
+        {
+            "image": [*even.values()][:3] + [row["image"] for row in tested],
+            "label": [*even][:3] + [row["label"] for row in tested],
+            "caption": ["a drawing"] * 3 + [row["captions"][0] for row in tested],
+        },
+    )
     command = [sys.executable, "jobs/evaluate_labelled.py", "local", "--run.dir", str(tmp_path / "run")]
-    command += ["--set", given, "--data.uri", source, "--run.num_cpus", "2", "--classifiers.steps", "4"]
-    command += ["--classifiers.width", "8", "--evaluation.seeds", "2", "--evaluation.max_pairs", "60"]
+    command += ["--set", given, other, "--evaluation.test", planted, "--data.uri", source]
+    command += ["--run.num_cpus", "2", "--classifiers.steps", "4"]
+    command += ["--classifiers.width", "8", "--evaluation.seeds", "3", "--evaluation.max_pairs", "60"]
     command += ["--evaluation.baselines", "random", "clip-score"]
 
     def run() -> tuple[str, dict]:
@@ -259,14 +407,27 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
 
     shown, report = run()
     assert report["task"] == "classification"
-    ours = next(name for name in report["sets"] if name.startswith("given"))
-    assert list(report["scores"]) == [ours, "random", "clip-score", "chance"]
+    assert list(report["scores"]) == ["given", "other", "random", "clip-score", "chance"]
     sizes = {name: one["images"] for name, one in report["sets"].items()}
-    assert sizes[ours] == len(real) + 1
-    assert sizes["random"] == sizes["clip-score"] <= sizes[ours]
-    assert report["labels"][ours] == "given.parquet, 1 to 2 images of each class"
-    assert report["labels"]["random"] == "Random real data, as many of each class"
+    assert (sizes["given"], sizes["other"]) == (len(real) + 1, len(real))
+    assert sizes["random"] == sizes["clip-score"] <= sizes["given"]
+    assert report["labels"] == {"given": "given", "other": "other"}
+    assert {name: list(beside) for name, beside in report["differences"].items()} == {
+        "given": ["other", "random", "clip-score"]
+    }
+    left, right = (report["scores"][name]["top-1"]["runs"] for name in ("given", "other"))
+    found = report["differences"]["given"]["other"]
+    assert (found["over"], found["count"]) == ("students", 3)
+    assert found["metrics"]["top-1"]["mean"] == pytest.approx(np.mean(left) - np.mean(right))
+    test = report["held_out"]["test"]
+    assert (test["common"]["set other"], len(test["common_keys"]["set other"])) == (3, 3)
+    assert test["common_keys"]["set other"][0] in shown
     assert "Top-1" in shown
+    flat = " ".join(shown.split())
+    assert "given: it has 1 to 2 images of each class, and baselines have as many of each" in flat
+    size = f"given {len(real) + 1} images like the baselines, other {len(real)}"
+    assert f"sets differ in size, so they are no fair comparison: {size}" in flat
+    assert "images are also set other images, byte for byte: " in flat
     write_parquet(
         tmp_path / "given.parquet",
         {"image": [row[0] for row in rows[::-1]], "label": [row[1] for row in rows[::-1]]},

@@ -35,15 +35,15 @@ from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.evaluation.tasks.students import frozen_text_features
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.methods import commits
-from mmdd_ray.methods.evaluate import named
+from mmdd_ray.methods import named_sets as named
 from mmdd_ray.methods.evaluate.look import FITTING, look_at_sets, text_width
-from mmdd_ray.methods.evaluate.named import kind_of, named_sets
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.reading import of_text_model, read_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.evaluate.stages import STEPS
 from mmdd_ray.methods.execute import run_stage
 from mmdd_ray.methods.method import Context
+from mmdd_ray.methods.named_sets import kind_of, named_sets
 from mmdd_ray.models.students import load_text_encoder
 from mmdd_ray.planning.costs import evaluation_cost
 from mmdd_ray.protocols.lors_frozen_text import LORS_FROZEN_TEXT

@@ -9,6 +9,8 @@ from mmdd_ray.config.data import SOURCE_SETTINGS, SOURCES
 from mmdd_ray.errors import UserError
 
 Settings = TypeVar("Settings")
+SETS = "set"
+"""The setting that takes several sets, of which people write a single one without a list."""
 
 
 def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
@@ -70,6 +72,8 @@ def _value(hint: Any, value: Any, dotted: str, where: str) -> Any:
 
     if dotted in SOURCE_SETTINGS and isinstance(value, list | tuple):
         value = SOURCES.join(map(str, value))
+    if dotted == SETS and isinstance(value, str):
+        value = [value]
     # True would become 1, and YAML reads yes and on as True
     if isinstance(value, bool) and not _takes_bool(hint):
         raise UserError(f"{where} has {dotted}={value}, which is no number or text; YAML reads yes and on so")

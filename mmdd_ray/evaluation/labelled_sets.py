@@ -276,17 +276,22 @@ def compare_classifiers(
     per_class: PerClass,
     captioned: bool,
     teacher: Store | None = None,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+    digests: Mapping[str, np.ndarray] | None = None,
 ) -> StageResult:
     """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
 
     Args:
-        synthetic: Labelled sets by name, each draw of them, in the object store; the distilled one first.
+        synthetic: Labelled sets by name, each draw of them, in the object store; the distilled or first one first.
         templates: What is said of each class, by label, ascending; of all labels of the data.
         per_class: Images of each class in a coreset.
         captioned: Whether clip-score compares images with their first captions, or with the templates.
         draws: Settings of each draw, with the baselines that it has of its own. Classifiers are those of the first.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
         teacher: Folder of the stage that trained one, if there is one.
+        about: By the name of a set that was given, where it is from and how it was read, for the report.
+        digests: By the name of a given set, the digests of its image files (N,) int64, which are looked for among
+            those of validation and test images.
     """
     settings, classes = draws[0], tuple(templates)
     listed = RejectList(stage.store, run_store)
@@ -297,7 +302,7 @@ def compare_classifiers(
     test, read["test"] = held_out_images("test", sources["test"], settings, features, classes, listed)
     if "val" not in read:
         val = test  # which a grid of one learning rate has no use for
-    about = common_images(read, features.image_digests())
+    found_in = common_images(read, features.image_digests(), digests)
     listed.save()
     real = [
         item for own in draws for item in real_rows(features, own, templates, per_class, captioned).items()
@@ -309,7 +314,7 @@ def compare_classifiers(
     found = compare(
         sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage, weights
     )
-    stage.store.write_json(EVALUATION, found | {"held_out": about})
+    stage.store.write_json(EVALUATION, found | {"held_out": found_in, "given": dict(about or {})})
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
         rows_out=count_students(found),

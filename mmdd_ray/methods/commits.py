@@ -26,8 +26,7 @@ def at_commits(settings: Any, run: Store) -> Any:
         for section, fields in URIS.items()
         if (own := getattr(settings, section, None)) is not None
     }
-    given: str | tuple[str, ...] = getattr(settings, "set", ())  # of the jobs that evaluate given ones
-    sets = (given,) if isinstance(given, str) else given
+    sets: tuple[str, ...] = getattr(settings, "set", ())  # of the jobs that evaluate given ones
     if not any(named.values()) and not any(SCHEME in uri for uri in sets):
         return settings
     commits = run.read_json(COMMITS) if run.exists(COMMITS) else {}
@@ -37,8 +36,7 @@ def at_commits(settings: Any, run: Store) -> Any:
         found = {field: _pinned(uri, commits) for field, uri in uris.items()}
         sections[section] = replace(getattr(settings, section), **found)
     if sets:
-        held = tuple(_pinned(uri, commits) for uri in sets)
-        sections["set"] = held[0] if isinstance(given, str) else held
+        sections["set"] = tuple(_pinned(uri, commits) for uri in sets)
     if commits != known:
         run.write_json(COMMITS, commits)
     return replace(settings, **sections)

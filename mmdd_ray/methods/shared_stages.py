@@ -220,17 +220,20 @@ def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tupl
 
 
 def classifiers_comparison(
-    run: Callable[[StageDir, Sequence[Context[Any]]], StageResult], needs: tuple[str, ...]
+    run: Callable[[StageDir, Sequence[Context[Any]]], StageResult],
+    needs: tuple[str, ...],
+    given: Callable[[Any], int] = lambda settings: 1,
 ) -> Comparison[Any]:
     """The stage `evaluate` of labelled sets, which needs their teacher, too.
 
     Args:
         run: Trains classifiers on the sets of all draws and on real images.
+        given: Number of sets that are no baselines, by the settings.
     """
     return Comparison(
         run=run,
         cost=lambda settings, images, source: evaluation_cost(
-            settings.classifiers, settings.evaluation, images, source.classes
+            settings.classifiers, settings.evaluation, images, source.classes, given(settings)
         ),
         is_current=lambda folder, settings: has_all(folder, settings.classifiers, settings.evaluation),
         needs=(*needs, "teacher"),

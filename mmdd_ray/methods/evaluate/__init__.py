@@ -20,7 +20,7 @@ REHEARSED_PAIRS = 4
 def _check(settings: Evaluate) -> None:
     # seconds that --help need not pay
     from mmdd_ray.methods.evaluate.look import look_at_sets
-    from mmdd_ray.methods.evaluate.named import kind_of
+    from mmdd_ray.methods.named_sets import kind_of
 
     check_all_match(settings)
     check_one_draw(settings.evaluation)

@@ -13,8 +13,8 @@ from mmdd_ray.distilled.published import read_published
 from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
-from mmdd_ray.methods.evaluate.named import SETTING, NamedSet, named_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
+from mmdd_ray.methods.named_sets import SETTING, NamedSet, named_sets
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import BERT
 from mmdd_ray.protocols import PairProtocol

@@ -17,8 +17,8 @@ from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import distilled_set
 from mmdd_ray.features.rejects import RejectBudget, RejectList
 from mmdd_ray.methods.evaluate.look import POOLINGS, own_side, source_of, vectors_of
-from mmdd_ray.methods.evaluate.named import NamedSet, named_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
+from mmdd_ray.methods.named_sets import NamedSet, named_sets
 from mmdd_ray.models import zoo
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store

@@ -13,10 +13,10 @@ from mmdd_ray.evaluation.sets import (
     save_coresets,
 )
 from mmdd_ray.features.rejects import RejectList
-from mmdd_ray.methods.evaluate.named import SETTING, kind_of
 from mmdd_ray.methods.evaluate.reading import GivenSet, of_text_model, read_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
+from mmdd_ray.methods.named_sets import SETTING, kind_of
 from mmdd_ray.methods.shared_stages import FEATURES, audit_stage, features_of
 from mmdd_ray.planning.costs import evaluation_cost
 from mmdd_ray.storage.store import Store

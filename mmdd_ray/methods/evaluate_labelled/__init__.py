@@ -1,4 +1,4 @@
-"""Classifiers of a labelled set that is there already, and of real images beside it."""
+"""Classifiers of labelled sets that are there already, and of real images beside them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +16,8 @@ from mmdd_ray.storage.store import Store
 def _check(settings: EvaluateLabelled) -> None:
     # seconds that --help need not pay
     from mmdd_ray.data.checks import probed
-    from mmdd_ray.methods.evaluate_labelled.classes import (
-        check_named,
-        check_set_classes,
-        read_set,
-        seen_classes,
-    )
+    from mmdd_ray.methods.evaluate_labelled.classes import check_classes, seen_classes
+    from mmdd_ray.methods.evaluate_labelled.look import look_at_sets
 
     check_all_match(settings)
     check_classifiers(settings)
@@ -35,12 +31,9 @@ def _check(settings: EvaluateLabelled) -> None:
         raise UserError(
             "evaluation.audit looks at distilled sets alone, in the job that makes them; leave it out"
         )
-    given = read_set(settings)
-    given.decoded(tuple(given.counts), settings)  # small; finds what is damaged
+    sets = look_at_sets(settings)
     listing, rows = probed(settings.data, labelled=True)
-    classes = seen_classes(settings, rows, listing.classes)
-    check_set_classes(given, classes, settings)
-    check_named(given, classes, settings)
+    check_classes(sets, seen_classes(settings, rows, listing.classes), settings)
 
 
 def _steps() -> Steps[EvaluateLabelled]:
@@ -50,7 +43,7 @@ def _steps() -> Steps[EvaluateLabelled]:
 
 
 def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: Path) -> EvaluateLabelled:
-    """A set of one scene for each class that the scenes of the rehearsal have, in place of the one that is given."""
+    """A set of one scene for each class that the scenes of the rehearsal have, in place of those that are given."""
     from mmdd_ray.data.readers import iter_shard
     from mmdd_ray.data.shapes import CLASS_NAMES
     from mmdd_ray.data.shards import list_shards
@@ -74,7 +67,7 @@ def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: 
     ]
     store, names = Store(str(folder / "set")), dict(enumerate(CLASS_NAMES))
     write_distilled(samples, store, method="scenes", settings={}, seed=0, inputs={}, class_names=names)
-    return replace(settings, set=store.uri, set_split=None, class_names=None)
+    return replace(settings, set=(store.uri,), set_split=None, class_names=None)
 
 
 METHOD = Method(

@@ -1,4 +1,4 @@
-"""Presets of the evaluation of a labelled set."""
+"""Presets of the evaluation of labelled sets."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ REAL: tuple[LabelledBaseline, ...] = ("random", "herding", "k-center", "clip-sco
 def local() -> EvaluateLabelled:
     """A laptop: small classifiers on labelled procedural scenes."""
     return EvaluateLabelled(
-        set="runs/vlcp_imagenette-local/distilled",
+        set=("runs/vlcp_imagenette-local/distilled",),
         data=Data(uri=LABELLED_SCENES),
         classifiers=SMALL_CLASSIFIERS,
         evaluation=LabelledEvaluation(test=LABELLED_TEST_SCENES, baselines=REAL),
@@ -34,7 +34,7 @@ def imagenette() -> EvaluateLabelled:
     """A GPU cluster: ResNet-AP-10 on ImageNette as an image folder."""
     return EvaluateLabelled(
         run=AUTOSCALING,
-        set="s3://YOUR-BUCKET/runs/vlcp-10/distilled",
+        set=("s3://YOUR-BUCKET/runs/vlcp-10/distilled",),
         class_names=IMAGENETTE_NAMES,
         data=IMAGENETTE,
         features=VIT_B32,

@@ -1,27 +1,22 @@
-"""The evaluation of any labelled set, whoever made it."""
+"""The evaluation of any labelled sets, whoever made them."""
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled_sets import compare_classifiers
-from mmdd_ray.evaluation.report.words import BASELINES, FULL, LABELS
-from mmdd_ray.methods.evaluate_labelled.classes import (
-    DataClasses,
-    all_classes,
-    check_named,
-    check_set_classes,
-    read_set,
-    templates,
-)
+from mmdd_ray.methods.evaluate_labelled.classes import DataClasses, all_classes, check_classes, templates
+from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, read_sets
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
+from mmdd_ray.methods.named_sets import SETTING
 from mmdd_ray.methods.shared_stages import FEATURES, classifiers_comparison, features_of, teacher_stage
 
-SET = "set.json"
+SETS = "sets.json"
 
 
 def _classes(context: Context[EvaluateLabelled]) -> DataClasses:
@@ -34,65 +29,72 @@ def _classes(context: Context[EvaluateLabelled]) -> DataClasses:
 
 
 def _check(context: Context[EvaluateLabelled]) -> None:
-    """Finds before anything is trained that the classes of the set are not those of all the data."""
-    given, classes = read_set(context.settings), _classes(context)
-    check_set_classes(given, classes, context.settings)
-    check_named(given, classes, context.settings)
+    """Finds before anything is trained that the classes of a set are not those of all the data."""
+    check_classes(read_sets(context.settings), _classes(context), context.settings)
 
 
-def _note_set(stage: StageDir, context: Context[EvaluateLabelled]) -> StageResult:
-    """Reads the set, which finds damage, and notes which it is."""
-    given = read_set(context.settings)
-    counts = [[label, count] for label, count in given.counts.items()]
-    noted = {"name": given.name, "title": given.title, "checksum": given.checksum, "images": counts}
-    stage.store.write_json(SET, noted)
-    return StageResult(rows_in=len(given.rows), rows_out=len(given.rows))
+def _noted(sets: Sequence[GivenImages]) -> dict[str, Any]:
+    """What is known of each set by name, the first one first; other sets in their place have other identities."""
+    return {one.named.name: one.about(sets[0]) for one in sets}
 
 
-def _is_same_set(context: Context[EvaluateLabelled]) -> bool:
+def _note_sets(stage: StageDir, context: Context[EvaluateLabelled]) -> StageResult:
+    """Reads the sets, which finds damage, and notes which they are."""
+    sets = read_sets(context.settings)
+    noted = _noted(sets)
+    for one in sets:
+        for line in (one.sizes, *noted[one.named.name]["notes"]):
+            print(f"{SETTING:<12} {one.named.name}: {line}", flush=True)
+    stage.store.write_json(SETS, noted)
+    count = sum(len(one.rows) for one in sets)
+    return StageResult(rows_in=count, rows_out=count)
+
+
+def _are_same_sets(context: Context[EvaluateLabelled]) -> bool:
     noted = context.run.store.child("set")
-    return not noted.exists(SET) or noted.read_json(SET)["checksum"] == read_set(context.settings).checksum
+    if not noted.exists(SETS):
+        return True
+    return list(noted.read_json(SETS).items()) == list(_noted(read_sets(context.settings)).items())
 
 
 def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> StageResult:
     (context,) = contexts
-    settings, given, classes = context.settings, read_set(context.settings), _classes(context)
-    if given.checksum != context.store("set").read_json(SET)["checksum"]:
-        raise UserError(
-            f"set={given.uri} changed while it was evaluated; start the same command again to evaluate it as it is now"
-        )
-    images = given.decoded(tuple(classes.labels), settings)
+    settings, sets, classes = context.settings, read_sets(context.settings), _classes(context)
+    noted = context.store("set").read_json(SETS)
+    for one in sets:
+        if one.checksum != noted[one.named.name]["identity"]:
+            raise UserError(
+                f"{one.named.shown} changed while it was evaluated; start the same command again to evaluate it as it "
+                "is now"
+            )
+    labels = tuple(classes.labels)
     return compare_classifiers(
         stage,
-        {given.name: [ray.put(images)]},
-        templates(given, classes, settings.template),
+        {one.named.name: [ray.put(one.decoded(labels, settings))] for one in sets},
+        templates(sets, classes, settings.template),
         features_of(context),
         [settings],
         context.run.store,
-        per_class=given.counts,
+        per_class=sets[0].counts,
         captioned=False,
         teacher=context.store("teacher") if "teacher" in context.done else None,
+        about=noted,
+        digests={one.named.name: one.digests for one in sets},
     )
 
 
 def _figures(context: Context[EvaluateLabelled]) -> Figures:
-    """Names of the sets; where classes have different numbers of images, they say so."""
-    noted = context.store("set").read_json(SET)
-    counts = [count for _, count in noted["images"]]
-    if min(counts) == max(counts):
-        return Figures(labels={noted["name"]: noted["title"]})
-    title = f"{noted['title']}, {min(counts):,} to {max(counts):,} images of each class"
-    real = {name: f"{LABELS[name]}, as many of each class" for name in BASELINES if name != FULL}
-    return Figures(labels={noted["name"]: title} | real)
+    noted = context.store("set").read_json(SETS)
+    return Figures(labels={name: about["label"] for name, about in noted.items()})
 
 
 STEPS: Steps[EvaluateLabelled] = Steps(
     stages=(
         FEATURES,
-        Stage(name="set", run=_note_set, is_current=_is_same_set),
+        Stage(name="set", run=_note_sets, is_current=_are_same_sets),
         teacher_stage(("features",), lambda context: tuple(_classes(context).labels)),
     ),
-    compare=classifiers_comparison(_compare, ("features", "set")),
+    compare=classifiers_comparison(_compare, ("features", "set"), given=lambda settings: len(settings.set)),
     before=_check,
     figures=_figures,
 )

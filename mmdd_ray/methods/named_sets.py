@@ -1,4 +1,4 @@
-"""What each `--set` names: its kind, and its name in tables. Imports neither Ray nor torch."""
+"""The sets that `--set` names: the kind of each, and its name in tables. Imports neither Ray nor torch."""
 
 import glob
 from collections.abc import Sequence
