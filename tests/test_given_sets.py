@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_ind, ttest_rel
 
 from mmdd_ray.cli import parse
 from mmdd_ray.config import Data, Evaluation, Students
@@ -30,6 +30,7 @@ from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import held_out
 from mmdd_ray.evaluation.report.differences import differences
+from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.text import about_given, headline
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.evaluation.tasks.students import frozen_text_features
@@ -466,19 +467,28 @@ def test_all_given_sets_are_compared_and_baselines_with_the_first() -> None:
     assert found["a"]["c"]["metrics"]["mean_recall"] == of_two
 
 
-def test_draws_are_paired_where_both_have_as_many_and_otherwise_students() -> None:
+def test_draws_are_paired_where_both_have_as_many_and_otherwise_beside_students() -> None:
     edge = [[10.0, 14.0, 11.0], [13.0, 11.0, 19.0], [12.0, 15.0, 13.0]]
     random = [[7.0, 8.0, 8.5], [6.0, 12.0, 9.0], [9.0, 9.5, 8.0]]
     herding = [[9.0, 9.5, 12.0]]
     found = differences(scores_of(edge=edge, random=random, herding=herding))["edge"]
-    for name, over, left, right in (
-        ("random", "draws", np.mean(edge, axis=1), np.mean(random, axis=1)),
-        ("herding", "students", np.mean(edge, axis=0), herding[0]),
+    draws = np.mean(edge, axis=1)
+    for name, paired, test in (
+        ("random", True, ttest_rel(draws, np.mean(random, axis=1))),
+        ("herding", False, ttest_ind(draws, herding[0], equal_var=False)),
     ):
-        expected = ttest_rel(left, right).confidence_interval(0.95)
-        assert found[name]["over"] == over
+        expected = test.confidence_interval(0.95)
+        assert (found[name]["over"], found[name]["count"], found[name]["paired"]) == ("draws", 3, paired)
         interval = found[name]["metrics"]["mean_recall"]
         assert (interval["low"], interval["high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_students_that_agree_do_not_make_a_set_whose_draws_differ_certain() -> None:
+    edge = [[9.9, 10.0, 10.1], [11.9, 12.0, 12.1], [13.9, 14.0, 14.1]]
+    scores = scores_of(edge=edge, herding=[[11.4, 11.5, 11.6]])
+    assert standing(scores["edge"]["mean_recall"], scores["herding"]["mean_recall"]) == "level"
+    of_two = differences(scores_of(edge=edge[:2], herding=[[1.4, 1.5, 1.6]]))["edge"]["herding"]
+    assert of_two["metrics"]["mean_recall"]["lack"] == "too few"
 
 
 def test_nothing_is_said_of_one_student() -> None:

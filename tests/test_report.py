@@ -395,10 +395,10 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
     assert lines[13:16] == [
         "mean recall of EDGE, difference to … (95 % interval)",
-        "  Random real data  +3.5 [−2.7, +9.7]  3 students, paired",
-        "  k-center          −0.4 [−4.1, +3.3]  3 students, paired",
+        "  Random real data  +3.5 [−2.7, +9.7]  3 paired students",
+        "  k-center          −0.4 [−4.1, +3.3]  3 paired students",
     ]
-    assert "3 images, 7 pairs" in lines[17]
+    assert "3 images, 7 pairs" in lines[18]
     assert f"report.html  {run.uri}/report.html" in lines
 
 

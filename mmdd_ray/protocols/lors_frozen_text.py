@@ -30,7 +30,6 @@ def _training(pairs: int) -> Training:
 
 LORS_FROZEN_TEXT = PairProtocol(
     name="lors-frozen-text",
-    version=2,  # 1 trained sets with a similarity matrix at 0.1, in epochs; nothing changed for all others
     source="LoRS, Xu et al., ICML 2024, arXiv 2406.01112",
     summary="101 epochs of SGD at 0.1, a tenth after 51; text encoder frozen; no augmentation; five students",
     differs=(

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST, TOO_FEW, Paired
-from mmdd_ray.evaluation.report.differences import SAME_SET
+from mmdd_ray.evaluation.report.differences import SAME_SET, over_words
 from mmdd_ray.evaluation.report.standing import (
     EQUAL,
     HIGHER,
@@ -144,13 +144,14 @@ def about_given(report: Mapping[str, Any]) -> list[str]:
 
 
 def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Differences of the deciding metric: set, other set, mean with its interval, and what was paired."""
+    """Differences of the deciding metric: set, other set, mean with its interval, and over what."""
     metric = MAIN_METRIC[report["task"]] if report["task"] else ""
     rows = []
     for ours, others in panel["differences"].items():
         for theirs, found in others.items():
             names = (label_of(ours, report), label_of(theirs, report))
-            score, over = found["metrics"][metric], f"{found['count']} {found['over']}"
+            score = found["metrics"][metric]
+            over = f"{found['count']} {over_words(found)}"
             if score.get("lack") == SAME_SET:
                 rows.append((*names, about_lack(score), ""))
             else:
