@@ -757,6 +757,8 @@ def audit_of(learnt: dict[str, Any] | None = None) -> dict[str, Any]:
             "checked": 1000,
             "copies": 20,
             "rate": 2.0,
+            "all_checked": 1950,
+            "all_copies": 31,
             "real_images": 500,
             "real_rate": 1.5,
             "neighbours": 16,
@@ -790,11 +792,11 @@ def test_the_page_says_how_many_images_are_copies(run: Store, tmp_path: Path) ->
         assert report["audit"] == audit
         page = report_html(report, other)
         words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
-        assert "20 of 1,000 images of the set (2.0 %) differ from a real image by at most 12 levels" in words
+        assert "20 of 1,000 images of the set, drawn at random from 4,000, (2.0 %) differ from a real image" in words
         assert "1.5 % of 500 real images are copies of another real one" in words
         assert "3.2 % of the set’s images lie nearer" in words
         assert "A check for copies and no privacy guarantee" in words
-        assert "Of 4,000 images the 1,000 nearest by CLIP were compared" in words
+        assert "With those that are nearest by CLIP, 1,950 were compared and 31 are copies" in words
         assert "2 of 60 are copies of training images by that measure" in words
         assert "7 more have the very bytes of one" in words
         assert words.count("unfair to them in bytes") == bytes_shown
