@@ -792,7 +792,10 @@ def test_the_page_says_how_many_images_are_copies(run: Store, tmp_path: Path) ->
         assert report["audit"] == audit
         page = report_html(report, other)
         words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
-        assert "20 of 1,000 images of the set, drawn at random from 4,000, (2.0 %) differ from a real image" in words
+        assert (
+            "20 of 1,000 images of the set, drawn at random from 4,000, (2.0 %) differ from a real image"
+            in words
+        )
         assert "1.5 % of 500 real images are copies of another real one" in words
         assert "3.2 % of the set’s images lie nearer" in words
         assert "A check for copies and no privacy guarantee" in words
