@@ -183,10 +183,28 @@ def test_what_is_no_such_file_is_one_sentence(content: Any, message: str) -> Non
         read_published(saved(content))
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", saved(tensors())[:5000]])
+@pytest.mark.parametrize("content", [b"", saved(tensors())[:5000]])
 def test_damaged_files_are_one_sentence(content: bytes) -> None:
     with pytest.raises(UserError, match=r"^cannot be read as tensors alone \("):
         read_published(content)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"http://x\n", b"epoch loss\n1 2\n", b"no tensors"])
+def test_a_text_file_is_refused_without_the_opcode_that_it_was_taken_for(content: bytes) -> None:
+    with pytest.raises(
+        UserError, match=r"^cannot be read as tensors alone; it is of another kind, damaged or"
+    ):
+        read_published(content)
+
+
+def test_images_without_captions_are_refused_with_the_files_that_they_need(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    with pytest.raises(
+        UserError, match=r"has a caption; put NAME\.txt .* or a metadata\.jsonl with file_name"
+    ):
+        look_at_sets(settings_of(folder))
 
 
 # ---- what a set is, and how it is called
@@ -250,8 +268,15 @@ def test_what_is_unclear_is_refused(tmp_path: Path) -> None:
     (lost / "manifest.json").unlink()
     foreign = photos(tmp_path / "foreign")
     (foreign / "manifest.json").write_text("{}")
+    judged_before = tmp_path / "judged"
+    judged_before.mkdir()
+    for name in ("settings.json", "report.json"):
+        (judged_before / name).write_text("{}")
     for uri, message in {
         str(run): rf"^set={run} is a run directory; name its set, {run}/distilled$",
+        str(
+            judged_before
+        ): rf"^set={judged_before} is the run directory of an evaluation, which has no set; name the",
         str(lost): "has the contact_sheet.png of a distilled set, but no manifest.json; copy",
         str(foreign): "manifest.json that is no distilled set's",
         f"{run}/distilled/manifest.json": "is a file of a distilled set; name the folder",

@@ -10,6 +10,7 @@ token, before any projection (LoRS, ICML 2024, arXiv 2406.01112). The file names
 
 import io
 from math import inf, nan
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -76,8 +77,11 @@ def _loaded(content: bytes) -> dict[Any, Any]:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # A text is read as opcodes, and the reason is then the number of one; that of the unpickler is torch's advice
+        # to run the code.
+        why = "" if isinstance(error, LookupError | UnpicklingError) else f" ({first_line[:120]})"
         raise UserError(
-            f"cannot be read as tensors alone ({first_line[:120]}); it is damaged or holds pickled code, which is "
+            f"cannot be read as tensors alone{why}; it is of another kind, damaged or holds pickled code, which is "
             f"never run; {LAYOUT}"
         ) from error
     if not isinstance(found, dict):

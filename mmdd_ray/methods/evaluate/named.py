@@ -15,8 +15,9 @@ from mmdd_ray.data.shards import stem
 from mmdd_ray.distilled.published import SUFFIXES
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER, LEARNT, MANIFEST
+from mmdd_ray.engine.run_dir import SETTINGS
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, set_name
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, REPORT_JSON, set_name
 from mmdd_ray.storage.hub import SCHEME
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -103,6 +104,10 @@ def _kind_of_folder(store: Store) -> Kind:
         return "distilled"
     if store.exists(f"{FOLDER}/{MANIFEST}"):
         raise UserError(f"{SETTING}={where} is a run directory; name its set, {where}/{FOLDER}")
+    if all(map(store.exists, (SETTINGS, REPORT_JSON))):
+        raise UserError(
+            f"{SETTING}={where} is the run directory of an evaluation, which has no set; name the set itself"
+        )
     if left := [name for name in (LEARNT, CONTACT_SHEET) if store.exists(name)]:
         raise UserError(
             f"{SETTING}={where} has the {left[0]} of a distilled set, but no {MANIFEST}; copy the distilled set again"
