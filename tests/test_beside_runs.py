@@ -326,6 +326,12 @@ def test_a_run_with_several_protocols_stands_in_the_table_of_each(tmp_path: Path
     assert [table["runs"] for table in compare_runs([one, alone])["tables"]] == [["a"], ["a", "d"]]
 
 
+def test_looks_on_the_way_change_no_figure_and_refuse_nothing(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, students=Students(looks=8))
+    assert len(compare_runs([one, other])["tables"]) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

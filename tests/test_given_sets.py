@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,6 +176,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
         (tensors() | {"similarity_mat": torch.eye(3)}, r"of shape \(3, 3\); it must be \(4, 4\)"),
         (tensors() | {"syn_lr_txt": None}, "syn_lr_img and syn_lr_txt that are not two positive numbers"),
         (tensors() | {"syn_lr_img": torch.tensor(-0.1)}, "that are not two positive numbers"),
+        (tensors() | {"image": -4 + 0.1 * torch.randn(4, 3, 8, 8)}, "normalised otherwise"),
         (tensors() | {"syn_lr_img": torch.ones(2)}, "that are not two positive numbers"),
     ],
 )
@@ -407,7 +409,11 @@ def test_rows_of_one_image_are_joined_and_refused_ones_listed(read_here: None, t
     (found,) = read_sets(settings_of(folder), listed)
     assert (found.pairs.n_images, found.pairs.n_pairs, found.rows_in) == (5, 6, 7)
     assert listed.rows == [("set/photos/photos-00000", "0", "not an image")]
-    assert found.about["notes"] == ["1 of its 7 rows were refused"]
+    first, tested = found.about["notes"]
+    assert first == "1 of its 7 rows were refused"
+    assert tested.startswith(
+        "its students are tested on procedural scenes, evaluation.test; for a set of photographs"
+    )
     strict = settings_of(folder, data=Data(uri="shapes:40?seed=1", max_reject_ratio=0.1))
     with pytest.raises(
         UserError, match=r"^set=.*photos: 1 of the first 7 rows were refused.*max_reject_ratio=0.1"
@@ -425,7 +431,10 @@ def test_sentence_vectors_are_those_of_the_text_model_and_of_no_other(tmp_path: 
         found.pairs.encoder
         == load_text_encoder(settings.students, "cpu", LORS_FROZEN_TEXT.form).weights_digest()
     )
-    assumed, learnt = found.notes
+    assumed, levels, learnt, _ = found.notes
+    assert re.fullmatch(
+        r"its pixels are taken .*: levels of -\d+ to \d+, \d+\.\d% of them outside 0 to 255", levels
+    )
     assert assumed == (
         "its sentence vectors are taken to be of students.text_model=tiny-bert, the state of the [CLS] token, as the "
         "file names no encoder"

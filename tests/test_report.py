@@ -588,6 +588,9 @@ def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
     assert lors["rows"]["chance"]["drop"] is None
 
     text = summary_table(report)
+    outcome = " ".join(text.split())
+    assert outcome.startswith("Under equal-budget, EDGE is within the spread of all its baselines: random")
+    assert "Under lors-frozen-text-small, EDGE is higher than random real pairs (21.0 %);" in outcome
     first, second = (
         text.index("equal-budget, version 1: tiny-nf"),
         text.index("lors-frozen-text-small, version 1"),

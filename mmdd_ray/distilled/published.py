@@ -52,6 +52,12 @@ def read_published(content: bytes) -> LearntPairs:
             f'holds an "{IMAGE}" without a value below 0, so that it is not normalised by the statistics of CLIP; '
             f"{LAYOUT}"
         )
+    found_in = share_in_range(pixels)
+    if found_in < 0.5:
+        raise UserError(
+            f'holds an "{IMAGE}" of which {1 - found_in:.0%} of the values are no levels of an image once the '
+            f"statistics of CLIP are undone, so that it is normalised otherwise; {LAYOUT}"
+        )
     n = len(pixels)
     return LearntPairs(
         pixels=pixels,
@@ -68,6 +74,18 @@ def read_published(content: bytes) -> LearntPairs:
         similarity=similarity,
         rates=_rates(found),
     )
+
+
+def levels_of(pixels_NCHW: np.ndarray) -> np.ndarray:
+    """Levels (N, 3, H, W) of pixels that are normalised by CLIP's statistics; learnt ones may lie outside [0, 255]."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+    return pixels_NCHW * std + mean
+
+
+def share_in_range(pixels_NCHW: np.ndarray) -> float:
+    """Share of these pixels that are levels in [0, 255], but for rounding."""
+    levels = levels_of(pixels_NCHW)
+    return float(((levels > -0.5) & (levels < 255.5)).mean())
 
 
 def _loaded(content: bytes) -> dict[Any, Any]:

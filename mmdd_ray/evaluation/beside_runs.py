@@ -34,6 +34,8 @@ OF_PUBLISHED = (
     "teacher",
 )
 """Settings of students that count under a published protocol; all others are the protocol's."""
+WITHOUT_EFFECT = ("looks", "teacher", "teacher_steps")
+"""Settings that change nothing of the last figures under "equal-budget"."""
 UNSET = "(not set)"
 
 Student = Mapping[str, Any]
@@ -65,9 +67,13 @@ class FinishedRun:
 
     @property
     def judged(self) -> Mapping[str, Any]:
-        """Settings of its students, but for those that a published protocol decides."""
+        """Settings of its students that count under its protocol."""
         found, published = self.report["settings"][self.section], self.report["protocol"]["published"]
-        return {name: value for name, value in found.items() if not published or name in OF_PUBLISHED}
+        return {
+            name: value
+            for name, value in found.items()
+            if (name in OF_PUBLISHED if published else name not in WITHOUT_EFFECT)
+        }
 
     @property
     def protocol(self) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.config.data import SOURCES
+from mmdd_ray.config.data import SCENES, SOURCES
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
@@ -23,7 +23,6 @@ from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 SETTING = "set"
-SCENES = "shapes:"
 Kind = Literal["distilled", "pairs", "vectors"]
 """A folder with our manifest; a source as `data.uri` names it; a file of pixels and sentence vectors."""
 
