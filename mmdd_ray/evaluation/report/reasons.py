@@ -87,6 +87,8 @@ def uncertainty(case: Case) -> str | None:
         f"The difference to {case.other} is {signed(one['mean'])} points, and its 95 % interval reaches from "
         f"{signed(one['low'])} to {signed(one['high'])} points over {count} {over_words(found)}."
     )
+    if found["over"] == "students" and case.report["protocol"]["published"]:
+        return told  # which says how many students there are
     mean, half = one["mean"], (one["high"] - one["low"]) / 2
     setting = _setting_of(found)
     needed = max(ceil(count * (half / mean) ** 2), count + 1) if mean else MOST_STUDENTS + 1

@@ -56,7 +56,7 @@ TASK_TEXTS = {
         "title": "Retrieval on the test pairs",
         "main": "mean recall",
         "unit": "pairs",
-        "loss": "InfoNCE loss",
+        "loss": "training loss",
         "note": "IR@k: captions that find their image among the first k. TR@k: images that find one of their captions "
         "among the first k. Mean recall is the mean of the six.",
     },
