@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
-	@echo "== setting up $(VENV) (6 GB of packages on first use, about a minute once they are downloaded)"
+	@echo "== setting up $(VENV) (8 GB of packages on first use, about a minute once they are downloaded)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,8 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.audit import audit_set, read_real
+from mmdd_ray.evaluation.audit import _about_copies, audit_set, read_real
+from mmdd_ray.evaluation.copies import Closest
 from mmdd_ray.evaluation.copies_sheet import CELL_PX, COPY_INK, BesideReal, copies_sheet
 from mmdd_ray.evaluation.learnt_texts import encode_learnt, first_texts, nearest_captions, shown_bytes
 from mmdd_ray.evaluation.spectrum import singular_values
@@ -57,6 +59,19 @@ def feature_store(folder: Path, data: Data) -> FeatureStore:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+def test_a_rate_of_copies_is_that_of_images_drawn_at_random() -> None:
+    rms_N = np.array([1.0, 40.0, 2.0, 50.0, 3.0])
+    found = Closest(np.arange(5), np.ones(5), rms_N)
+    scale = Closest(np.arange(4), np.ones(4), np.array([90.0, 90.0, 90.0, 1.0]))
+    names = SimpleNamespace(names={row: f"s/{row}" for row in range(5)})
+    drawn_N = np.array([True, True, False, True, False])
+    about = _about_copies(9, list("abcde"), found, drawn_N, scale, names)  # type: ignore[arg-type]
+    assert (about["images"], about["checked"], about["copies"]) == (9, 3, 1)
+    assert about["rate"] == pytest.approx(100 / 3)
+    assert (about["all_checked"], about["all_copies"], about["real_rate"]) == (5, 3, 25)
+    assert [one["key"] for one in about["closest"]][:3] == ["a", "c", "e"]
+
+
 def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_path: Path) -> None:
     rows = [row for shard in list_shards(DATA) for row in iter_shard(shard, DATA)]
     real = [decode_image(row.image or b"", max_pixels=10**6) for row in rows]

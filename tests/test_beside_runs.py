@@ -19,6 +19,7 @@ from mmdd_ray.evaluation.beside_runs import compare_runs
 from mmdd_ray.evaluation.metrics import METRICS, accuracy_chance, chance
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.comparison import check_out, comparison_html, comparison_table
+from mmdd_ray.evaluation.report.differences import MADE_ONCE
 from mmdd_ray.evaluation.report.page import write_report
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.evaluate.presets import local
@@ -116,7 +117,7 @@ def test_a_table_has_all_sets_and_baselines_that_are_the_same_once(tmp_path: Pat
     assert [rows[name]["distilled"] for name in rows] == [True, True, False, False, False]
     assert {row["images_seen"] for row in rows.values()} == {4000}
     assert rows["edge"]["scores"]["mean_recall"]["mean"] == 10.0
-    assert found["notes"] == []
+    assert found["notes"] == [MADE_ONCE.format(sets="edge and CovMatch", were="were")]
     text, page = comparison_table(found), comparison_html(found)
     assert "edge − CovMatch  −1.0  (–, too few), 2 students" in text
     assert max(map(len, text.splitlines())) <= 80 + len(str(tmp_path))
@@ -179,20 +180,23 @@ def test_differences_are_those_of_scipy(tmp_path: Path) -> None:
     for score in difference["metrics"].values():
         np.testing.assert_allclose([score["low"], score["high"]], [low, high])
         np.testing.assert_allclose(score["mean"], np.mean(ours) - np.mean(theirs))
-    assert difference["students"] == 5
+    assert difference["count"] == 5
 
 
-def test_of_several_draws_the_figure_of_a_seed_is_their_mean(tmp_path: Path) -> None:
-    two_draws = [8.0, 10.0, 12.0, 10.0, 13.0, 17.0]
-    one = finish(tmp_path / "a", {"edge": two_draws}, draws=2)
+def test_of_several_draws_the_means_are_compared(tmp_path: Path) -> None:
+    draws = [8.0, 10.0, 12.0, 10.0, 13.0, 17.0, 9.0, 9.0, 15.0]
+    one = finish(tmp_path / "a", {"edge": draws}, draws=3)
     other = finish(tmp_path / "b", {"covmatch": [7.0, 8.0, 9.0, 99.0]})
     found = compare_runs([one, other])
     ((difference,),) = (table["differences"] for table in found["tables"])
-    expected = stats.ttest_rel([9.0, 11.5, 14.5], [7.0, 8.0, 9.0]).confidence_interval(0.95)
+    test = stats.ttest_ind(
+        [10.0, 40 / 3, 11.0], [7.0, 8.0, 9.0], equal_var=False
+    )  # of the seeds that both have
+    expected = test.confidence_interval(0.95)
     score = difference["metrics"]["mean_recall"]
     np.testing.assert_allclose([score["low"], score["high"]], expected)
-    assert difference["students"] == 3  # the seeds that both have
-    assert any("not that of draws" in note for note in found["notes"])
+    assert (difference["over"], difference["count"]) == ("draws", 3)
+    assert found["notes"][-1] == MADE_ONCE.format(sets="covmatch", were="was")
 
 
 def test_a_single_student_has_no_interval(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_runs_that_have_the_same_distilled_set_are_told_so(tmp_path: Path) -> No
     uris = [finish(tmp_path / name, sets, prints=prints) for name in "ab"]
     uris.append(finish(tmp_path / "c", {"covmatch": [7.0, 9.5, 8.0]}))
     found = compare_runs(uris)
-    assert found["notes"] == ["edge (a) and edge (b) are the same set, for they have the very same pairs."]
+    assert found["notes"][0] == "edge (a) and edge (b) are the same set, for they have the very same pairs."
     first, second, _ = found["tables"][0]["differences"]
     assert first["metrics"]["mean_recall"] == {"mean": 0.0, "low": None, "high": None, "lack": "same set"}
     assert second["metrics"]["mean_recall"]["low"] is not None
@@ -221,7 +225,7 @@ def test_no_set_is_the_best_where_numbers_of_students_differ(tmp_path: Path) -> 
     one = finish(tmp_path / "a-run-with-a-long-name", {"edge": [7.0, 6.6, 7.7]})
     other = finish(tmp_path / "b", {"covmatch": [7.6]})
     found = compare_runs([one, other])
-    assert found["notes"] == [
+    assert found["notes"][:1] == [
         "The runs have different numbers of students of a set (3 in a-run-with-a-long-name, 1 in b), so their means "
         "are not equally certain, and none is marked as the best."
     ]
@@ -320,6 +324,12 @@ def test_a_run_with_several_protocols_stands_in_the_table_of_each(tmp_path: Path
     assert tables == [("equal-budget", ["edge", "vlcp"]), ("lors", ["edge", "vlcp"])]
     alone = finish(tmp_path / "d", {"covmatch": [9.0, 12.0]}, protocol={"name": "lors", "published": True})
     assert [table["runs"] for table in compare_runs([one, alone])["tables"]] == [["a"], ["a", "d"]]
+
+
+def test_looks_on_the_way_change_no_figure_and_refuse_nothing(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, students=Students(looks=8))
+    assert len(compare_runs([one, other])["tables"]) == 1
 
 
 @pytest.mark.parametrize(

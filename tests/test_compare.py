@@ -220,6 +220,7 @@ def test_protocols_and_other_students_are_panels_of_their_own(tmp_path, monkeypa
     stage.store.write_json("evaluation.json", found)
     assert has_all(stage.store, students, evaluation)
     assert not has_all(stage.store, students, replace(evaluation, protocols=("equal-budget",)))
+    assert not has_all(stage.store, students, replace(evaluation, seeds=evaluation.seeds + 1))
     folders = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
     assert len(folders) == 4
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*-seed*.json")}

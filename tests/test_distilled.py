@@ -20,7 +20,7 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mmdd_ray.config import Data
+from mmdd_ray.config import Data, Evaluation, Students
 from mmdd_ray.data import shapes
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes_shards import write_shards
@@ -34,6 +34,7 @@ from mmdd_ray.distilled.write import _by_class, _with_class, write_distilled
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.models import zoo
+from mmdd_ray.protocols.trainings import about_trainings
 from mmdd_ray.storage.store import Store
 
 HOSTILE = "a <script>alert(1)</script> | [link](http://x) *star* & 'quote'\n# title 猫"
@@ -323,6 +324,22 @@ def test_card_front_matter_is_yaml_and_captions_are_only_text(tmp_path: Path) ->
     )
     assert "<td>hub/name_v1, commit:1a2b; licence: see its own card</td>" in page
     assert manifest["checksum"] in page
+
+
+def test_manifest_and_card_name_the_protocols_by_version_and_source(tmp_path: Path) -> None:
+    evaluation = Evaluation(
+        val="v", test="t", protocols=("equal-budget", "lors-frozen-text"), students=("a+b",)
+    )
+    manifest = _write(_samples(1), tmp_path, protocols=about_trainings(Students(), evaluation))
+    assert [(one["name"], one["version"]) for one in manifest["protocols"]] == [
+        ("equal-budget", 1), ("lors-frozen-text-small", 1),
+    ]  # fmt: skip
+    card = (tmp_path / "README.md").read_text()
+    assert "| Judged under | equal-budget, version 1 (" in card
+    assert (
+        "| and under | lors-frozen-text-small, version 1 (LoRS, Xu et al., ICML 2024, arXiv 2406.01112); figures"
+        in card
+    )
 
 
 def test_the_card_names_the_licence_of_each_model_and_of_the_data(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_ind, ttest_rel
 
 from mmdd_ray.cli import parse
 from mmdd_ray.config import Data, Evaluation, Students
@@ -30,6 +31,7 @@ from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import held_out
 from mmdd_ray.evaluation.report.differences import differences
+from mmdd_ray.evaluation.report.standing import standing
 from mmdd_ray.evaluation.report.text import about_given, headline
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.evaluation.tasks.students import frozen_text_features
@@ -174,6 +176,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
         (tensors() | {"similarity_mat": torch.eye(3)}, r"of shape \(3, 3\); it must be \(4, 4\)"),
         (tensors() | {"syn_lr_txt": None}, "syn_lr_img and syn_lr_txt that are not two positive numbers"),
         (tensors() | {"syn_lr_img": torch.tensor(-0.1)}, "that are not two positive numbers"),
+        (tensors() | {"image": -4 + 0.1 * torch.randn(4, 3, 8, 8)}, "normalised otherwise"),
         (tensors() | {"syn_lr_img": torch.ones(2)}, "that are not two positive numbers"),
     ],
 )
@@ -182,10 +185,28 @@ def test_what_is_no_such_file_is_one_sentence(content: Any, message: str) -> Non
         read_published(saved(content))
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", saved(tensors())[:5000]])
+@pytest.mark.parametrize("content", [b"", saved(tensors())[:5000]])
 def test_damaged_files_are_one_sentence(content: bytes) -> None:
     with pytest.raises(UserError, match=r"^cannot be read as tensors alone \("):
         read_published(content)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"http://x\n", b"epoch loss\n1 2\n", b"no tensors"])
+def test_a_text_file_is_refused_without_the_opcode_that_it_was_taken_for(content: bytes) -> None:
+    with pytest.raises(
+        UserError, match=r"^cannot be read as tensors alone; it is of another kind, damaged or"
+    ):
+        read_published(content)
+
+
+def test_images_without_captions_are_refused_with_the_files_that_they_need(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    with pytest.raises(
+        UserError, match=r"has a caption; put NAME\.txt .* or a metadata\.jsonl with file_name"
+    ):
+        look_at_sets(settings_of(folder))
 
 
 # ---- what a set is, and how it is called
@@ -249,8 +270,15 @@ def test_what_is_unclear_is_refused(tmp_path: Path) -> None:
     (lost / "manifest.json").unlink()
     foreign = photos(tmp_path / "foreign")
     (foreign / "manifest.json").write_text("{}")
+    judged_before = tmp_path / "judged"
+    judged_before.mkdir()
+    for name in ("settings.json", "report.json"):
+        (judged_before / name).write_text("{}")
     for uri, message in {
         str(run): rf"^set={run} is a run directory; name its set, {run}/distilled$",
+        str(
+            judged_before
+        ): rf"^set={judged_before} is the run directory of an evaluation, which has no set; name the",
         str(lost): "has the contact_sheet.png of a distilled set, but no manifest.json; copy",
         str(foreign): "manifest.json that is no distilled set's",
         f"{run}/distilled/manifest.json": "is a file of a distilled set; name the folder",
@@ -381,7 +409,11 @@ def test_rows_of_one_image_are_joined_and_refused_ones_listed(read_here: None, t
     (found,) = read_sets(settings_of(folder), listed)
     assert (found.pairs.n_images, found.pairs.n_pairs, found.rows_in) == (5, 6, 7)
     assert listed.rows == [("set/photos/photos-00000", "0", "not an image")]
-    assert found.about["notes"] == ["1 of its 7 rows were refused"]
+    first, tested = found.about["notes"]
+    assert first == "1 of its 7 rows were refused"
+    assert tested.startswith(
+        "its students are tested on procedural scenes, evaluation.test; for a set of photographs"
+    )
     strict = settings_of(folder, data=Data(uri="shapes:40?seed=1", max_reject_ratio=0.1))
     with pytest.raises(
         UserError, match=r"^set=.*photos: 1 of the first 7 rows were refused.*max_reject_ratio=0.1"
@@ -399,7 +431,10 @@ def test_sentence_vectors_are_those_of_the_text_model_and_of_no_other(tmp_path: 
         found.pairs.encoder
         == load_text_encoder(settings.students, "cpu", LORS_FROZEN_TEXT.form).weights_digest()
     )
-    assumed, learnt = found.notes
+    assumed, levels, learnt, _ = found.notes
+    assert re.fullmatch(
+        r"its pixels are taken .*: levels of -\d+ to \d+, \d+\.\d% of them outside 0 to 255", levels
+    )
     assert assumed == (
         "its sentence vectors are taken to be of students.text_model=tiny-bert, the state of the [CLS] token, as the "
         "file names no encoder"
@@ -466,19 +501,28 @@ def test_all_given_sets_are_compared_and_baselines_with_the_first() -> None:
     assert found["a"]["c"]["metrics"]["mean_recall"] == of_two
 
 
-def test_draws_are_paired_where_both_have_as_many_and_otherwise_students() -> None:
+def test_draws_are_paired_where_both_have_as_many_and_otherwise_beside_students() -> None:
     edge = [[10.0, 14.0, 11.0], [13.0, 11.0, 19.0], [12.0, 15.0, 13.0]]
     random = [[7.0, 8.0, 8.5], [6.0, 12.0, 9.0], [9.0, 9.5, 8.0]]
     herding = [[9.0, 9.5, 12.0]]
     found = differences(scores_of(edge=edge, random=random, herding=herding))["edge"]
-    for name, over, left, right in (
-        ("random", "draws", np.mean(edge, axis=1), np.mean(random, axis=1)),
-        ("herding", "students", np.mean(edge, axis=0), herding[0]),
+    draws = np.mean(edge, axis=1)
+    for name, paired, test in (
+        ("random", True, ttest_rel(draws, np.mean(random, axis=1))),
+        ("herding", False, ttest_ind(draws, herding[0], equal_var=False)),
     ):
-        expected = ttest_rel(left, right).confidence_interval(0.95)
-        assert found[name]["over"] == over
+        expected = test.confidence_interval(0.95)
+        assert (found[name]["over"], found[name]["count"], found[name]["paired"]) == ("draws", 3, paired)
         interval = found[name]["metrics"]["mean_recall"]
         assert (interval["low"], interval["high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_students_that_agree_do_not_make_a_set_whose_draws_differ_certain() -> None:
+    edge = [[9.9, 10.0, 10.1], [11.9, 12.0, 12.1], [13.9, 14.0, 14.1]]
+    scores = scores_of(edge=edge, herding=[[11.4, 11.5, 11.6]])
+    assert standing(scores["edge"]["mean_recall"], scores["herding"]["mean_recall"]) == "level"
+    of_two = differences(scores_of(edge=edge[:2], herding=[[1.4, 1.5, 1.6]]))["edge"]["herding"]
+    assert of_two["metrics"]["mean_recall"]["lack"] == "too few"
 
 
 def test_nothing_is_said_of_one_student() -> None:

@@ -159,5 +159,5 @@ def test_any_run_of_an_image_folder_has_all_classes(tmp_path):
 
 def test_a_folder_of_images_without_classes_is_one_sentence(tmp_path):
     write_images(tmp_path, "a.jpg", "b.jpg")
-    with pytest.raises(ValueError, match="sub-folder of its class"):
+    with pytest.raises(ValueError, match="put each image into the folder of its class"):
         list_shards(Data(uri=str(tmp_path)))

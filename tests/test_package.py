@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mmdd_ray
 
@@ -56,6 +57,11 @@ def test_the_source_distribution_builds_the_same_package_and_has_its_tests(built
     assert archive.stat().st_size < 25 * 2**20
 
 
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["title"], cited["version"]) == ("mmdd-ray", mmdd_ray.__version__)
+
+
 def test_the_wheel_asks_for_no_development_tools(wheel):
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
@@ -98,7 +104,7 @@ def test_an_installed_wheel_runs_without_the_checkout(wheel, tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_an_empty_environment_makes_a_first_set_from_the_wheel(wheel, tmp_path):
-    """Installs 6 GB from the package index, and distils as the README says."""
+    """Installs it with its dependencies from the package index, and distils as the README says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

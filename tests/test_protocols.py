@@ -24,7 +24,12 @@ from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
-from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
+from mmdd_ray.evaluation.tasks.students import (
+    about_learnt,
+    evaluate_student,
+    frozen_text_features,
+    train_student,
+)
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.open_clip_export import export_open_clip
@@ -173,6 +178,28 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
         similarity=np.eye(n, dtype=np.float32),
         rates=(1e-30, 0.1),
     )
+
+    def told(pairs: LearntPairs, protocol: Any = LORS) -> str:
+        (note,) = about_learnt(pairs, STUDENTS, protocol)
+        return note
+
+    assert (
+        told(learnt)
+        == "its students had the learning rates that were learnt with it, 1e-30 for images and 0.1 for texts"
+    )
+    assert about_learnt(replace(learnt, rates=None), STUDENTS, LORS) == []
+    assert "of another text encoder than tiny-bert; students got the captions" in told(
+        replace(learnt, encoder="other")
+    )
+    assert "are for frozen text encoders" in told(learnt, COVMATCH)
+    assert "are made otherwise than this protocol reads captions" in told(replace(learnt, pooling=""))
+    words = replace(
+        learnt, vectors=None, similarity=None, ids=np.ones((n, 1), np.int64), mask=np.ones((n, 1), np.int64),
+        offsets=np.zeros((n, 1, 4), np.float32),
+    )  # fmt: skip
+    assert "are of another vocabulary than that of tiny-bert" in told(words)
+    assert about_learnt(replace(words, vocabulary=encoder.vocabulary_digest()), STUDENTS, COVMATCH) == []
+
     drawn = [row_B for row_B, _ in redrawn_batches(learnt, 5, 40, np.random.default_rng(0))]
     assert all(len(set(row_B)) == 5 for row_B in drawn)
     assert len({row for row_B in drawn[:3] for row in row_B}) < n  # an epoch has not each pair

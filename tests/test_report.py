@@ -422,10 +422,10 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
     assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
     assert lines[13:16] == [
         "mean recall of EDGE, difference to … (95 % interval)",
-        "  Random real data  +3.5 [−2.7, +9.7]  3 students, paired",
-        "  k-center          −0.4 [−4.1, +3.3]  3 students, paired",
+        "  Random real data  +3.5 [−2.7, +9.7]  3 paired students",
+        "  k-center          −0.4 [−4.1, +3.3]  3 paired students",
     ]
-    assert "3 images, 7 pairs" in lines[17]
+    assert "3 images, 7 pairs" in lines[18]
     assert f"report.html  {run.uri}/report.html" in lines
 
 
@@ -615,6 +615,9 @@ def test_protocols_and_students_have_tables_of_their_own(run: Store) -> None:
     assert lors["rows"]["chance"]["drop"] is None
 
     text = summary_table(report)
+    outcome = " ".join(text.split())
+    assert outcome.startswith("Under equal-budget, EDGE is within the spread of all its baselines: random")
+    assert "Under lors-frozen-text-small, EDGE is higher than random real pairs (21.0 %);" in outcome
     first, second = (
         text.index("equal-budget, version 1: tiny-nf"),
         text.index("lors-frozen-text-small, version 1"),
@@ -784,6 +787,8 @@ def audit_of(learnt: dict[str, Any] | None = None) -> dict[str, Any]:
             "checked": 1000,
             "copies": 20,
             "rate": 2.0,
+            "all_checked": 1950,
+            "all_copies": 31,
             "real_images": 500,
             "real_rate": 1.5,
             "neighbours": 16,
@@ -817,11 +822,14 @@ def test_the_page_says_how_many_images_are_copies(run: Store, tmp_path: Path) ->
         assert report["audit"] == audit
         page = report_html(report, other)
         words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
-        assert "20 of 1,000 images of the set (2.0 %) differ from a real image by at most 12 levels" in words
+        assert (
+            "20 of 1,000 images of the set, drawn at random from 4,000, (2.0 %) differ from a real image"
+            in words
+        )
         assert "1.5 % of 500 real images are copies of another real one" in words
         assert "3.2 % of the set’s images lie nearer" in words
         assert "A check for copies and no privacy guarantee" in words
-        assert "Of 4,000 images the 1,000 nearest by CLIP were compared" in words
+        assert "With those that are nearest by CLIP, 1,950 were compared and 31 are copies" in words
         assert "2 of 60 are copies of training images by that measure" in words
         assert "7 more have the very bytes of one" in words
         assert words.count("unfair to them in bytes") == bytes_shown

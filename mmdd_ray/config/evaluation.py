@@ -48,8 +48,9 @@ class Evaluation:
     """Further sizes, in images, for the curve of recall against pairs: students of so many images of each given set and
     of random real ones, in one random order of each, so that a larger part holds the smaller ones. A finished run with
     further sizes makes the missing students."""
-    seeds: Essential[Count] = 3
-    """Students per set under "equal-budget"; the report gives mean and standard deviation over them."""
+    seeds: Essential[Count] = extending(3)
+    """Students per set under "equal-budget"; the report gives mean and standard deviation over them. A finished run
+    with a larger number makes the missing students."""
     draws: Essential[Count] = extending(1)
     """Distillations, each with a seed of its own, beside which random, k-center and other baselines with a seed are
     drawn as often. The report then gives the spread of draws beside that of students: a difference between sets that

@@ -10,6 +10,7 @@ token, before any projection (LoRS, ICML 2024, arXiv 2406.01112). The file names
 
 import io
 from math import inf, nan
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -51,6 +52,12 @@ def read_published(content: bytes) -> LearntPairs:
             f'holds an "{IMAGE}" without a value below 0, so that it is not normalised by the statistics of CLIP; '
             f"{LAYOUT}"
         )
+    found_in = share_in_range(pixels)
+    if found_in < 0.5:
+        raise UserError(
+            f'holds an "{IMAGE}" of which {1 - found_in:.0%} of the values are no levels of an image once the '
+            f"statistics of CLIP are undone, so that it is normalised otherwise; {LAYOUT}"
+        )
     n = len(pixels)
     return LearntPairs(
         pixels=pixels,
@@ -69,6 +76,18 @@ def read_published(content: bytes) -> LearntPairs:
     )
 
 
+def levels_of(pixels_NCHW: np.ndarray) -> np.ndarray:
+    """Levels (N, 3, H, W) of pixels that are normalised by CLIP's statistics; learnt ones may lie outside [0, 255]."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+    return pixels_NCHW * std + mean
+
+
+def share_in_range(pixels_NCHW: np.ndarray) -> float:
+    """Share of these pixels that are levels in [0, 255], but for rounding."""
+    levels = levels_of(pixels_NCHW)
+    return float(((levels > -0.5) & (levels < 255.5)).mean())
+
+
 def _loaded(content: bytes) -> dict[Any, Any]:
     import torch
 
@@ -76,8 +95,11 @@ def _loaded(content: bytes) -> dict[Any, Any]:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # A text is read as opcodes, and the reason is then the number of one; that of the unpickler is torch's advice
+        # to run the code.
+        why = "" if isinstance(error, LookupError | UnpicklingError) else f" ({first_line[:120]})"
         raise UserError(
-            f"cannot be read as tensors alone ({first_line[:120]}); it is damaged or holds pickled code, which is "
+            f"cannot be read as tensors alone{why}; it is of another kind, damaged or holds pickled code, which is "
             f"never run; {LAYOUT}"
         ) from error
     if not isinstance(found, dict):

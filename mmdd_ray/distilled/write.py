@@ -42,6 +42,7 @@ def write_distilled(
     inputs: Mapping[str, Any],
     models: Mapping[str, Mapping[str, str | None]] | None = None,
     versions: Mapping[str, str] | None = None,
+    protocols: Sequence[Mapping[str, Any]] = (),
     learnt: LearntPairs | None = None,
     class_names: Mapping[int, str] | None = None,
     rows_per_shard: int = 1000,
@@ -53,7 +54,8 @@ def write_distilled(
 
     A set that is there already is replaced. ``settings`` must have credentials redacted (``run_dir.resolved``);
     ``inputs`` fingerprints what the set was made from, ``models`` gives "name" and "version" of the models that made it
-    by their role, ``versions`` those of libraries.
+    by their role, ``versions`` those of libraries, ``protocols`` "name", "version" and "source" of those that its run
+    judges it under.
 
     Raises ``UserError`` when there are no samples, or two have the same key.
     """
@@ -82,6 +84,7 @@ def write_distilled(
         "inputs": dict(inputs),
         "settings": dict(settings),
         "versions": dict(versions or {}),
+        "protocols": [dict(one) for one in protocols],
         "package_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -58,7 +58,9 @@ from mmdd_ray.storage.store import Store
 
 NEAREST = "nearest.json"
 REFERENCE = 500  # real images that give the scale, drawn by seed
-MOST_CHECKED = 1000  # images of the set whose pixels are compared: the nearest to real ones by CLIP
+MOST_CHECKED = (
+    1000  # images of the set, drawn at random, whose pixels are compared, and as many nearest by CLIP
+)
 TEST_NEIGHBOURS = 4  # of a test image, whose copies are its nearest ones: all but a few have none
 TEXTS_SHOWN, CAPTIONS_ASKED = 20, 5000
 STREAM = 17  # of seeds: other than those of coresets and of draws
@@ -105,7 +107,8 @@ def audit_set(
     nearest, test_nearest = _nearest_of_both(features, encoded)
 
     side = min(decode_image(samples[0].image, max_pixels=MAX_PIXELS).shape[:2])
-    checked = np.sort(np.argsort(-nearest.cosine_NK[:, 0], kind="stable")[:MOST_CHECKED])
+    drawn = _sample(len(samples), MOST_CHECKED, seed)
+    checked = np.union1d(drawn, np.argsort(-nearest.cosine_NK[:, 0], kind="stable")[:MOST_CHECKED])
     wanted = (scale_rows, scale_nearest.row_NK, nearest.row_NK[checked], test_nearest.row_NK)
     real = read_real(settings.data, features, np.concatenate([rows.ravel() for rows in wanted]), side)
 
@@ -116,7 +119,7 @@ def audit_set(
     test_found = closest_by_pixels(own, test_nearest, real.smalls)
 
     keys = [samples[at].key for at in checked]
-    about["copies"] = _about_copies(len(samples), keys, found, scale, real)
+    about["copies"] = _about_copies(len(samples), keys, found, np.isin(checked, drawn), scale, real)
     about["copies"] |= {
         "beyond_real": 100 * beyond(nearest.cosine_NK[:, 0], scale_nearest.cosine_NK[:, 0]),
         "cosine": spread_of(nearest.cosine_NK[:, 0]),
@@ -124,7 +127,7 @@ def audit_set(
     }
     about["leakage"] = _about_leakage(tested, test_found, features, real)
     about["saturation"] = {
-        "set": 100 * float(np.mean([_saturated(samples[at].image) for at in checked])),
+        "set": 100 * float(np.mean([_saturated(samples[at].image) for at in drawn])),
         "real": 100 * float(np.mean([real.saturated[row] for row in scale_rows.tolist()])),
         "image_px": side,
     }
@@ -313,20 +316,23 @@ def _nearest_of_both(features: FeatureStore, encoded: _Encoded) -> tuple[Nearest
 
 
 def _about_copies(
-    images: int, keys: Sequence[str], found: Closest, scale: Closest, real: RealImages
+    images: int, keys: Sequence[str], found: Closest, drawn_N: np.ndarray, scale: Closest, real: RealImages
 ) -> dict[str, Any]:
+    """What is said of copies: rate and quantiles of the images that were drawn at random, as those of real ones are."""
     first = np.argsort(found.rms_N, kind="stable")[:SHOWN].tolist()
     return {
         "images": images,
-        "checked": len(keys),
-        "copies": int(found.is_copy_N.sum()),
-        "rate": 100 * float(found.is_copy_N.mean()),
+        "checked": int(drawn_N.sum()),
+        "copies": int(found.is_copy_N[drawn_N].sum()),
+        "rate": 100 * float(found.is_copy_N[drawn_N].mean()),
+        "all_checked": len(keys),
+        "all_copies": int(found.is_copy_N.sum()),
         "real_images": len(scale.row_N),
         "real_rate": 100 * float(scale.is_copy_N.mean()),
         "neighbours": NEIGHBOURS,
         "small_px": SMALL_PX,
         "copy_rms": COPY_RMS,
-        "rms": spread_of(found.rms_N),
+        "rms": spread_of(found.rms_N[drawn_N]),
         "real_rms": spread_of(scale.rms_N),
         "closest": [{"key": keys[at], **_pair(found, at, real)} for at in first if found.row_N[at] >= 0],
     }

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from mmdd_ray.engine.run_dir import STATUS
 from mmdd_ray.engine.saved_run import json_object, saved_run
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report.differences import interval_of
+from mmdd_ray.evaluation.report.differences import MADE_ONCE, Compared
 from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import label_of, set_label
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, REPORT_JSON
+from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -35,6 +34,8 @@ OF_PUBLISHED = (
     "teacher",
 )
 """Settings of students that count under a published protocol; all others are the protocol's."""
+WITHOUT_EFFECT = ("looks", "teacher", "teacher_steps")
+"""Settings that change nothing of the last figures under "equal-budget"."""
 UNSET = "(not set)"
 
 Student = Mapping[str, Any]
@@ -66,9 +67,13 @@ class FinishedRun:
 
     @property
     def judged(self) -> Mapping[str, Any]:
-        """Settings of its students, but for those that a published protocol decides."""
+        """Settings of its students that count under its protocol."""
         found, published = self.report["settings"][self.section], self.report["protocol"]["published"]
-        return {name: value for name, value in found.items() if not published or name in OF_PUBLISHED}
+        return {
+            name: value
+            for name, value in found.items()
+            if (name in OF_PUBLISHED if published else name not in WITHOUT_EFFECT)
+        }
 
     @property
     def protocol(self) -> tuple[str, str]:
@@ -90,12 +95,16 @@ class FinishedRun:
         """What the students of a set were trained on, a fingerprint for each of its draws."""
         return {one["inputs"][0] for one in self.tested[name].values()}
 
-    def by_seed(self, name: str, metric: str) -> dict[int, float]:
-        """The metric of the students of a set by their seeds, in percent, mean over the draws of the set."""
-        found: dict[int, list[float]] = {}
-        for (_, seed), student in sorted(self.tested[name].items()):
-            found.setdefault(seed, []).append(student["metrics"][metric])
-        return {seed: float(np.mean(values)) for seed, values in found.items()}
+    def seeds(self, name: str) -> set[int]:
+        """Seeds of the students of a set; each of its draws has the same."""
+        return {seed for _, seed in self.tested[name]}
+
+    def scores(self, name: str, metric: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """The metric of the students of these seeds, in percent, as ``spread`` gives it."""
+        draws = sorted({draw for draw, _ in self.tested[name]})
+        return spread(
+            [[self.tested[name][draw, seed]["metrics"][metric] for seed in seeds] for draw in draws]
+        )
 
 
 def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
@@ -113,9 +122,9 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         where that is not known), ``untimed``, why it is not,
         ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
         ``images_seen``, the images that one student sees in training. A difference has ``ours``, ``theirs`` (labels),
-        ``students`` (pairs of one seed) and ``metrics``: ``mean``, ``low`` and ``high`` in percentage points, the
-        latter two the 95 % confidence interval, null where there is none; then ``lack`` says why, as in a report. Where
-        a set has several draws, the figure of a seed is the mean over them.
+        ``over`` ("students", paired by their seeds, or "draws"), ``count``, and ``metrics``: ``mean``, ``low`` and
+        ``high`` in percentage points, the latter two the 95 % confidence interval (``Compared``), null where there is
+        none; then ``lack`` says why, as in a report.
 
     Raises:
         UserError: There are fewer than two runs; one is none, is not finished or is damaged; or they may not stand in
@@ -149,7 +158,7 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         },
         "task": runs[0].task,
         "tables": tables,
-        "notes": list(_notes(runs, tables)),
+        "notes": list(dict.fromkeys(_notes(runs, tables))),
     }
 
 
@@ -379,12 +388,20 @@ def _difference(ours: _Entry, theirs: _Entry) -> dict[str, Any] | None:
     if one.seed != other.seed:
         return None
     same = one.fingerprints(ours.name) == other.fingerprints(theirs.name)
+    seeds = sorted(one.seeds(ours.name) & other.seeds(theirs.name))
+    if not seeds:
+        return None
     metrics = {}
     for metric in METRICS[one.task]:
-        own, others = one.by_seed(ours.name, metric), other.by_seed(theirs.name, metric)
-        seeds = sorted(own.keys() & others.keys())
-        metrics[metric] = interval_of([own[seed] for seed in seeds], [others[seed] for seed in seeds], same)
-    return {"ours": ours.label, "theirs": theirs.label, "students": len(seeds), "metrics": metrics}
+        found = Compared.of(one.scores(ours.name, metric, seeds), other.scores(theirs.name, metric, seeds))
+        metrics[metric] = found.interval(same)
+    return {
+        "ours": ours.label,
+        "theirs": theirs.label,
+        "over": found.over,
+        "count": found.count,
+        "metrics": metrics,
+    }
 
 
 def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -420,11 +437,9 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
                 "certain, and none is marked as the best."
             )
         yield from _same_sets(table)
-        if any(one["draws"] > 1 for one in table["sets"] if one["distilled"]):
-            yield (
-                "Some sets were drawn several times: intervals hold the luck of students, not that of draws, over "
-                "which the figure of a seed is the mean."
-            )
+        once = [one["label"] for one in table["sets"] if one["distilled"] and one["draws"] == 1]
+        if once:
+            yield MADE_ONCE.format(sets=listed(once), were="was" if len(once) == 1 else "were")
 
 
 def _same_sets(table: Mapping[str, Any]) -> Iterator[str]:

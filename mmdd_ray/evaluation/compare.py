@@ -141,20 +141,33 @@ def count_students(found: Mapping[str, Any]) -> int:
 
 
 def has_all(folder: Store, students: Students | Classifiers, evaluation: Evaluation) -> bool:
-    """Whether the comparison that a folder holds, if any, has each protocol and kind of student that is wanted now."""
+    """Whether the comparison that a folder holds, if any, has each protocol and kind of student that is wanted now, and
+    as many students."""
     if not folder.exists(EVALUATION):
         return True
     found = folder.read_json(EVALUATION)
     panels = [
-        (panel["protocol"]["name"], panel["protocol"]["version"], panel["models"])
+        (panel["protocol"]["name"], panel["protocol"]["version"], panel["models"], _students_of_a_draw(panel))
         for panel in (found, *found["others"])
     ]
     wanted = tasks_of(students, evaluation)
     if found.get(CURVE_PAIRS, []) != [*evaluation.curve_pairs]:
         return False
     return panels == [
-        (task.protocol.shown_name(task.image_px), task.protocol.version, task.models) for task in wanted
+        (
+            task.protocol.shown_name(task.image_px),
+            task.protocol.version,
+            task.models,
+            task.protocol.students or evaluation.seeds,
+        )
+        for task in wanted
     ]
+
+
+def _students_of_a_draw(panel: Mapping[str, Any]) -> int:
+    """Students of each draw of each set, which are equally many."""
+    one = next(iter(panel["sets"].values()))
+    return len(next(iter(one["metrics"].values()))["runs"]) // int(one["draws"])
 
 
 def _panel(
@@ -284,8 +297,9 @@ class _Bench:
 
     def notes(self) -> dict[str, list[str]]:
         """What people should know of how students take a set, by its name."""
-        found = {name: self._task.notes(ray.get(placed.pairs)) for (name, _), placed in self._sets.items()}
-        return {name: notes for name, notes in found.items() if notes}
+        sets = {name: placed.pairs for (name, _), placed in self._sets.items()}
+        told = ray.get([ray.remote(_notes).remote(self._task, pairs) for pairs in sets.values()])
+        return {name: notes for name, notes in zip(sets, told, strict=True) if notes}
 
     def facts(self, name: str) -> dict[str, Any]:
         """The size of a set's first draw, and the fingerprints of all."""
@@ -375,6 +389,10 @@ def _train_and_test(
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
     }
+
+
+def _notes(task: Task, given: TrainedOn) -> list[str]:
+    return task.notes(given)
 
 
 def _prepare(task: Task, given: TrainedOn | HeldOut, device: str) -> np.ndarray:

@@ -24,7 +24,7 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of paired differences and its 95 % confidence interval."""
+    """The mean of differences, paired but for ``welch``, and its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -57,6 +57,29 @@ class Paired:
         if count == 1:
             return cls(mean, -inf, inf, level)
         half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * difference_S.std(ddof=1) / sqrt(count))
+        return cls(mean, mean - half, mean + half, level)
+
+    @classmethod
+    def welch(cls, ours_S: Sequence[float], theirs_R: Sequence[float]) -> "Paired":
+        """As ``of``, of figures that are not paired (Welch, Biometrika 34, 1947): the combined standard error times a
+        quantile of Student's t, with the degrees of freedom of Welch and Satterthwaite.
+
+        Raises:
+            ValueError: There are fewer than two figures of one of them.
+        """
+        both = [np.array(own, np.float64) for own in (ours_S, theirs_R)]
+        if min(map(len, both)) < 2:
+            raise ValueError(f"{len(ours_S)} and {len(theirs_R)} figures; two of each are needed")
+        mean = float(both[0].mean() - both[1].mean())
+        level = MARGIN * abs(float(both[1].mean()))
+        variances = [float(own.var(ddof=1)) / len(own) for own in both]  # of the means
+        combined = sum(variances)
+        if combined == 0:
+            return cls(mean, mean, mean, level)
+        # divided before it is squared, which would underflow
+        shares = [variance / combined for variance in variances]
+        freedom = 1 / sum(share**2 / (len(own) - 1) for share, own in zip(shares, both, strict=True))
+        half = sqrt(combined) * float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
         return cls(mean, mean - half, mean + half, level)
 
     def verdict(self, bar: Bar = "above") -> str:

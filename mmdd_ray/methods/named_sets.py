@@ -8,21 +8,21 @@ from typing import Literal
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.config.data import SOURCES
+from mmdd_ray.config.data import SCENES, SOURCES
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
 from mmdd_ray.distilled.published import SUFFIXES
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER, LEARNT, MANIFEST
+from mmdd_ray.engine.run_dir import SETTINGS
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, set_name
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, REPORT_JSON, set_name
 from mmdd_ray.storage.hub import SCHEME
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 SETTING = "set"
-SCENES = "shapes:"
 Kind = Literal["distilled", "pairs", "vectors"]
 """A folder with our manifest; a source as `data.uri` names it; a file of pixels and sentence vectors."""
 
@@ -103,6 +103,10 @@ def _kind_of_folder(store: Store) -> Kind:
         return "distilled"
     if store.exists(f"{FOLDER}/{MANIFEST}"):
         raise UserError(f"{SETTING}={where} is a run directory; name its set, {where}/{FOLDER}")
+    if all(map(store.exists, (SETTINGS, REPORT_JSON))):
+        raise UserError(
+            f"{SETTING}={where} is the run directory of an evaluation, which has no set; name the set itself"
+        )
     if left := [name for name in (LEARNT, CONTACT_SHEET) if store.exists(name)]:
         raise UserError(
             f"{SETTING}={where} has the {left[0]} of a distilled set, but no {MANIFEST}; copy the distilled set again"

@@ -167,6 +167,8 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
         changes["clip_score_fraction"] = 1.0
     if hasattr(section, "compile"):
         changes["compile"] = False  # would take longer than all else
+    if hasattr(section, "protocol"):
+        changes["protocol"] = "equal-budget"  # as the students below
     if isinstance(section, Synthesis) and limits.batch is not None:
         changes["inference_steps"] = STEPS
     if isinstance(section, Training):

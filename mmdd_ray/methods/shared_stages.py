@@ -32,6 +32,7 @@ from mmdd_ray.planning.costs import (
     features_cost,
     teacher_cost,
 )
+from mmdd_ray.protocols.trainings import about_trainings
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -89,6 +90,7 @@ def export_stage(
         settings, features = context.settings, context.done["features"]
         checksums = {output["path"]: output["checksum"] for output in features.manifest["outputs"]}
         samples, learnt = made(context)
+        judged = settings.students if hasattr(settings, "students") else settings.classifiers
         manifest = write_distilled(
             samples,
             set_folder(context),
@@ -106,6 +108,7 @@ def export_stage(
                 for role, name in models(settings).items()
             },
             versions=versions(),
+            protocols=about_trainings(judged, settings.evaluation),
             learnt=learnt,
             class_names=class_names(context),
         )

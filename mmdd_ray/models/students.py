@@ -346,15 +346,16 @@ def info_nce(image_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
 
 
 def weighted_bce(logits_BB: Tensor, similarity_BB: Tensor) -> Tensor:
-    """Binary cross-entropy of σ(logits) with how similar pairs are: the mean over positives, plus that over negatives.
+    """Binary cross-entropy of σ(logits) with how similar pairs are: half of the mean over positives and half of that
+    over negatives.
 
     Positive are those of a similarity above ``POSITIVE``. Both kinds weigh the same, whatever their numbers (LoRS,
-    Xu et al., ICML 2024, arXiv 2406.01112).
+    Xu et al., ICML 2024, arXiv 2406.01112; halved as in its release).
     """
     each_BB = F.binary_cross_entropy_with_logits(logits_BB, similarity_BB, reduction="none")
     positive_BB = similarity_BB > POSITIVE
     parts = [each_BB[mask] for mask in (positive_BB, ~positive_BB) if mask.any()]
-    return torch.stack([part.mean() for part in parts]).sum()
+    return torch.stack([part.mean() for part in parts]).sum() / 2
 
 
 def pair_loss(image_BD: Tensor, text_BD: Tensor, similarity_BB: Tensor | None, temperature: float) -> Tensor:

@@ -25,6 +25,8 @@ COVMATCH_BOTH_ENCODERS = PairProtocol(
     "five students",
     differs=("the spread is the sample standard deviation",),
     unsure=(
+        "in which precision students are trained: in bfloat16 here on devices that are fast in it, unless the setting "
+        "`precision` is float32",
         "whether figures are those of the last epoch: looks after each tenth epoch are shown beside it",
         "how token states become a text feature: their mean here",
         "temperature 0.07 and no augmentation, as LoRS has them",

@@ -13,7 +13,7 @@ Minimax Diffusion (Gu et al., CVPR 2024, arXiv 2311.15529), whose training scrip
 - A hundred tests on the validation set, the best of which is reported; three repeats.
 """
 
-from mmdd_ray.protocols.protocol import LabelProtocol, Training
+from mmdd_ray.protocols.protocol import FASTER, LabelProtocol, Training
 
 LOOKS = 100
 EPOCHS_BY_IMAGES = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
@@ -54,6 +54,7 @@ HARD_LABEL = LabelProtocol(
     summary="300 to 3,000 epochs of SGD by images per class, a fifth of the rate after 2/3 and 5/6; crops, colour "
     "jitter, CutMix on every batch; hard labels; three classifiers",
     differs=(
+        FASTER,
         "the spread is the sample standard deviation",
         "training images are cropped from squares of the classifier's size, as the script does where it keeps images "
         "in memory",

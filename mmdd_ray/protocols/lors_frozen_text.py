@@ -16,7 +16,7 @@ LoRS (Xu et al., ICML 2024, arXiv 2406.01112) after MTT-VL (Wu et al., arXiv 230
 """
 
 from mmdd_ray.config import StudentForm
-from mmdd_ray.protocols.protocol import PairProtocol, Training
+from mmdd_ray.protocols.protocol import FASTER, PairProtocol, Training
 
 EPOCHS, DECAYS_AFTER = 101, 51
 LOOKS_AFTER = tuple(range(1, EPOCHS, 10))  # the last epoch is looked at in any case
@@ -30,10 +30,10 @@ def _training(pairs: int) -> Training:
 
 LORS_FROZEN_TEXT = PairProtocol(
     name="lors-frozen-text",
-    version=2,  # 1 trained sets with a similarity matrix at 0.1, in epochs; nothing changed for all others
     source="LoRS, Xu et al., ICML 2024, arXiv 2406.01112",
     summary="101 epochs of SGD at 0.1, a tenth after 51; text encoder frozen; no augmentation; five students",
     differs=(
+        FASTER,
         "test images are cropped to a square, where the release squeezes them",
         "the spread is the sample standard deviation; the release divides by the number of students",
         "equal scores count against a student; the release breaks such ties by the order of the data",

@@ -8,6 +8,8 @@ from typing import Literal
 from mmdd_ray.config import StudentForm
 
 PUBLISHED_PX = 224
+FASTER = "training is in bfloat16 on devices that are fast in it, unless the setting `precision` is float32"
+"""How all protocols differ from publications, whose releases train in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

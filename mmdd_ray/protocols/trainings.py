@@ -26,6 +26,18 @@ def trainings(
     ]
 
 
+def about_trainings(judged: Students | Classifiers, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """``name``, ``version`` and ``source`` of each protocol of a comparison, for a manifest."""
+    kinds = [
+        (protocol, protocol.shown_name(kind.image_px)) for protocol, kind in trainings(judged, evaluation)
+    ]
+    by_name = {name: protocol for protocol, name in kinds}
+    return [
+        {"name": name, "version": protocol.version, "source": protocol.source}
+        for name, protocol in by_name.items()
+    ]
+
+
 def other_students(judged: Students | Classifiers, evaluation: Evaluation) -> list[Any]:
     """Settings of the students that `evaluation.students` names beside those of the run.
 

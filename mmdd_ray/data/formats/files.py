@@ -112,9 +112,10 @@ class FilesFormat:
         if not spoken and not (not data.needs_captions and any(entry.label is not None for entry in head)):
             return Seen(
                 rows,
-                complaint=f"none of the first {len(head)} images of {data.uri} has a caption; in an image folder every "
-                "image must lie in the sub-folder of its class, or have a .txt of the same name beside it; if a file "
-                "says what is in them, name that file (docs/data.md)",
+                complaint=f"none of the first {len(head)} images of {data.uri} has a caption; put NAME.txt with the "
+                "caption beside each image, or a metadata.jsonl with file_name and text; if another file says what is "
+                "in them, name that file; only where labels are wanted, put each image into the folder of its class "
+                "(docs/data.md)",
             )
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
             starts = list(pool.map(lambda entry: _start(shard, entry), head))

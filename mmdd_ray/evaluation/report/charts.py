@@ -161,7 +161,10 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> C
             means, y, xerr=reach, fmt="o", color=COLOURS[0], ecolor=INK, elinewidth=1, capsize=3, ms=5
         )
         axes.axvline(0, color=INK, lw=1, ls=":")
-        axes.set(yticks=y, yticklabels=labels, xlabel=xlabel)
+        axes.set(yticks=y, yticklabels=labels)
+        axes.set_xlabel(
+            xlabel, loc="right"
+        )  # beside long labels the axis is shorter than its own, which has room left
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
         axes.tick_params(axis="y", length=0)
         return _svg(figure)

@@ -178,9 +178,10 @@ def _difference(one: Mapping[str, Any], metric: str) -> list[str]:
     """A line, or two where it is longer than a terminal."""
     if one["metrics"][metric].get("lack") == SAME_SET:
         return [f"{one['ours']} − {one['theirs']}  {about_lack(one['metrics'][metric])}"]
-    score, several = one["metrics"][metric], "s" if one["students"] > 1 else ""
+    score = one["metrics"][metric]
+    over = one["over"] if one["count"] > 1 else one["over"].removesuffix("s")
     sets = f"{one['ours']} − {one['theirs']}"
-    figures = f"{signed(score['mean'])}  ({interval(score)}), {one['students']} student{several}"
+    figures = f"{signed(score['mean'])}  ({interval(score)}), {one['count']} {over}"
     whole = f"{sets}  {figures}"
     return [whole] if len(whole) <= TERMINAL_COLUMNS else [sets, f"    {figures}"]
 

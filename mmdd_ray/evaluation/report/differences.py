@@ -1,19 +1,20 @@
-"""Paired differences of sets in a report: students of one seed start alike. Needs no Ray and no torch."""
-
-# K draws of a set, S students of each
+"""Differences of sets in a report: students of one seed start alike. Needs no Ray and no torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 from typing import Any
 
-import numpy as np
-
-from mmdd_ray.evaluation.paired import Paired, lack_of
+from mmdd_ray.evaluation.paired import ALL_EQUAL, LEAST, TOO_FEW, Paired, lack_of
 from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL
 
 DRAWS, STUDENTS = "draws", "students"
 SAME_SET = "same set"
 """Why there is no interval of the difference of two sets that are one."""
+MADE_ONCE = (
+    "{sets} {were} made once: intervals beside them hold the luck of students, and not that of making a set."
+)
 
 
 def differences(
@@ -21,16 +22,16 @@ def differences(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences of the scores of two sets with their 95 % confidence intervals, by Student's t.
 
-    Compared are the first set with every other small one, and all sets that are no baselines with each other. Means of
-    draws are paired where both sets have as many draws, several; otherwise students by their seeds, each the mean over
-    the draws of its set.
+    Compared are the first set with every other small one, and all sets that are no baselines with each other, as
+    ``Compared`` has it.
 
     Args:
         scores: Of each set, by metric, as ``spread.spread`` gives them.
         prints: Fingerprints of the draws of each set, as far as they are known.
 
     Returns:
-        ``{set: {other: {"over": "students" or "draws", "count": ..., "metrics": {metric: {"mean", "low", "high"}}}}}``,
+        ``{set: {other: {"over": "students" or "draws", "count": ..., "paired": ..., "metrics": {metric: {"mean", "low",
+        "high"}}}}}``,
         differences of set − other in the unit of the scores. Where the pairs say nothing of their spread, ``low`` and
         ``high`` are None and ``lack`` says why, in the words of ``lack_of``, or `SAME_SET` where both sets have equal
         fingerprints. Pairs of a single figure are left out, unless the sets are the same.
@@ -57,41 +58,66 @@ def _compared(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], same: bool) -> dict[str, Any] | None:
     metrics: dict[str, dict[str, Any]] = {}
-    over, count = STUDENTS, 0
     for metric in ours:
-        over, ours_S, theirs_S = paired_figures(ours[metric], theirs[metric])
-        count = len(ours_S)
-        if count != len(theirs_S) or (count < 2 and not same):
+        found = Compared.of(ours[metric], theirs[metric])
+        if found.count < 2 and not same:
             return None
-        metrics[metric] = interval_of(ours_S, theirs_S, same)
-    return {"over": over, "count": count, "metrics": metrics}
+        metrics[metric] = found.interval(same)
+    return {"over": found.over, "count": found.count, "paired": found.paired, "metrics": metrics}
 
 
-def interval_of(ours_S: Sequence[float], theirs_S: Sequence[float], same: bool = False) -> dict[str, Any]:
-    """Mean of the paired differences, and ``low`` and ``high`` of its interval, or ``lack``, why there is none.
-
-    Args:
-        same: Whether both sets are one, so that there is nothing to tell apart.
-    """
-    paired = Paired.of(ours_S, theirs_S)
-    if lack := SAME_SET if same else lack_of(ours_S, theirs_S):
-        return {"mean": paired.mean, "low": None, "high": None, "lack": lack}
-    return {"mean": paired.mean, "low": paired.low, "high": paired.high}
+def over_words(difference: Mapping[str, Any]) -> str:
+    """What a difference is over: "students" or "draws", "paired" before them where they are."""
+    return f"paired {difference['over']}" if difference["paired"] else str(difference["over"])
 
 
-def paired_figures(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any]
-) -> tuple[str, list[float], list[float]]:
-    """The figures of two scores that are paired, and whether they are of "draws" or "students"; not equally many where
-    none fit."""
-    ours_K, theirs_K = (list(score.get("draw_means", ())) for score in (ours, theirs))
-    if len(ours_K) == len(theirs_K) > 1:
-        return DRAWS, ours_K, theirs_K
-    return STUDENTS, _by_seed(ours), _by_seed(theirs)
+@dataclass(frozen=True)
+class Compared:
+    """Two scores of one metric beside each other."""
 
+    over: str
+    """The figures that are compared: "draws", their means, or "students"."""
+    count: int
+    """How many; the smaller number of both sets' where they are not paired."""
+    paired: bool
+    """Whether they are paired, by draw or by seed."""
+    lack: str
+    """Why they say nothing of their spread, in the words of ``lack_of``; empty where they do."""
+    mean: float
+    low: float
+    high: float
 
-def _by_seed(score: Mapping[str, Any]) -> list[float]:
-    """The score of each student, the mean over the draws of its set."""
-    draws = len(score.get("draw_means", (0,)))
-    runs: list[float] = np.array(score["runs"], np.float64).reshape(draws, -1).mean(axis=0).tolist()
-    return runs
+    @classmethod
+    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> "Compared":
+        """Of two scores as ``spread.spread`` gives them.
+
+        Students of one draw have its luck in common, so a set that was drawn several times has one figure of each draw,
+        the mean. Figures of one kind that are equally many are paired: by draw, or by the seed of the students.
+        Otherwise, as beside a set that is drawn once, because it is always the same, the interval is Welch's.
+        """
+        drawn = ["draw_means" in score for score in (ours, theirs)]
+        both = [
+            list(score["draw_means" if several else "runs"])
+            for score, several in zip((ours, theirs), drawn, strict=True)
+        ]
+        over = DRAWS if any(drawn) else STUDENTS
+        count = min(len(own) for own, several in zip(both, drawn, strict=True) if several == any(drawn))
+        if drawn[0] == drawn[1] and len(both[0]) == len(both[1]):
+            found, lack, paired = Paired.of(*both), lack_of(*both), True
+        elif min(map(len, both)) < LEAST:
+            mean = ours["mean"] - theirs["mean"]
+            return cls(over, count, False, TOO_FEW, mean, -inf, inf)
+        else:
+            found, paired = Paired.welch(*both), False
+            lack = ALL_EQUAL if found.low == found.high else ""
+        return cls(over, count, paired, lack, found.mean, found.low, found.high)
+
+    def interval(self, same: bool = False) -> dict[str, Any]:
+        """Mean of the difference, and ``low`` and ``high`` of its interval, or ``lack``, why there is none.
+
+        Args:
+            same: Whether both sets are one, so that there is nothing to tell apart.
+        """
+        if lack := SAME_SET if same else self.lack:
+            return {"mean": self.mean, "low": None, "high": None, "lack": lack}
+        return {"mean": self.mean, "low": self.low, "high": self.high}

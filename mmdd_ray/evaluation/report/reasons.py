@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST
+from mmdd_ray.evaluation.report.differences import over_words
 from mmdd_ray.evaluation.report.text import NEAR_CHANCE, in_sentence, label_of, signed
 from mmdd_ray.evaluation.report.words import CHANCE, TASK_TEXTS
 
@@ -84,8 +85,10 @@ def uncertainty(case: Case) -> str | None:
         return ""
     told = (
         f"The difference to {case.other} is {signed(one['mean'])} points, and its 95 % interval reaches from "
-        f"{signed(one['low'])} to {signed(one['high'])} points over {count} paired {found['over']}."
+        f"{signed(one['low'])} to {signed(one['high'])} points over {count} {over_words(found)}."
     )
+    if found["over"] == "students" and case.report["protocol"]["published"]:
+        return told  # which says how many students there are
     mean, half = one["mean"], (one["high"] - one["low"]) / 2
     setting = _setting_of(found)
     needed = max(ceil(count * (half / mean) ** 2), count + 1) if mean else MOST_STUDENTS + 1
@@ -96,17 +99,18 @@ def uncertainty(case: Case) -> str | None:
 
 def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any]) -> str:
     """The sentence for figures that have no interval."""
-    over, count = found["over"], found["count"]
+    over, count = over_words(found), found["count"]
     if lack == ALL_ZERO:
-        return f"All {count} paired {over} score exactly the same with {case.label} and {case.other}."
+        return f"All {count} {over} score exactly the same with {case.label} and {case.other}."
     told = f"The difference to {case.other} is {signed(mean)} points"
     if lack == ALL_EQUAL:
         return (
-            f"{told} with every one of {count} paired {over}: figures of few test data move in steps, so equal "
-            f"differences say nothing about the spread. More test data, or more {over} ({_setting_of(found)}), would."
+            f"{told} with every one of {count} {over}: figures of few test data move in steps, so equal "
+            f"differences say nothing about the spread. More test data, or more {found['over']} "
+            f"({_setting_of(found)}), would."
         )
     return (
-        f"{told} over {count} paired {over}, which are too few to know its spread; {LEAST} or more "
+        f"{told} over {count} {over}, which are too few to know its spread; {LEAST} or more "
         f"({_setting_of(found)}) would tell."
     )
 

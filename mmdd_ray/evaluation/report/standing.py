@@ -1,13 +1,10 @@
 """How a set compares with its baselines, in words. Needs no Ray and no torch."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from typing import Any
 
-from scipy.special import stdtrit
-
-from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, CONFIDENCE, LEAST, TOO_FEW, Paired, lack_of
-from mmdd_ray.evaluation.report.differences import paired_figures
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO
+from mmdd_ray.evaluation.report.differences import Compared
 
 SAME = "same"  # both sets have the very same pairs
 ABOVE, LEVEL, BELOW = "above", "level", "below"
@@ -27,61 +24,27 @@ WORDS = {
 def standing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Where a score stands beside another one; each is one that ``spread.spread`` gives.
 
-    ``ABOVE`` or ``BELOW`` where the 95 % confidence interval of the difference leaves out 0, ``LEVEL`` where not.
-    The interval is that of the table of differences, over paired draws or students. Where these are not equally many,
-    it is Welch's (Biometrika 34, 1947): the combined standard error times a quantile of Student's t, with the degrees
-    of freedom of Welch and Satterthwaite. The deviation is then that of the means of draws where a set was drawn
-    several times, because students of one draw have its luck in common; otherwise that of students. Where figures say
-    nothing of the spread, as fewer than `LEAST` do, ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the means alone.
+    ``ABOVE`` or ``BELOW`` where the 95 % confidence interval of the difference, that of the table of differences
+    (``Compared``), leaves out 0, ``LEVEL`` where not. Where figures say nothing of the spread, as fewer than `LEAST`
+    do, ``HIGHER``, ``EQUAL`` or ``LOWER`` tell of the means alone.
     """
-    difference = ours["mean"] - theirs["mean"]
-    by_mean = HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
-    _, ours_S, theirs_S = paired_figures(ours, theirs)
-    if len(ours_S) == len(theirs_S):
-        if lack := lack_of(ours_S, theirs_S):
-            return EQUAL if lack == ALL_ZERO else by_mean
-        paired = Paired.of(ours_S, theirs_S)
-        return ABOVE if paired.low > 0 else BELOW if paired.high < 0 else LEVEL
-    if min(_deviation(ours)[1], _deviation(theirs)[1]) < LEAST:
-        return by_mean
-    if abs(difference) <= _margin(ours, theirs):
-        return LEVEL
-    return ABOVE if difference > 0 else BELOW
+    found = Compared.of(ours, theirs)
+    if found.lack:
+        difference = 0.0 if found.lack == ALL_ZERO else found.mean
+        return HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
+    return ABOVE if found.low > 0 else BELOW if found.high < 0 else LEVEL
 
 
 def about_spread(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Why nothing is known of the spread of the difference of two scores; empty where all differences are 0."""
-    over, ours_S, theirs_S = paired_figures(ours, theirs)
-    count = min(len(ours_S), len(theirs_S))
-    lack = lack_of(ours_S, theirs_S) if len(ours_S) == len(theirs_S) else TOO_FEW
-    if lack == ALL_ZERO:
+    found = Compared.of(ours, theirs)
+    if found.lack == ALL_ZERO:
         return ""
-    if lack == ALL_EQUAL:
-        return f"{count} equal differences say nothing about the spread"
-    if count == 1:
-        return f"single {over} say nothing about the spread"
-    return f"{count} {over} say too little about the spread"
-
-
-def _deviation(score: Mapping[str, Any]) -> tuple[float, int]:
-    """The sample deviation of the independent figures behind a mean, and their number."""
-    if "draw_means" in score:
-        return score["std_between_draws"], len(score["draw_means"])
-    return score["std"], len(score["runs"])
-
-
-def _margin(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """Half the width of the confidence interval of the difference."""
-    deviations = [_deviation(score) for score in (ours, theirs)]
-    freedoms = [count - 1 for _, count in deviations]
-    variances = [std**2 / count for std, count in deviations]  # of the two means
-    combined = sum(variances)
-    if combined == 0:
-        return 0.0
-    # divided before it is squared, which would underflow
-    shares = [variance / combined for variance in variances]
-    freedom = 1 / sum(share**2 / own for share, own in zip(shares, freedoms, strict=True))
-    return sqrt(combined) * float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    if found.lack == ALL_EQUAL:
+        return f"{found.count} equal differences say nothing about the spread"
+    if found.count == 1:
+        return f"single {found.over} say nothing about the spread"
+    return f"{found.count} {found.over} say too little about the spread"
 
 
 def sentence(subject: str, standings: Mapping[str, str], doubt: str = "") -> str:

@@ -75,9 +75,7 @@ def _difference_lines(rows: Sequence[tuple[str, str, str, str]], metric: str) ->
     for place, (ours, theirs, interval, over) in enumerate(rows):
         if place == 0 or rows[place - 1][0] != ours:
             lines.append(f"{metric} of {ours}, difference to … (95 % interval)")
-        lines.append(
-            f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {f'{over}, paired' if over else ''}".rstrip()
-        )
+        lines.append(f"  {theirs:<{widths[0]}}  {interval:<{widths[1]}}  {over}".rstrip())
     return lines
 
 
@@ -116,7 +114,9 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
     lines = ["\n".join(notes) + "\n", *table_lines(rows)]
     if differences := difference_rows(panel, report):
-        lines += [*_difference_lines(differences, TASK_TEXTS[task]["main"]), ""]
+        lines += _difference_lines(differences, TASK_TEXTS[task]["main"])
+        once = ["  every set was made once: intervals hold the luck of students, not of making it"]
+        lines += [*(once if draws == 1 else []), ""]
     for name, told in panel["notes"].items():
         lines += [_noted(f"{label_of(name, report)}: {one}") for one in told]
     if extra := panel["extra_scores"]:

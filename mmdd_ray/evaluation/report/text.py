@@ -6,7 +6,8 @@ from typing import Any
 
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST, TOO_FEW, Paired
-from mmdd_ray.evaluation.report.differences import SAME_SET
+from mmdd_ray.evaluation.report.differences import SAME_SET, over_words
+from mmdd_ray.evaluation.report.panels import of_other_protocols
 from mmdd_ray.evaluation.report.standing import (
     EQUAL,
     HIGHER,
@@ -36,22 +37,26 @@ NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """How each distilled set compares with the baselines of its size, in words; nothing without both."""
-    message, main = [], main_scores(report)
-    for ours, standings in report["standings"].items():
-        unit = TASK_TEXTS[report["task"]]["unit"]
-        names = {"random": f"random real {unit}", "prompts": f"{unit} drawn from class names"}
-        in_words = {
-            f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
-            for name, word in standings.items()
-        }
-        message.append(sentence(label_of(ours, report), in_words, _doubt(report, ours, standings)))
+    """How each distilled set compares with the baselines of its size under each protocol, in words; nothing without
+    both."""
+    message, panels = [], [report, *of_other_protocols(report)]
+    for panel in panels:
+        main = {name: one[MAIN_METRIC[report["task"]]] for name, one in panel["scores"].items()}
+        under = f"Under {panel['protocol']['name']}, " if len(panels) > 1 else ""
+        for ours, standings in panel["standings"].items():
+            unit = TASK_TEXTS[report["task"]]["unit"]
+            names = {"random": f"random real {unit}", "prompts": f"{unit} drawn from class names"}
+            in_words = {
+                f"{names.get(name, name)} ({main[name]['mean']:.1f}\u00a0%)": word
+                for name, word in standings.items()
+            }
+            doubt = _doubt(main, ours, standings)
+            message.append(sentence(f"{under}{label_of(ours, report)}", in_words, doubt))
     return " ".join(message)
 
 
-def _doubt(report: Mapping[str, Any], ours: str, standings: Mapping[str, str]) -> str:
+def _doubt(main: Mapping[str, Any], ours: str, standings: Mapping[str, str]) -> str:
     """Why nothing is known of the spread, where a standing is that of the means alone."""
-    main = main_scores(report)
     unknown = (name for name, word in standings.items() if word in (HIGHER, LOWER, EQUAL))
     return next(filter(None, (about_spread(main[ours], main[name]) for name in unknown)), "")
 
@@ -144,13 +149,14 @@ def about_given(report: Mapping[str, Any]) -> list[str]:
 
 
 def difference_rows(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Differences of the deciding metric: set, other set, mean with its interval, and what was paired."""
+    """Differences of the deciding metric: set, other set, mean with its interval, and over what."""
     metric = MAIN_METRIC[report["task"]] if report["task"] else ""
     rows = []
     for ours, others in panel["differences"].items():
         for theirs, found in others.items():
             names = (label_of(ours, report), label_of(theirs, report))
-            score, over = found["metrics"][metric], f"{found['count']} {found['over']}"
+            score = found["metrics"][metric]
+            over = f"{found['count']} {over_words(found)}"
             if score.get("lack") == SAME_SET:
                 rows.append((*names, about_lack(score), ""))
             else:

@@ -13,7 +13,7 @@ LABELS = {
     "random": "Random real data",
     "herding": "Herding",
     "k-center": "k-center",
-    "clip-score": "Best by CLIP score",
+    "clip-score": "CLIP-score filter",
     "prompts": "Class names as prompts",
     FULL: "Full data",
     CHANCE: "Chance",
@@ -21,7 +21,7 @@ LABELS = {
 IN_SENTENCES = {
     "random": "random real {unit}",
     "herding": "herding",
-    "clip-score": "the {unit} with the best CLIP scores",
+    "clip-score": "random {unit} that a CLIP-score filter kept",
     "prompts": "{unit} drawn from class names",
     FULL: "the full data",
 }
@@ -56,7 +56,7 @@ TASK_TEXTS = {
         "title": "Retrieval on the test pairs",
         "main": "mean recall",
         "unit": "pairs",
-        "loss": "InfoNCE loss",
+        "loss": "training loss",
         "note": "IR@k: captions that find their image among the first k. TR@k: images that find one of their captions "
         "among the first k. Mean recall is the mean of the six.",
     },

@@ -44,7 +44,9 @@ class Classification:
 
     @property
     def models(self) -> str:
-        return f"{self.settings.model} at {self.image_px} px"
+        settings = self.settings
+        channels = f" of {settings.width} channels" if settings.model.startswith("convnet") else ""
+        return f"{settings.model}{channels} at {self.image_px} px"
 
     @property
     def made_by(self) -> list[str]:

@@ -41,24 +41,11 @@ class Retrieval:
         return self.protocol.learning_rates
 
     def notes(self, given: PairSet | LearntPairs) -> list[str]:
-        if not isinstance(given, LearntPairs) or given.vectors is None:
+        if not isinstance(given, LearntPairs):
             return []
-        if self.protocol.trained != "frozen-text":
-            return [
-                "its learnt sentence vectors are for frozen text encoders; students got the captions they began as"
-            ]
-        if (given.pooling or "mean") != self.protocol.form.pooling:
-            return [
-                "its learnt sentence vectors are made otherwise than this protocol reads captions; students got the "
-                "captions they began as, and no similarities"
-            ]
-        if self._takes_as_learnt(given) and given.rates is not None:
-            image, text = given.rates
-            return [
-                "students with its text encoder had the learning rates that were learnt with it, "
-                f"{image:.3g} for images and {text:.3g} for texts"
-            ]
-        return []
+        from mmdd_ray.evaluation.tasks.students import about_learnt
+
+        return about_learnt(given, self.settings, self.protocol)
 
     def images_seen(self, given: PairSet | LearntPairs) -> int:
         items = given.n_pairs if self.protocol.by_caption else given.n_images

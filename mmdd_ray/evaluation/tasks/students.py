@@ -130,6 +130,40 @@ def train_student(
     return student.eval(), losses
 
 
+def about_learnt(pairs: LearntPairs, settings: Students, protocol: PairProtocol) -> list[str]:
+    """How students take learnt pairs, a sentence each, where they do not take all that was learnt as it is.
+
+    Raises:
+        ValueError: the text encoder cannot be loaded.
+    """
+    encoder, instead = (
+        load_text_encoder(settings, "cpu", protocol.form),
+        "students got the captions they began as",
+    )
+    if pairs.vectors is None:
+        if pairs.vocabulary == encoder.vocabulary_digest():
+            return []
+        return [f"its learnt texts are of another vocabulary than that of {settings.text_model}; {instead}"]
+    if protocol.trained != "frozen-text":
+        return [f"its learnt sentence vectors are for frozen text encoders; {instead}"]
+    if (pairs.pooling or "mean") != protocol.form.pooling:
+        return [
+            "its learnt sentence vectors are made otherwise than this protocol reads captions; "
+            f"{instead}, and no similarities"
+        ]
+    if pairs.encoder != encoder.weights_digest():
+        return [
+            f"its learnt sentence vectors are of another text encoder than {settings.text_model}; {instead}, and no "
+            "similarities"
+        ]
+    if pairs.rates is None or not protocol.as_learnt or pairs.similarity is None:
+        return []
+    image, text = pairs.rates
+    return [
+        f"its students had the learning rates that were learnt with it, {image:.3g} for images and {text:.3g} for texts"
+    ]
+
+
 @torch.inference_mode()
 def evaluate_student(
     student: DualEncoder, test: PairSet, *, text_PT: np.ndarray | None = None

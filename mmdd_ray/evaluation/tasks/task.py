@@ -57,7 +57,7 @@ class Task(Protocol):
         ...
 
     def notes(self, given: Any) -> list[str]:
-        """What people should know of how students of the protocol take a set, a sentence each."""
+        """What people should know of how students of the protocol take a set, a sentence each; loads their encoders."""
         ...
 
     def images_seen(self, given: Any) -> int:

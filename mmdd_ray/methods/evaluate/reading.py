@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmdd_ray.config import StudentForm, Students
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.distilled.learnt import LearntPairs
-from mmdd_ray.distilled.published import POOLING
+from mmdd_ray.distilled.published import POOLING, levels_of, share_in_range
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.held_out import read_held_out
@@ -65,7 +66,21 @@ def read_sets(settings: Evaluate, listed: RejectList | None = None) -> list[Give
     Raises:
         UserError: One is missing, damaged or unfit, or more of its rows were refused than data.max_reject_ratio allows.
     """
-    return [_read(one, settings, listed) for one in named_sets(settings.set)]
+    return [_noted(_read(one, settings, listed), settings) for one in named_sets(settings.set)]
+
+
+def _noted(one: GivenSet, settings: Evaluate) -> GivenSet:
+    """With a sentence where a set of other images is tested on the procedural scenes of the presets."""
+    own = one.named.uri
+    if one.named.kind == "distilled":
+        own = str(read_manifest(Store(own))["inputs"].get("uri", ""))
+    if own.startswith(SCENES) or not settings.evaluation.test.startswith(SCENES):
+        return one
+    told = (
+        "its students are tested on procedural scenes, evaluation.test; for a set of photographs name photographs by "
+        "--data.uri, --evaluation.val and --evaluation.test"
+    )
+    return replace(one, notes=(*one.notes, told))
 
 
 def of_text_model(given: Sequence[GivenSet], students: Students) -> list[GivenSet]:
@@ -133,6 +148,7 @@ def _read_vectors(one: NamedSet, settings: Evaluate) -> GivenSet:
     notes = [
         f"its sentence vectors are taken to be of students.text_model={model}, {POOLINGS[stored.pooling]}, as the "
         "file names no encoder",
+        _levels(stored),
         *_resized(stored.image_px, students.image_px),
     ]
     if stored.similarity is not None:
@@ -143,3 +159,16 @@ def _read_vectors(one: NamedSet, settings: Evaluate) -> GivenSet:
 
 def _resized(own_px: int, px: int) -> tuple[str, ...]:
     return (f"its images of {own_px} px were resized to {px} px",) if own_px != px else ()
+
+
+def _levels(stored: LearntPairs) -> str:
+    """How the pixels were read, which nothing in the file says."""
+    levels = levels_of(stored.pixels)
+    outside = 1 - share_in_range(stored.pixels)
+    told = (
+        f"its pixels are taken to be normalised by CLIP's statistics: levels of {levels.min():.0f} to "
+        f"{levels.max():.0f}, {outside:.1%} of them outside 0 to 255"
+    )
+    if np.abs(stored.pixels).max() <= 1:
+        told += "; all values lie in -1 to 1, as those of images that were normalised otherwise do"
+    return told

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import NAMED_BY
 from mmdd_ray.data.class_names import check_same_names, class_folder, read_class_names
 from mmdd_ray.data.pair import Row
@@ -10,7 +11,6 @@ from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, called, names_in, single
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
-from mmdd_ray.methods.named_sets import SCENES
 from mmdd_ray.storage.redact import redact
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmdd_ray.config import Data
+from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import NAMED_BY
 from mmdd_ray.data.class_names import shared_captions
 from mmdd_ray.data.listing import reachable
@@ -23,7 +24,7 @@ from mmdd_ray.distilled.sample import MANIFEST
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
-from mmdd_ray.methods.named_sets import SCENES, NamedSet, named_sets
+from mmdd_ray.methods.named_sets import NamedSet, named_sets
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
