@@ -30,9 +30,11 @@ from mmdd_ray.engine.precision import bfloat16_is_fast
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import EVALUATION, compare
+from mmdd_ray.evaluation.metrics import METRICS
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.report.differences import Compared, over_words
 from mmdd_ray.evaluation.report.panels import protocol_title
-from mmdd_ray.evaluation.report.text import mean_stds
+from mmdd_ray.evaluation.report.text import mean_stds, metric_label, signed
 from mmdd_ray.evaluation.sets import coreset, held_out_sets, read_pair_set
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore
@@ -40,7 +42,7 @@ from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.methods.covmatch import stages
 from mmdd_ray.methods.covmatch.settings import Covmatch, Match
 
-METRICS = ("ir@1", "ir@5", "ir@10", "tr@1", "tr@5", "tr@10", "mean_recall")
+RECALLS = METRICS["retrieval"]
 BATCHES: dict[str, Any] = {"real_moments": "batches", "encoder_updates": True}
 FROZEN_TEXT = "batch moments, frozen text"
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -201,8 +203,8 @@ def measure_size(asked: Flickr8k, pairs: int) -> Iterator[tuple[str, str]]:
             # a student of all photographs would take 40 times the steps of one of 100 pairs, by epochs
             shown = {name: one for name, one in sets.items() if name != "full" or protocol == "equal-budget"}
             panel = panels[protocol] = judge(f"evaluate-{protocol}", run, shown, judged)
-            title = f"*{protocol_title(panel['protocol'])}*, {panel['models']}"
-            yield f"flickr8k-{pairs}", f"{title}:\n\n{table(panel, matched)}"
+            title = f"*{protocol_title(panel['protocol'])}*"
+            yield f"flickr8k-{pairs}", f"{title}:\n\n{table(panel, matched)}\n\n{beside(panel, arms[0].set)}"
         if asked.ablate and pairs == min(asked.sizes):
             ablated = {
                 arm: learn(arm, run, features, encoded, settings)
@@ -281,17 +283,29 @@ def table(found: dict[str, Any], matched: dict[Arm, StageDir]) -> str:
     best = any(one["best_look"] for one in found["sets"].values())
     head = [
         "set",
-        *(metric.replace("_", " ") for metric in METRICS),
-        *["best look"] * best,
+        *map(metric_label, RECALLS),
+        *["mean recall, best look"] * best,
         "minutes to distil",
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, one in found["sets"].items():
-        shown = [mean_stds(one["metrics"][metric]) for metric in METRICS]
+        shown = [mean_stds(one["metrics"][metric]) for metric in RECALLS]
         looked = [mean_stds(one["best_look"]["mean_recall"])] if best else []
         rows.append([name, *shown, *looked, ", ".join(f"{took:.0f}" for took in minutes.get(name, ()))])
-    rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in METRICS), *[""] * best, ""])
+    rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in RECALLS), *[""] * best, ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def beside(found: dict[str, Any], ours: str) -> str:
+    """A sentence on the differences to the coresets."""
+    scores = {name: one["metrics"]["mean_recall"] for name, one in found["sets"].items()}
+    told = []
+    for name in (name for name in scores if name not in (ours, "full")):
+        one = Compared.of(scores[ours], scores[name])
+        words = over_words({"over": one.over, "paired": one.paired})
+        low, high = (f"{signed(value)}" for value in (one.low, one.high))
+        told.append(f"{signed(one.mean)} ({low} to {high}) to {name}, over {one.count} {words}")
+    return f"Mean recall of {ours}, differences with their 95 % intervals: {'; '.join(told)}."
 
 
 def main() -> None:
