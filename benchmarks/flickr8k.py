@@ -5,10 +5,10 @@
 Pretrains a small image encoder on Tiny-ImageNet (`benchmarks/tiny_imagenet.py`), takes MiniLM as the text encoder,
 learns pairs on the first 5,000 photographs of the train split, and trains students of both encoders on every set, one
 size of sets after the other. Learning rates of students under our protocol are chosen on the last 1,000 photographs of
-the train split; figures are of the dev split, on which the rates and iterations of the distillations were tuned, too.
-Students are trained by both published protocols as well, those of all photographs by ours alone; spreads of students
-and of distillations are told apart. Each table is printed when it is done, and those of a size are then written to
-`benchmarks/results/tables`, from which `make results` takes them. Killed at any point, the same command goes on.
+the train split, and so were the rates of the distillations; figures are of the dev split. Students are trained by both
+published protocols as well, those of all photographs by ours alone; spreads of students and of distillations are told
+apart. Each table is printed when it is done, and those of a size are then written to `benchmarks/results/tables`, from
+which `make results` takes them. Killed at any point, the same command goes on.
 """
 
 from collections.abc import Iterator
@@ -42,6 +42,7 @@ from mmdd_ray.matching.moments import whole_stage
 from mmdd_ray.methods.covmatch import stages
 from mmdd_ray.methods.covmatch.settings import Covmatch, Match
 
+FIRST_SEED = 101  # of the distillations: settings were tried with smaller ones
 RECALLS = METRICS["retrieval"]
 BATCHES: dict[str, Any] = {"real_moments": "batches", "encoder_updates": True}
 FROZEN_TEXT = "batch moments, frozen text"
@@ -88,7 +89,7 @@ class Arm:
     """One distillation."""
 
     pairs: int
-    seed: int = 0
+    seed: int = FIRST_SEED
     ablation: str = ""
 
     @property
@@ -102,13 +103,11 @@ class Arm:
         return f"{self.set}-seed{self.seed}"
 
     def settings(self, base: Covmatch) -> Covmatch:
-        """Rates were tuned on the dev split, rho is as published."""
-        rho, pixel_rate, token_rate = (2.0, 0.05, 0.005) if self.pairs <= 100 else (1.0, 0.02, 0.002)
-        own = {"pairs": self.pairs, "rho": rho, "pixel_rate": pixel_rate, "token_rate": token_rate}
+        rho = 2.0 if self.pairs <= 100 else 1.0  # as published
         return replace(
             base,
             run=replace(base.run, seed=self.seed),
-            match=replace(base.match, **own | ABLATIONS.get(self.ablation, {})),
+            match=replace(base.match, pairs=self.pairs, rho=rho, **ABLATIONS.get(self.ablation, {})),
         )
 
 
@@ -145,6 +144,10 @@ def settings_of(asked: Flickr8k, pairs: int) -> Covmatch:
             encoder_rate=1e-4,
             head_rate=1e-3,
             precision=precision,
+            # of four pairs of rates the best on the last photographs of the train split, at 100 pairs and seed 1
+            # (benchmarks/headline.py)
+            pixel_rate=0.02,
+            token_rate=0.01,
             checkpoint_iterations=10,
         ),
         students=Students(
@@ -169,7 +172,7 @@ def settings_of(asked: Flickr8k, pairs: int) -> Covmatch:
 
 def arms_of(asked: Flickr8k, pairs: int) -> tuple[Arm, ...]:
     """The distillations of the whole method."""
-    return tuple(Arm(pairs, seed) for seed in range(asked.distillations))
+    return tuple(Arm(pairs, FIRST_SEED + number) for number in range(asked.distillations))
 
 
 def measure(asked: Flickr8k) -> Iterator[tuple[str, str]]:
