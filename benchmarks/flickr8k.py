@@ -253,7 +253,7 @@ Sets = dict[str, list[PairSet | LearntPairs]]
 
 
 def sets_of(pairs: int, features: FeatureStore, matched: dict[Arm, StageDir], settings: Covmatch) -> Sets:
-    """All sets of so many pairs, and all photographs; random pairs are drawn with every seed of the distillations,
+    """All sets of so many pairs, and all photographs; random pairs are drawn as often as pairs are learnt,
     herding and k-center choose once. No set is chosen by CLIP's scores: the two encoders have no space in common."""
     px, found = settings.students.image_px, dict[str, list[PairSet | LearntPairs]]()
     for name in ("random", "herding", "k-center"):
