@@ -7,8 +7,8 @@ learns pairs on the first 5,000 photographs of the train split, and trains stude
 size of sets after the other. Learning rates of students under our protocol are chosen on the last 1,000 photographs of
 the train split, and so were the rates of the distillations; figures are of the dev split. Students are trained by both
 published protocols as well, those of all photographs by ours alone; spreads of students and of distillations are told
-apart. Each table is printed when it is done, and those of a size are then written to `benchmarks/results/tables`, from
-which `make results` takes them. Killed at any point, the same command goes on.
+apart. Each table is printed and written to `benchmarks/results/tables`, from which `make results` takes it, when it is
+done. Killed at any point, the same command goes on.
 """
 
 from collections.abc import Iterator
@@ -32,6 +32,7 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.compare import EVALUATION, compare
 from mmdd_ray.evaluation.metrics import METRICS
 from mmdd_ray.evaluation.pairs import PairSet
+from mmdd_ray.evaluation.report.comparison import interval
 from mmdd_ray.evaluation.report.differences import Compared, over_words
 from mmdd_ray.evaluation.report.panels import protocol_title
 from mmdd_ray.evaluation.report.text import mean_stds, metric_label, signed
@@ -306,8 +307,7 @@ def beside(found: dict[str, Any], ours: str) -> str:
     for name in (name for name in scores if name not in (ours, "full")):
         one = Compared.of(scores[ours], scores[name])
         words = over_words({"over": one.over, "paired": one.paired})
-        low, high = (f"{signed(value)}" for value in (one.low, one.high))
-        told.append(f"{signed(one.mean)} ({low} to {high}) to {name}, over {one.count} {words}")
+        told.append(f"{signed(one.mean)} ({interval(one.interval())}) to {name}, over {one.count} {words}")
     return f"Mean recall of {ours}, differences with their 95 % intervals: {'; '.join(told)}."
 
 
@@ -317,8 +317,7 @@ def main() -> None:
     for name, shown in measure(asked):
         print(f"\n{shown}\n", flush=True)
         files.setdefault(name, []).append(shown)
-    for name, tables in files.items():
-        (TABLES / f"{name}.md").write_text("\n\n".join(tables) + "\n")
+        (TABLES / f"{name}.md").write_text("\n\n".join(files[name]) + "\n")
 
 
 if __name__ == "__main__":

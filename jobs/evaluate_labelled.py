@@ -1,6 +1,6 @@
 """Classifiers trained on labelled sets and on real images beside them.
 
-python jobs/evaluate_labelled.py local --set runs/vlcp_imagenette-local/distilled photos/
+python jobs/evaluate_labelled.py local --set runs/vlcp_imagenette-local/distilled runs/other/distilled
 """
 
 from mmdd_ray import cli

@@ -57,8 +57,6 @@ def feature_store(folder: Path, data: Data) -> FeatureStore:
     return FeatureStore(store)
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_a_rate_of_copies_is_that_of_images_drawn_at_random() -> None:
     rms_N = np.array([1.0, 40.0, 2.0, 50.0, 3.0])
     found = Closest(np.arange(5), np.ones(5), rms_N)
@@ -72,6 +70,8 @@ def test_a_rate_of_copies_is_that_of_images_drawn_at_random() -> None:
     assert [one["key"] for one in about["closest"]][:3] == ["a", "c", "e"]
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_path: Path) -> None:
     rows = [row for shard in list_shards(DATA) for row in iter_shard(shard, DATA)]
     real = [decode_image(row.image or b"", max_pixels=10**6) for row in rows]

@@ -28,9 +28,9 @@ from mmdd_ray.data.shards import list_shards
 from mmdd_ray.distilled.card import dataset_card, escape_markdown
 from mmdd_ray.distilled.contact_sheet import COLUMNS, GAP_PX, TILE_PX, contact_sheet, spread
 from mmdd_ray.distilled.licences import data_licence, model_licence
-from mmdd_ray.distilled.read import check_images, read_distilled
+from mmdd_ray.distilled.read import check_images, read_distilled, read_manifest
 from mmdd_ray.distilled.sample import Sample
-from mmdd_ray.distilled.write import _by_class, _with_class, write_distilled
+from mmdd_ray.distilled.write import _by_class, _with_class, note_protocols, write_distilled
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.models import zoo
@@ -332,14 +332,25 @@ def test_manifest_and_card_name_the_protocols_by_version_and_source(tmp_path: Pa
     )
     manifest = _write(_samples(1), tmp_path, protocols=about_trainings(Students(), evaluation))
     assert [(one["name"], one["version"]) for one in manifest["protocols"]] == [
-        ("equal-budget", 1), ("lors-frozen-text-small", 1),
+        ("equal-budget", 2), ("lors-frozen-text-small", 2),
     ]  # fmt: skip
     card = (tmp_path / "README.md").read_text()
-    assert "| Judged under | equal-budget, version 1 (" in card
+    assert "| Judged under | equal-budget, version 2 (" in card
     assert (
-        "| and under | lors-frozen-text-small, version 1 (LoRS, Xu et al., ICML 2024, arXiv 2406.01112); figures"
+        "| and under | lors-frozen-text-small, version 2 (LoRS, Xu et al., ICML 2024, arXiv 2406.01112); figures"
         in card
     )
+
+
+def test_a_set_is_judged_under_further_protocols_later(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    before = _write(_samples(2), tmp_path)
+    note_protocols(store, [{"name": "mine", "version": 3, "source": "a paper"}])
+    assert read_manifest(store) == before | {
+        "protocols": [{"name": "mine", "version": 3, "source": "a paper"}]
+    }
+    assert "| Judged under | mine, version 3 (a paper); figures" in (tmp_path / "README.md").read_text()
+    assert [sample.key for sample in read_distilled(store)] == ["edge-000000", "edge-000001"]
 
 
 def test_the_card_names_the_licence_of_each_model_and_of_the_data(tmp_path: Path) -> None:

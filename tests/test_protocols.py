@@ -23,7 +23,6 @@ from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
-from mmdd_ray.evaluation.tasks.retrieval import Retrieval
 from mmdd_ray.evaluation.tasks.students import (
     about_learnt,
     evaluate_student,
@@ -180,15 +179,11 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
     )
 
     def told(pairs: LearntPairs, protocol: Any = LORS) -> str:
-        (note,) = about_learnt(pairs, STUDENTS, protocol)
+        (note,) = about_learnt(pairs, encoder, protocol)
         return note
 
-    assert (
-        told(learnt)
-        == "its students had the learning rates that were learnt with it, 1e-30 for images and 0.1 for texts"
-    )
-    assert about_learnt(replace(learnt, rates=None), STUDENTS, LORS) == []
-    assert "of another text encoder than tiny-bert; students got the captions" in told(
+    assert about_learnt(learnt, encoder, LORS) == []
+    assert "of another text encoder than its students'; students got the" in told(
         replace(learnt, encoder="other")
     )
     assert "are for frozen text encoders" in told(learnt, COVMATCH)
@@ -197,8 +192,8 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
         learnt, vectors=None, similarity=None, ids=np.ones((n, 1), np.int64), mask=np.ones((n, 1), np.int64),
         offsets=np.zeros((n, 1, 4), np.float32),
     )  # fmt: skip
-    assert "are of another vocabulary than that of tiny-bert" in told(words)
-    assert about_learnt(replace(words, vocabulary=encoder.vocabulary_digest()), STUDENTS, COVMATCH) == []
+    assert "are of another vocabulary than its students'" in told(words)
+    assert about_learnt(replace(words, vocabulary=encoder.vocabulary_digest()), encoder, COVMATCH) == []
 
     drawn = [row_B for row_B, _ in redrawn_batches(learnt, 5, 40, np.random.default_rng(0))]
     assert all(len(set(row_B)) == 5 for row_B in drawn)
@@ -206,9 +201,11 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
     assert np.bincount(np.concatenate(drawn), minlength=n).min() > 5
 
     short = replace(LORS, training=lambda pairs: Training.in_epochs(pairs, batch=5, epochs=1))
-    assert Retrieval(STUDENTS, short).images_seen(learnt) == 3 * 5
-    assert Retrieval(STUDENTS, short).images_seen(replace(learnt, similarity=None)) == n
-    student, losses = train_student(learnt, STUDENTS, learning_rate=0.1, seed=1, device="cpu", protocol=short)
+    arguments: dict[str, Any] = {"learning_rate": 0.1, "seed": 1, "device": "cpu", "protocol": short}
+    student, losses, seen, loss, rates, notes = train_student(learnt, STUDENTS, **arguments)
+    assert (seen, loss, rates, notes) == (3 * 5, "weighted BCE", (1e-30, 0.1), ())
+    alone = train_student(replace(learnt, similarity=None), STUDENTS, **arguments)
+    assert (alone.images_seen, alone.loss, alone.learnt_rates) == (n, "InfoNCE", None)
     assert len(losses) == 3
     fresh = load_student(STUDENTS, 1, "cpu", LORS.form)
     for own, began in zip(student.image.parameters(), fresh.image.parameters(), strict=True):
@@ -293,13 +290,13 @@ def test_students_are_trained_and_looked_at_as_published(protocol: Any, pairs: P
     text_PT = None
     if protocol.trained == "frozen-text":
         text_PT = frozen_text_features(pairs, STUDENTS, "cpu", short)
-    student, losses = train_student(
+    student, losses, *_ = train_student(
         pairs, STUDENTS, learning_rate=0.01, seed=1, device="cpu", text_PT=text_PT, protocol=short, look=look
     )
     assert len(losses) == 4 * 3
     assert [(steps, training) for steps, training, _ in looks] == [(3, False), (9, False)]
     assert not student.image_mean.any()  # nothing is centred
-    _, same = train_student(
+    _, same, *_ = train_student(
         pairs, STUDENTS, learning_rate=0.01, seed=1, device="cpu", text_PT=text_PT, protocol=short
     )
     np.testing.assert_array_equal(losses, same)  # a look changes nothing

@@ -72,7 +72,7 @@ def read_published(content: bytes) -> LearntPairs:
         vectors=vectors,
         pooling=POOLING,
         similarity=similarity,
-        rates=_rates(found),
+        rates=None if similarity is None else _rates(found),  # of use with similarities alone
     )
 
 

@@ -16,6 +16,7 @@ from mmdd_ray.data.formats.tar import write_tar_samples
 from mmdd_ray.distilled.card import dataset_card
 from mmdd_ray.distilled.contact_sheet import COLUMNS, MAX_SAMPLES, contact_sheet, spread
 from mmdd_ray.distilled.learnt import LearntPairs
+from mmdd_ray.distilled.read import read_distilled, read_manifest
 from mmdd_ray.distilled.sample import (
     CARD,
     CONTACT_SHEET,
@@ -94,6 +95,15 @@ def write_distilled(
     store.write_bytes(CARD, dataset_card(manifest, samples).encode())
     store.write_json(MANIFEST, manifest)
     return manifest
+
+
+def note_protocols(store: Store, protocols: Sequence[Mapping[str, Any]]) -> None:
+    """Names in manifest and card of a set the protocols that it was judged under since it was written."""
+    manifest = read_manifest(store)
+    if manifest.get("protocols") != (noted := [dict(one) for one in protocols]):
+        manifest["protocols"] = noted
+        store.write_bytes(CARD, dataset_card(manifest, read_distilled(store)).encode())
+        store.write_json(MANIFEST, manifest)
 
 
 def _check(samples: Sequence[Sample]) -> None:

@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -327,7 +327,8 @@ def resolved(settings: Any, name: str = "") -> Any:
 def differences(saved: Any, wanted: Any, settings: Any, path: str = "") -> list[str]:
     """One line ``section.field: old -> new`` for each field that differs and affects the result.
 
-    ``saved`` and ``wanted`` are resolved settings, ``settings`` the dataclass that ``wanted`` comes from.
+    ``saved`` and ``wanted`` are resolved settings, ``settings`` the dataclass that ``wanted`` comes from. A setting
+    that was not there yet counts as its default, by which a version that adds it does as the one before.
     """
     if not (isinstance(saved, dict) and isinstance(wanted, dict)):
         return [] if saved == wanted else [f"{path}: {_show(saved)} -> {_show(wanted)}"]
@@ -339,7 +340,7 @@ def differences(saved: Any, wanted: Any, settings: Any, path: str = "") -> list[
     return [
         line
         for name in [*wanted, *(saved.keys() - wanted.keys())]
-        if name not in operational
+        if name not in operational and not (name not in saved and _is_default(settings, name))
         for line in differences(
             saved.get(name, UNSET),
             wanted.get(name, UNSET),
@@ -347,6 +348,13 @@ def differences(saved: Any, wanted: Any, settings: Any, path: str = "") -> list[
             f"{path}.{name}".lstrip("."),
         )
     ]
+
+
+def _is_default(settings: Any, name: str) -> bool:
+    if not is_dataclass(settings):
+        return False
+    (item,) = (item for item in fields(settings) if item.name == name)
+    return item.default is not MISSING and bool(item.default == getattr(settings, name))
 
 
 def extended(saved: Any, wanted: Any, settings: Any) -> Any:

@@ -142,6 +142,11 @@ def audit_set(
     return StageResult(rows_in=len(samples) + len(tested), rows_out=len(samples))
 
 
+def is_current_audit(folder: Store) -> bool:
+    """Whether the audit that a folder holds, if any, is as this version makes it: its rate is over a random sample."""
+    return not folder.exists(AUDIT) or "all_checked" in folder.read_json(AUDIT)["copies"]
+
+
 def _sample(count: int, at_most: int, seed: int) -> np.ndarray:
     return np.sort(random_subset(count, min(count, at_most), seed))
 

@@ -197,7 +197,11 @@ def _panel(
             name: _summary(_of_set(on_val, name), _of_set(on_test, name), task) | bench.facts(name)
             for name in dict.fromkeys(name for name, _ in drawn)
         },
-        "notes": bench.notes(),
+        "notes": {
+            name: notes
+            for name in dict.fromkeys(name for name, _ in drawn)
+            if (notes := _notes(_of_set(on_test, name)))
+        },
         "chance": task.chance(test),
     }
 
@@ -295,12 +299,6 @@ class _Bench:
         self._train = ray.remote(max_retries=RETRIES, **resources)(_train_and_test)
         self._prepare = ray.remote(max_retries=RETRIES, **resources)(_prepare)
 
-    def notes(self) -> dict[str, list[str]]:
-        """What people should know of how students take a set, by its name."""
-        sets = {name: placed.pairs for (name, _), placed in self._sets.items()}
-        told = ray.get([ray.remote(_notes).remote(self._task, pairs) for pairs in sets.values()])
-        return {name: notes for name, notes in zip(sets, told, strict=True) if notes}
-
     def facts(self, name: str) -> dict[str, Any]:
         """The size of a set's first draw, and the fingerprints of all."""
         prints = [placed.fingerprint for (own, _), placed in self._sets.items() if own == name]
@@ -371,7 +369,7 @@ def _train_and_test(
         looks.append({"steps": steps, "metrics": task.test(student, held_out, held_out_prepared)})
 
     with out_of_memory(task.memory_setting):
-        student, losses = task.train(
+        trained = task.train(
             trained_on,
             prepared,
             learning_rate=learning_rate,
@@ -379,20 +377,20 @@ def _train_and_test(
             device=device,
             look=look if looked_at else None,
         )
-        metrics = task.test(student, held_out, held_out_prepared)
+        metrics = task.test(trained.student, held_out, held_out_prepared)
+    steps = len(trained.losses)
     return {
         "metrics": metrics,
-        "looks": [*looks, {"steps": len(losses), "metrics": metrics}] if looks else [],
-        "steps": len(losses),
-        "images_seen": task.images_seen(trained_on),
-        "loss_curve": _curve(losses),
+        "looks": [*looks, {"steps": steps, "metrics": metrics}] if looks else [],
+        "steps": steps,
+        "images_seen": trained.images_seen,
+        "loss": trained.loss,
+        "learnt_rates": trained.learnt_rates,
+        "notes": [*trained.notes],
+        "loss_curve": _curve(trained.losses),
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
     }
-
-
-def _notes(task: Task, given: TrainedOn) -> list[str]:
-    return task.notes(given)
 
 
 def _prepare(task: Task, given: TrainedOn | HeldOut, device: str) -> np.ndarray:
@@ -450,10 +448,23 @@ def _summary(
             for at in zip(*looks, strict=True)
         ],
         "loss_curve": first["loss_curve"],
+        "loss": first.get("loss"),
         "steps": first["steps"],
         "images_seen": first["images_seen"],
         "seconds": round(sum(result["seconds"] for results in [*on_val, *on_test] for result in results), 3),
     }
+
+
+def _notes(on_test: Sequence[Sequence[Result]]) -> list[str]:
+    """How students took a set, and the learning rates that were learnt with its draws; older students say nothing."""
+    found = [note for results in on_test for result in results for note in result.get("notes", ())]
+    rates = [learnt for results in on_test if (learnt := results[0].get("learnt_rates"))]
+    if rates:
+        each = "; ".join(f"{image:.3g} and {text:.3g}" for image, text in rates)
+        found.append(
+            f"its students had the learning rates that were learnt with it, of images and texts: {each}"
+        )
+    return [*dict.fromkeys(found)]
 
 
 def best_look(result: Result, metric: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows,
 from mmdd_ray.features.rejects import Reject, RejectList
 from mmdd_ray.features.store import FeatureStore, image_features
 from mmdd_ray.protocols import LabelProtocol
-from mmdd_ray.protocols.trainings import about_trainings, trainings
+from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.store import Store
 
 TEACHER = "teacher.safetensors"
@@ -319,5 +319,4 @@ def compare_classifiers(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
         rows_out=count_students(found),
         rejects=Counter(reason for *_, reason in listed.rows),
-        extra={"protocols": about_trainings(settings.classifiers, settings.evaluation)},
     )

@@ -28,7 +28,6 @@ from mmdd_ray.evaluation.probes.sets import ProbedPairs, Probes
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
 from mmdd_ray.features.rejects import Reject, RejectBudget, RejectList
 from mmdd_ray.features.store import FeatureStore
-from mmdd_ray.protocols.trainings import about_trainings
 from mmdd_ray.storage.store import Store
 
 CLIP_SCORE = "clip-score"
@@ -362,5 +361,4 @@ def compare_with_baselines(
         rows_in=sum(one["pairs"] for one in result["sets"].values()) + val.n_pairs + test.n_pairs,
         rows_out=count_students(result),
         rejects=Counter(reason for *_, reason in listed.rows),
-        extra={"protocols": about_trainings(settings.students, settings.evaluation)},
     )

@@ -6,9 +6,9 @@ from typing import Any
 from mmdd_ray.data.inventory import Source
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
-from mmdd_ray.distilled.write import write_distilled
+from mmdd_ray.distilled.write import note_protocols, write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
-from mmdd_ray.evaluation.audit import audit_set
+from mmdd_ray.evaluation.audit import audit_set, is_current_audit
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
 from mmdd_ray.evaluation.report.words import AUDIT_STAGE
@@ -90,7 +90,6 @@ def export_stage(
         settings, features = context.settings, context.done["features"]
         checksums = {output["path"]: output["checksum"] for output in features.manifest["outputs"]}
         samples, learnt = made(context)
-        judged = settings.students if hasattr(settings, "students") else settings.classifiers
         manifest = write_distilled(
             samples,
             set_folder(context),
@@ -108,7 +107,7 @@ def export_stage(
                 for role, name in models(settings).items()
             },
             versions=versions(),
-            protocols=about_trainings(judged, settings.evaluation),
+            protocols=_protocols(settings),
             learnt=learnt,
             class_names=class_names(context),
         )
@@ -166,6 +165,7 @@ def audit_stage(
     return Stage(
         name=AUDIT_STAGE,
         needs=("features", needs),
+        is_current=lambda context: is_current_audit(context.run.store.child(AUDIT_STAGE)),
         run=lambda stage, context: audit_set(stage, folder(context), features_of(context), context.settings),
         wanted=lambda settings: settings.evaluation.audit and can_be(settings),
         cost=lambda settings, source: (
@@ -197,7 +197,7 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
         )
 
     return Comparison(
-        run=run,
+        run=_noting_protocols(run),
         cost=lambda settings, pairs, source: evaluation_cost(settings.students, settings.evaluation, pairs),
         is_current=lambda folder, settings: has_all(folder, settings.students, settings.evaluation),
         needs=("features", "export", "coresets"),
@@ -223,7 +223,7 @@ def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tupl
 
 
 def classifiers_comparison(
-    run: Callable[[StageDir, Sequence[Context[Any]]], StageResult],
+    run: "Compare",
     needs: tuple[str, ...],
     given: Callable[[Any], int] = lambda settings: 1,
 ) -> Comparison[Any]:
@@ -234,13 +234,35 @@ def classifiers_comparison(
         given: Number of sets that are no baselines, by the settings.
     """
     return Comparison(
-        run=run,
+        run=_noting_protocols(run),
         cost=lambda settings, images, source: evaluation_cost(
             settings.classifiers, settings.evaluation, images, source.classes, given(settings)
         ),
         is_current=lambda folder, settings: has_all(folder, settings.classifiers, settings.evaluation),
         needs=(*needs, "teacher"),
     )
+
+
+Compare = Callable[[StageDir, Sequence[Context[Any]]], StageResult]
+
+
+def _noting_protocols(run: Compare) -> Compare:
+    """The same comparison, after which the sets of the run name the protocols that they were judged under: a finished
+    run takes more of them."""
+
+    def noting(stage: StageDir, contexts: Sequence[Context[Any]]) -> StageResult:
+        result = run(stage, contexts)
+        for one in contexts:
+            if set_folder(one).exists(MANIFEST):
+                note_protocols(set_folder(one), _protocols(one.settings))
+        return result
+
+    return noting
+
+
+def _protocols(settings: Any) -> list[dict[str, Any]]:
+    judged = settings.students if hasattr(settings, "students") else settings.classifiers
+    return about_trainings(judged, settings.evaluation)
 
 
 def _coresets(context: Context[Any]) -> Mapping[str, Any]:

@@ -30,8 +30,10 @@ def _training(pairs: int) -> Training:
 
 LORS_FROZEN_TEXT = PairProtocol(
     name="lors-frozen-text",
+    version=2,  # which 1 differs from for sets with learnt similarities alone
     source="LoRS, Xu et al., ICML 2024, arXiv 2406.01112",
-    summary="101 epochs of SGD at 0.1, a tenth after 51; text encoder frozen; no augmentation; five students",
+    summary="101 epochs of SGD at 0.1, or at the rates that were learnt with a set and its similarities, a tenth after "
+    "51; text encoder frozen; no augmentation; five students",
     differs=(
         FASTER,
         "test images are cropped to a square, where the release squeezes them",

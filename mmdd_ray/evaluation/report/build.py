@@ -63,7 +63,7 @@ def build_report(
     at the best look of each student at the test data, where a publication reports that. ``panels`` are the same figures
     under further protocols and of further students.
     ``standings.<distilled set>.<baseline>`` says which of the two scores higher, in the words of ``standing``, by the
-    metric that decides. ``differences`` are those of paired students, as ``differences.differences`` gives them.
+    metric that decides. ``differences`` are as ``differences.differences`` gives them.
     ``by_pairs`` is the deciding metric of parts of a set, each of which holds the smaller ones.
     ``given`` says of each set that the user named where it is from and how it was read.
     ``extra_scores`` has the same for zero-shot classification, linear probes and compositional captions, where students

@@ -79,16 +79,19 @@ def uncertainty(case: Case) -> str | None:
     if found is None:
         return None
     one, count = found["metrics"][case.metric], found["count"]
+    fixed = found["over"] == "students" and case.report["protocol"]["published"]  # the protocol says how many
     if lack := one.get("lack"):
-        return _no_interval(case, lack, one["mean"], found)
+        return _no_interval(case, lack, one["mean"], found, "" if fixed else _setting_of(found))
     if case.tone != "level":
         return ""
     told = (
         f"The difference to {case.other} is {signed(one['mean'])} points, and its 95 % interval reaches from "
         f"{signed(one['low'])} to {signed(one['high'])} points over {count} {over_words(found)}."
     )
-    if found["over"] == "students" and case.report["protocol"]["published"]:
-        return told  # which says how many students there are
+    if (
+        fixed or not found["paired"]
+    ):  # more draws alone do not narrow the interval beside a set that was drawn once
+        return told
     mean, half = one["mean"], (one["high"] - one["low"]) / 2
     setting = _setting_of(found)
     needed = max(ceil(count * (half / mean) ** 2), count + 1) if mean else MOST_STUDENTS + 1
@@ -97,8 +100,8 @@ def uncertainty(case: Case) -> str | None:
     return f"{told} About {needed} {found['over']} ({setting}) would tell a difference of this size."
 
 
-def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any]) -> str:
-    """The sentence for figures that have no interval."""
+def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any], setting: str) -> str:
+    """The sentence for figures that have no interval; ``setting`` has their number, if any has."""
     over, count = over_words(found), found["count"]
     if lack == ALL_ZERO:
         return f"All {count} {over} score exactly the same with {case.label} and {case.other}."
@@ -106,12 +109,11 @@ def _no_interval(case: Case, lack: str, mean: float, found: Mapping[str, Any]) -
     if lack == ALL_EQUAL:
         return (
             f"{told} with every one of {count} {over}: figures of few test data move in steps, so equal "
-            f"differences say nothing about the spread. More test data, or more {found['over']} "
-            f"({_setting_of(found)}), would."
+            "differences say nothing about the spread. More test data"
+            + (f", or more {found['over']} ({setting}), would." if setting else " would.")
         )
-    return (
-        f"{told} over {count} {over}, which are too few to know its spread; {LEAST} or more "
-        f"({_setting_of(found)}) would tell."
+    return f"{told} over {count} {over}, which are too few to know its spread" + (
+        f"; {LEAST} or more ({setting}) would tell." if setting else "."
     )
 
 
@@ -249,8 +251,9 @@ def saturation(case: Case) -> str | None:
 
 
 def fit(case: Case) -> str | None:
-    """Whether students end with another loss on this set than on the other one."""
-    if case.tone != "below":
+    """Whether students end with another loss on this set than on the other one, where it is of one kind."""
+    kinds = [case.report["sets"][name].get("loss") for name in (case.ours, case.theirs)]
+    if case.tone != "below" or kinds[0] != kinds[1]:
         return None
     ends = [_last_loss(case.report["sets"][name]["loss_curve"]) for name in (case.ours, case.theirs)]
     if None in ends or min(ends) <= 0:  # type: ignore[type-var, operator]

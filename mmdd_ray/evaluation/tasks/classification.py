@@ -8,7 +8,7 @@ import numpy as np
 from mmdd_ray.config import Classifiers
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.metrics import accuracy_chance
-from mmdd_ray.evaluation.tasks.task import Look
+from mmdd_ray.evaluation.tasks.task import Look, Trained
 from mmdd_ray.protocols import LabelProtocol
 
 
@@ -57,12 +57,6 @@ class Classification:
         rates = self.protocol.learning_rates
         return tuple(self.protocol.rate_of(rate, len(held_out.classes)) for rate in rates)
 
-    def notes(self, given: LabelledSet) -> list[str]:
-        return []
-
-    def images_seen(self, given: LabelledSet) -> int:
-        return self.protocol.training(given.n_images, len(given.classes)).items_seen(given.n_images)
-
     def train(
         self,
         given: LabelledSet,
@@ -72,7 +66,7 @@ class Classification:
         seed: int,
         device: str,
         look: Look | None = None,
-    ) -> tuple[Any, np.ndarray]:
+    ) -> Trained:
         from mmdd_ray.evaluation.tasks.classifiers import train_classifier
         from mmdd_ray.evaluation.tasks.teacher import load_teacher
 
@@ -80,7 +74,7 @@ class Classification:
         if self.protocol.needs_teacher:
             assert self.teacher is not None
             teacher = load_teacher(self.teacher.uri, self.teacher.settings, len(given.classes), device)
-        return train_classifier(
+        network, losses = train_classifier(
             given,
             self.settings,
             learning_rate=learning_rate,
@@ -90,6 +84,9 @@ class Classification:
             teacher=teacher,
             look=look,
         )
+        training = self.protocol.training(given.n_images, len(given.classes))
+        loss = "cross-entropy" if teacher is None else "divergence from the teacher's answers"
+        return Trained(network, losses, training.items_seen(given.n_images), loss)
 
     def test(self, student: Any, held_out: LabelledSet, prepared: np.ndarray | None) -> dict[str, float]:
         from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier

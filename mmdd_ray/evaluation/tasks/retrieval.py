@@ -10,7 +10,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.sets import ProbedPairs
-from mmdd_ray.evaluation.tasks.task import Look
+from mmdd_ray.evaluation.tasks.task import Look, Trained
 from mmdd_ray.protocols import PairProtocol
 
 
@@ -40,23 +40,6 @@ class Retrieval:
     def learning_rates(self, held_out: PairSet) -> tuple[float, ...]:
         return self.protocol.learning_rates
 
-    def notes(self, given: PairSet | LearntPairs) -> list[str]:
-        if not isinstance(given, LearntPairs):
-            return []
-        from mmdd_ray.evaluation.tasks.students import about_learnt
-
-        return about_learnt(given, self.settings, self.protocol)
-
-    def images_seen(self, given: PairSet | LearntPairs) -> int:
-        items = given.n_pairs if self.protocol.by_caption else given.n_images
-        training = self.protocol.training(items)
-        if self._takes_as_learnt(given):
-            return training.steps * training.batch
-        return training.items_seen(items)
-
-    def _takes_as_learnt(self, given: PairSet | LearntPairs) -> bool:
-        return self.protocol.as_learnt and isinstance(given, LearntPairs) and given.similarity is not None
-
     @property
     def prepare(self) -> Callable[[PairSet | LearntPairs, str], np.ndarray] | None:
         return self._encode_texts if self.protocol.trained == "frozen-text" else None
@@ -76,7 +59,7 @@ class Retrieval:
         seed: int,
         device: str,
         look: Look | None = None,
-    ) -> tuple[object, np.ndarray]:
+    ) -> Trained:
         from mmdd_ray.evaluation.tasks.students import train_student
 
         return train_student(

@@ -25,6 +25,7 @@ from mmdd_ray.evaluation.batches import (
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
+from mmdd_ray.evaluation.tasks.task import Trained
 from mmdd_ray.evaluation.tasks.trainer import descend, looking, reproducible
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
@@ -66,8 +67,8 @@ def train_student(
     text_PT: np.ndarray | None = None,
     protocol: PairProtocol | None = None,
     look: Callable[[DualEncoder, int], None] | None = None,
-) -> tuple[DualEncoder, np.ndarray]:
-    """A student trained on ``pairs`` by the protocol, and its loss at each step (float32).
+) -> Trained:
+    """A student, a ``DualEncoder``, trained on ``pairs`` by the protocol.
 
     SGD with momentum on InfoNCE. With a frozen text encoder the image encoder and the heads are trained; otherwise the
     text encoder, too, and both encoders get the protocol's share of the heads' rate. Where the protocol says so,
@@ -101,15 +102,16 @@ def train_student(
     images_NHWC, features_of = _image_source(student, pairs)
     text_of = _text_source(student, pairs, protocol, text_PT)
     similarity_NN = _similarity(pairs, student.text, protocol)
-    rates = learning_rate, learning_rate
-    rng = np.random.default_rng(seed)
+    notes = about_learnt(pairs, student.text, protocol) if isinstance(pairs, LearntPairs) else []
+    learnt_rates, images_seen, rng = None, 0, np.random.default_rng(seed)
     draw = partial(caption_batches if protocol.by_caption else batches, pairs)
     if protocol.as_learnt and similarity_NN is not None and isinstance(pairs, LearntPairs):
-        rates = pairs.rates or rates
-        draw = partial(redrawn_batches, pairs)
+        learnt_rates, draw = pairs.rates, partial(redrawn_batches, pairs)
 
     def batch_losses() -> Iterator[Tensor]:
+        nonlocal images_seen
         for image_B, caption_B in draw(training.batch, training.steps, rng):
+            images_seen += len(image_B)
             image_BHWC = moved(torch.from_numpy(images_NHWC[image_B]), device)
             if protocol.shifts:
                 image_BHWC = shifted(image_BHWC, draw_shifts(len(image_B), pairs.image_px, rng))
@@ -125,43 +127,33 @@ def train_student(
                 ((image_B, caption_B),) = batches(pairs, ENCODE_ROWS, 1, rng)
                 feature_BV = features_of(torch.from_numpy(images_NHWC[image_B]).to(device))
                 student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
-        optimizer = _optimizer(student, protocol, *rates)
+        optimizer = _optimizer(student, protocol, *(learnt_rates or (learning_rate, learning_rate)))
         losses = descend(batch_losses(), optimizer, training, looking(student, look))
-    return student.eval(), losses
+    loss = "InfoNCE" if similarity_NN is None else "weighted BCE"
+    return Trained(student.eval(), losses, images_seen, loss, learnt_rates, tuple(notes))
 
 
-def about_learnt(pairs: LearntPairs, settings: Students, protocol: PairProtocol) -> list[str]:
-    """How students take learnt pairs, a sentence each, where they do not take all that was learnt as it is.
-
-    Raises:
-        ValueError: the text encoder cannot be loaded.
-    """
-    encoder, instead = (
-        load_text_encoder(settings, "cpu", protocol.form),
-        "students got the captions they began as",
-    )
+def about_learnt(pairs: LearntPairs, encoder: TextEncoder, protocol: PairProtocol) -> list[str]:
+    """How students with this text encoder, as it was pretrained, take learnt pairs: a sentence where not all that was
+    learnt is of use to them."""
+    instead = "students got the captions they began as"
     if pairs.vectors is None:
         if pairs.vocabulary == encoder.vocabulary_digest():
             return []
-        return [f"its learnt texts are of another vocabulary than that of {settings.text_model}; {instead}"]
+        return [f"its learnt texts are of another vocabulary than its students'; {instead}"]
     if protocol.trained != "frozen-text":
         return [f"its learnt sentence vectors are for frozen text encoders; {instead}"]
     if (pairs.pooling or "mean") != protocol.form.pooling:
         return [
-            "its learnt sentence vectors are made otherwise than this protocol reads captions; "
-            f"{instead}, and no similarities"
+            f"its learnt sentence vectors are made otherwise than this protocol reads captions; {instead}, and no "
+            "similarities"
         ]
     if pairs.encoder != encoder.weights_digest():
         return [
-            f"its learnt sentence vectors are of another text encoder than {settings.text_model}; {instead}, and no "
+            f"its learnt sentence vectors are of another text encoder than its students'; {instead}, and no "
             "similarities"
         ]
-    if pairs.rates is None or not protocol.as_learnt or pairs.similarity is None:
-        return []
-    image, text = pairs.rates
-    return [
-        f"its students had the learning rates that were learnt with it, {image:.3g} for images and {text:.3g} for texts"
-    ]
+    return []
 
 
 @torch.inference_mode()

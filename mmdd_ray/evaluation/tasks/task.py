@@ -1,7 +1,7 @@
 """The protocol of evaluation tasks. Imports no torch."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -9,6 +9,22 @@ import mmdd_ray.protocols as protocols
 
 Look = Callable[[Any, int], None]
 """Tests a student on its way, after so many steps."""
+
+
+class Trained(NamedTuple):
+    """A student, and how it was trained."""
+
+    student: Any
+    losses: np.ndarray
+    """(steps,) float32, the loss at each step."""
+    images_seen: int
+    """Images of all steps together, each as often as it was seen."""
+    loss: str
+    """The kind of loss, for people: figures of different kinds cannot be compared."""
+    learnt_rates: tuple[float, float] | None = None
+    """Learning rates of image side and text side that were learnt with the set, where they replaced the protocol's."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how it took the set, a sentence each."""
 
 
 class Task(Protocol):
@@ -56,14 +72,6 @@ class Task(Protocol):
         """The rate of the protocol; several are a grid, to choose from on validation data."""
         ...
 
-    def notes(self, given: Any) -> list[str]:
-        """What people should know of how students of the protocol take a set, a sentence each; loads their encoders."""
-        ...
-
-    def images_seen(self, given: Any) -> int:
-        """Images that a student of a set sees in training, each as often as it is seen."""
-        ...
-
     @property
     def prepare(self) -> Callable[[Any, str], np.ndarray] | None:
         """Makes, on a device, an array that all students need of a set; None where they share nothing."""
@@ -78,8 +86,8 @@ class Task(Protocol):
         seed: int,
         device: str,
         look: Look | None = None,
-    ) -> tuple[Any, np.ndarray]:
-        """A student, and its loss at each step. It is looked at where the protocol says so."""
+    ) -> Trained:
+        """Trains a student, and looks at it where the protocol says so."""
         ...
 
     def test(self, student: Any, held_out: Any, prepared: np.ndarray | None) -> dict[str, float]:

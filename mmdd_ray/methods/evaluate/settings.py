@@ -26,3 +26,8 @@ class Evaluate:
     features: Features = field(default_factory=Features)
     students: Students = field(default_factory=Students)
     evaluation: Evaluation
+
+    def __post_init__(self) -> None:
+        """Takes the text of a single set for a tuple of one, not for a set of each letter."""
+        if isinstance(self.set, str):
+            object.__setattr__(self, "set", (self.set,))

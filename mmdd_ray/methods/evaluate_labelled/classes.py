@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import NAMED_BY
@@ -151,13 +152,12 @@ def _several(labels: Collection[int], names: Mapping[int, str]) -> str:
 
 
 def check_same_classes(sets: Sequence[GivenImages], settings: EvaluateLabelled) -> None:
-    """Refuses sets whose classes are not those of the first one, which the data may not tell: they may have no names.
+    """Refuses sets whose classes are not the same, which the data may not tell: they may have no names.
 
     Raises:
         UserError: A class has no image in one of two sets, or they call it otherwise.
     """
-    first, *others = sets
-    for other in others:
+    for first, other in combinations(sets, 2):
         for one, lacks in ((first, other), (other, first)):
             if more := [label for label in one.counts if label not in lacks.counts]:
                 raise UserError(
