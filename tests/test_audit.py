@@ -100,7 +100,7 @@ def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_pat
         set=str(tmp_path / "set"),
     )
     stage = StageDir("audit", Store(str(tmp_path / "audit")), "audit")
-    audit_set(stage, Store(settings.set), features, settings)
+    audit_set(stage, Store(settings.set[0]), features, settings)
 
     about = stage.store.read_json("audit.json")
     copies = about["copies"]

@@ -202,10 +202,14 @@ def test_a_setting_of_another_version_is_a_change(tmp_path):
     del held["settings"]["finetune"]["steps"]
     held["settings"]["finetune"]["gone"] = True
     file.write_text(json.dumps(held))
+    more = replace(Settings(), finetune=replace(Settings().finetune, steps=7))
     with pytest.raises(ValueError, match="other settings") as error:
-        reopen(tmp_path / "run")
-    assert "finetune.steps: (not set) -> 100" in str(error.value)
+        reopen(tmp_path / "run", more)
+    assert "finetune.steps: (not set) -> 7" in str(error.value)
     assert "finetune.gone: true -> (not set)" in str(error.value)
+    del held["settings"]["finetune"]["gone"]
+    file.write_text(json.dumps(held))
+    reopen(tmp_path / "run").close()  # a new setting with its default does as the version before
 
 
 def test_another_job_or_foreign_files_are_refused(tmp_path):
