@@ -59,7 +59,7 @@ from mmdd_ray.storage.store import Store
 NEAREST = "nearest.json"
 REFERENCE = 500  # real images that give the scale, drawn by seed
 MOST_CHECKED = (
-    1000  # images of the set, drawn at random, whose pixels are compared, and as many nearest by CLIP
+    1000  # images of the set, drawn at random, whose pixels are compared; and as many, nearest by CLIP
 )
 TEST_NEIGHBOURS = 4  # of a test image, whose copies are its nearest ones: all but a few have none
 TEXTS_SHOWN, CAPTIONS_ASKED = 20, 5000

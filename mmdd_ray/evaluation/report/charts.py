@@ -162,9 +162,8 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str) -> C
         )
         axes.axvline(0, color=INK, lw=1, ls=":")
         axes.set(yticks=y, yticklabels=labels)
-        axes.set_xlabel(
-            xlabel, loc="right"
-        )  # beside long labels the axis is shorter than its own, which has room left
+        # beside long labels the axis is shorter than its own, which has room on the left
+        axes.set_xlabel(xlabel, loc="right")
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
         axes.tick_params(axis="y", length=0)
         return _svg(figure)

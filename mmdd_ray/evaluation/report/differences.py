@@ -78,7 +78,7 @@ class Compared:
     over: str
     """The figures that are compared: "draws", their means, or "students"."""
     count: int
-    """How many; the smaller number of both sets' where they are not paired."""
+    """How many a set has; where both have such figures, and not equally many, the smaller number."""
     paired: bool
     """Whether they are paired, by draw or by seed."""
     lack: str
