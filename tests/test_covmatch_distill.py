@@ -95,6 +95,7 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_two_workers_learn_from_cached_pairs(ray_cluster, half_a_cpu_each, tmp_path):
     whole = learnt_in(tmp_path / "whole")
     assert sorted(whole.outputs or []) == ["learnt_pairs.safetensors", "losses.parquet", "start.json"]

@@ -334,6 +334,7 @@ def test_bfloat16_is_close_to_float32():
     assert np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1] > 0.5
 
 
+@pytest.mark.long
 def test_compiled_encoders_learn_the_same(compiled):
     one, other = run(), run(replace(SETTINGS, compile=True))
     assert compiled

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import speed  # benchmarks are scripts, which lie beside each other
 
 BENCHMARKS = Path(speed.__file__).parent
-QUICK = ("moments", "coresets", "synthesis", "finetune")
-SLOW = ("covmatch", "features", "growth", "start")
+QUICK = ("moments", "coresets")
+SLOW = ("synthesis", "finetune", "covmatch", "features", "growth", "start")
 
 
 def recorded(stage: str, folder: Path) -> dict:
