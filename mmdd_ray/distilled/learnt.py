@@ -116,10 +116,18 @@ class LearntPairs:
         """Hash of everything in it."""
         return blake2b(self.to_bytes(), digest_size=16).hexdigest()
 
+    def levels(self) -> np.ndarray:
+        """The pixels as levels, (N, 3, H, W) float32; learnt ones may lie outside [0, 255]."""
+        return self.pixels * _of_channels(self.std) + _of_channels(self.mean)
+
+    def share_in_range(self) -> float:
+        """Share of the levels in [0, 255], but for rounding."""
+        levels = self.levels()
+        return float(((levels > -0.5) & (levels < 255.5)).mean())
+
     def images(self) -> np.ndarray:
         """The images as people see them, (N, H, W, 3) uint8: levels rounded, and cut to [0, 255]."""
-        levels = self.pixels * _of_channels(self.std) + _of_channels(self.mean)
-        return levels.round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        return self.levels().round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
     def resized(self, image_px: int) -> "LearntPairs":
         """The same texts with images of another side, made from the 8-bit ``images``; itself if it has that side."""
@@ -139,9 +147,11 @@ class LearntPairs:
         """The same pairs with pixels normalised by other statistics; itself if they are its own."""
         if (mean, std) == (self.mean, self.std):
             return self
-        levels = self.pixels * _of_channels(self.std) + _of_channels(self.mean)
         return replace(
-            self, pixels=(levels - _of_channels(mean)) / _of_channels(std), mean=tuple(mean), std=tuple(std)
+            self,
+            pixels=(self.levels() - _of_channels(mean)) / _of_channels(std),
+            mean=tuple(mean),
+            std=tuple(std),
         )
 
     def to_bytes(self) -> bytes:

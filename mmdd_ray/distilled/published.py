@@ -52,14 +52,8 @@ def read_published(content: bytes) -> LearntPairs:
             f'holds an "{IMAGE}" without a value below 0, so that it is not normalised by the statistics of CLIP; '
             f"{LAYOUT}"
         )
-    found_in = share_in_range(pixels)
-    if found_in < 0.5:
-        raise UserError(
-            f'holds an "{IMAGE}" of which {1 - found_in:.0%} of the values are no levels of an image once the '
-            f"statistics of CLIP are undone, so that it is normalised otherwise; {LAYOUT}"
-        )
     n = len(pixels)
-    return LearntPairs(
+    pairs = LearntPairs(
         pixels=pixels,
         ids=np.zeros((n, 0), np.int64),
         mask=np.zeros((n, 0), np.int64),
@@ -74,18 +68,13 @@ def read_published(content: bytes) -> LearntPairs:
         similarity=similarity,
         rates=None if similarity is None else _rates(found),  # of use with similarities alone
     )
-
-
-def levels_of(pixels_NCHW: np.ndarray) -> np.ndarray:
-    """Levels (N, 3, H, W) of pixels that are normalised by CLIP's statistics; learnt ones may lie outside [0, 255]."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
-    return pixels_NCHW * std + mean
-
-
-def share_in_range(pixels_NCHW: np.ndarray) -> float:
-    """Share of these pixels that are levels in [0, 255], but for rounding."""
-    levels = levels_of(pixels_NCHW)
-    return float(((levels > -0.5) & (levels < 255.5)).mean())
+    in_range = pairs.share_in_range()
+    if in_range < 0.5:
+        raise UserError(
+            f'holds an "{IMAGE}" of which {1 - in_range:.0%} of the values are no levels of an image once the '
+            f"statistics of CLIP are undone, so that it is normalised otherwise; {LAYOUT}"
+        )
+    return pairs
 
 
 def _loaded(content: bytes) -> dict[Any, Any]:

@@ -44,6 +44,15 @@ CC3M_EVALUATION = Evaluation(
     max_pairs=5000,
     seeds=5,
 )
+# Karpathy's split, in one file
+FLICKR30K = Data(
+    uri="s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json",
+    image_root="s3://YOUR-BUCKET/flickr30k/images",
+    split="train",
+)
+FLICKR30K_EVALUATION = Evaluation(
+    val=FLICKR30K.uri, test=FLICKR30K.uri, val_split="val", test_split="test", max_pairs=1000, seeds=5
+)
 VIT_B32 = Features(
     clip="ViT-B-32/laion2b_s34b_b79k", image_px=224, chunk_pairs=512, min_actors=1, max_actors=64
 )

@@ -21,7 +21,9 @@ ZERO_SHOT, COMPOSITIONAL = "zero_shot", "compositional"
 def read_probes(
     settings: PairSettings, listed: RejectList
 ) -> tuple[Probes, dict[str, HeldOut | ContrastList]]:
-    """What students are asked beyond retrieval, and what was read for it, by "zero_shot" and "compositional".
+    """The questions that students are asked beyond retrieval, and counts of the data that were read for them.
+
+    The counts are by "zero_shot" and "compositional".
 
     `listed` takes the refused rows, with zero_shot/ or compositional/ before their shards or kinds.
 

@@ -67,7 +67,7 @@ def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], same: bool) 
 
 
 def over_words(difference: Mapping[str, Any]) -> str:
-    """What a difference is over: "students" or "draws", "paired" before them where they are."""
+    """The figures that a difference is over: "students" or "draws", "paired" before them where they are."""
     return f"paired {difference['over']}" if difference["paired"] else str(difference["over"])
 
 
@@ -89,28 +89,23 @@ class Compared:
 
     @classmethod
     def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> "Compared":
-        """Of two scores as ``spread.spread`` gives them.
+        """Compares two scores, each as ``spread.spread`` gives it.
 
         Students of one draw have its luck in common, so a set that was drawn several times has one figure of each draw,
         the mean. Figures of one kind that are equally many are paired: by draw, or by the seed of the students.
         Otherwise, as beside a set that is drawn once, because it is always the same, the interval is Welch's.
         """
-        drawn = ["draw_means" in score for score in (ours, theirs)]
-        both = [
-            list(score["draw_means" if several else "runs"])
-            for score, several in zip((ours, theirs), drawn, strict=True)
-        ]
-        over = DRAWS if any(drawn) else STUDENTS
-        count = min(len(own) for own, several in zip(both, drawn, strict=True) if several == any(drawn))
-        if drawn[0] == drawn[1] and len(both[0]) == len(both[1]):
-            found, lack, paired = Paired.of(*both), lack_of(*both), True
-        elif min(map(len, both)) < LEAST:
-            mean = ours["mean"] - theirs["mean"]
-            return cls(over, count, False, TOO_FEW, mean, -inf, inf)
-        else:
-            found, paired = Paired.welch(*both), False
-            lack = ALL_EQUAL if found.low == found.high else ""
-        return cls(over, count, paired, lack, found.mean, found.low, found.high)
+        (kind, ours_K), (other, theirs_R) = map(_figures, (ours, theirs))
+        over = DRAWS if DRAWS in (kind, other) else STUDENTS
+        count = min(len(own) for own_kind, own in ((kind, ours_K), (other, theirs_R)) if own_kind == over)
+        if kind == other and len(ours_K) == len(theirs_R):
+            paired = Paired.of(ours_K, theirs_R)
+            return cls(over, count, True, lack_of(ours_K, theirs_R), paired.mean, paired.low, paired.high)
+        if min(len(ours_K), len(theirs_R)) < LEAST:
+            return cls(over, count, False, TOO_FEW, ours["mean"] - theirs["mean"], -inf, inf)
+        apart = Paired.welch(ours_K, theirs_R)
+        lack = ALL_EQUAL if apart.low == apart.high else ""
+        return cls(over, count, False, lack, apart.mean, apart.low, apart.high)
 
     def interval(self, same: bool = False) -> dict[str, Any]:
         """Mean of the difference, and ``low`` and ``high`` of its interval, or ``lack``, why there is none.
@@ -121,3 +116,8 @@ class Compared:
         if lack := SAME_SET if same else self.lack:
             return {"mean": self.mean, "low": None, "high": None, "lack": lack}
         return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def _figures(score: Mapping[str, Any]) -> tuple[str, Sequence[float]]:
+    """The independent figures of a score, and their kind."""
+    return (DRAWS, score["draw_means"]) if "draw_means" in score else (STUDENTS, score["runs"])

@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     learnt_rates: tuple[float, float] | None = None
     """Learning rates of image side and text side that were learnt with the set, where they replaced the protocol's."""
     notes: tuple[str, ...] = ()
-    """What people should know of how it took the set, a sentence each."""
+    """Remarks for people on how it took the set, a sentence each."""
 
 
 class Task(Protocol):

@@ -10,6 +10,8 @@ from mmdd_ray.methods.preset_parts import (
     CC3M,
     CC3M_EVALUATION,
     CC3M_MATCHING,
+    FLICKR30K,
+    FLICKR30K_EVALUATION,
     LOCAL_MATCHING,
     NFNET_AND_BERT,
     PUBLISHED_MATCHING,
@@ -35,22 +37,13 @@ def local() -> Covmatch:
 
 def flickr30k() -> Covmatch:
     """A GPU cluster: Flickr30K in Karpathy's split, NFNet-L0 and BERT, 100 pairs as published."""
-    annotations = "s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json"
     return Covmatch(
         run=AUTOSCALING,
-        data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
+        data=FLICKR30K,
         features=VIT_B32,
         match=Match(pairs=100, iterations=10_000, rho=2.0, cache_mib=8192, **PUBLISHED_MATCHING),
         students=replace(NFNET_AND_BERT, trained="both-encoders", steps=100),
-        evaluation=Evaluation(
-            val=annotations,
-            test=annotations,
-            val_split="val",
-            test_split="test",
-            max_pairs=1000,
-            seeds=5,
-            gpus_per_student=STUDENT_SHARE,
-        ),
+        evaluation=replace(FLICKR30K_EVALUATION, gpus_per_student=STUDENT_SHARE),
     )
 
 

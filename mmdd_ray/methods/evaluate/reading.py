@@ -10,7 +10,7 @@ import numpy as np
 from mmdd_ray.config import StudentForm, Students
 from mmdd_ray.config.data import SCENES
 from mmdd_ray.distilled.learnt import LearntPairs
-from mmdd_ray.distilled.published import POOLING, levels_of, share_in_range
+from mmdd_ray.distilled.published import POOLING
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.held_out import read_held_out
@@ -163,8 +163,7 @@ def _resized(own_px: int, px: int) -> tuple[str, ...]:
 
 def _levels(stored: LearntPairs) -> str:
     """How the pixels were read, which nothing in the file says."""
-    levels = levels_of(stored.pixels)
-    outside = 1 - share_in_range(stored.pixels)
+    levels, outside = stored.levels(), 1 - stored.share_in_range()
     told = (
         f"its pixels are taken to be normalised by CLIP's statistics: levels of {levels.min():.0f} to "
         f"{levels.max():.0f}, {outside:.1%} of them outside 0 to 255"

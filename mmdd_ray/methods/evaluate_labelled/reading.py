@@ -74,7 +74,7 @@ class GivenImages:
         return f"{few:,}" if few == many else f"{few:,} to {many:,}"
 
     def about(self, first: "GivenImages") -> dict[str, Any]:
-        """What a report says of it, as JSON.
+        """Its entry in a report, as JSON.
 
         Args:
             first: The first set, which baselines are as large as.

@@ -1,8 +1,11 @@
 """Presets of trajectory matching."""
 
-from mmdd_ray.config import Data, Evaluation
+from dataclasses import replace
+
 from mmdd_ray.methods.preset_parts import (
     AUTOSCALING,
+    FLICKR30K,
+    FLICKR30K_EVALUATION,
     NFNET_AND_BERT,
     SCENES,
     SCENES_EVALUATION,
@@ -33,10 +36,9 @@ def local() -> Trajectory:
 
 def flickr30k() -> Trajectory:
     """A GPU cluster: Flickr30K in Karpathy's split, NFNet-L0 and BERT, LoRS with 100 pairs as published."""
-    annotations = "s3://YOUR-BUCKET/flickr30k/dataset_flickr30k.json"
     return Trajectory(
         run=AUTOSCALING,
-        data=Data(uri=annotations, image_root="s3://YOUR-BUCKET/flickr30k/images", split="train"),
+        data=FLICKR30K,
         features=VIT_B32,
         experts=Experts(max_real_mib=8192),  # 29,000 images of 224 px take 4,163 MiB
         match=Trajectories(
@@ -50,15 +52,7 @@ def flickr30k() -> Trajectory:
             max_failures=SPOT_FAILURES,
         ),
         students=NFNET_AND_BERT,
-        evaluation=Evaluation(
-            val=annotations,
-            test=annotations,
-            val_split="val",
-            test_split="test",
-            max_pairs=1000,
-            seeds=5,
-            protocols=("lors-frozen-text",),
-        ),
+        evaluation=replace(FLICKR30K_EVALUATION, protocols=("lors-frozen-text",)),
     )
 
 
