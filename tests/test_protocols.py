@@ -24,12 +24,12 @@ from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
 from mmdd_ray.evaluation.tasks.students import (
-    about_learnt,
     evaluate_student,
     frozen_text_features,
     train_student,
 )
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
+from mmdd_ray.evaluation.tasks.texts import texts_of
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.open_clip_export import export_open_clip
 from mmdd_ray.models.students import load_student, load_text_encoder, plain_caption
@@ -163,9 +163,9 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
     n, encoder = pairs.n_images, load_text_encoder(STUDENTS, "cpu", LORS.form)
     learnt = LearntPairs(
         pixels=np.random.default_rng(0).normal(size=(n, 3, PX, PX)).astype(np.float32),
-        ids=np.zeros((n, 0), np.int64),
-        mask=np.zeros((n, 0), np.int64),
-        offsets=np.zeros((n, 0, 0), np.float32),
+        ids=np.ones((n, 1), np.int64),
+        mask=np.ones((n, 1), np.int64),
+        offsets=np.zeros((n, 1, 4), np.float32),
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
         vocabulary="",
@@ -179,21 +179,17 @@ def test_batches_of_lors_own_sets_are_drawn_anew_from_all_pairs_and_each_side_ha
     )
 
     def told(pairs: LearntPairs, protocol: Any = LORS) -> str:
-        (note,) = about_learnt(pairs, encoder, protocol)
-        return note
+        return texts_of(pairs, encoder, protocol).note
 
-    assert about_learnt(learnt, encoder, LORS) == []
+    assert told(learnt) == ""
     assert "of another text encoder than its students'; students got the" in told(
         replace(learnt, encoder="other")
     )
     assert "are for frozen text encoders" in told(learnt, COVMATCH)
     assert "are made otherwise than this protocol reads captions" in told(replace(learnt, pooling=""))
-    words = replace(
-        learnt, vectors=None, similarity=None, ids=np.ones((n, 1), np.int64), mask=np.ones((n, 1), np.int64),
-        offsets=np.zeros((n, 1, 4), np.float32),
-    )  # fmt: skip
+    words = replace(learnt, vectors=None, similarity=None)
     assert "are of another vocabulary than its students'" in told(words)
-    assert about_learnt(replace(words, vocabulary=encoder.vocabulary_digest()), encoder, COVMATCH) == []
+    assert told(replace(words, vocabulary=encoder.vocabulary_digest()), COVMATCH) == ""
 
     drawn = [row_B for row_B, _ in redrawn_batches(learnt, 5, 40, np.random.default_rng(0))]
     assert all(len(set(row_B)) == 5 for row_B in drawn)

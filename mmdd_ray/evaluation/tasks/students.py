@@ -26,12 +26,11 @@ from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
 from mmdd_ray.evaluation.tasks.task import Trained
+from mmdd_ray.evaluation.tasks.texts import Texts, texts_of
 from mmdd_ray.evaluation.tasks.trainer import descend, looking, reproducible
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
     DualEncoder,
-    TextEncoder,
-    Tokens,
     load_student,
     load_text_encoder,
     pair_loss,
@@ -54,7 +53,8 @@ def frozen_text_features(
         ValueError: the text encoder cannot be loaded.
     """
     protocol = protocol or pair_protocol(EQUAL_BUDGET, settings)
-    return _encode_texts(load_text_encoder(settings, device, protocol.form), pairs)
+    encoder = load_text_encoder(settings, device, protocol.form)
+    return texts_of(pairs, encoder, protocol).features(encoder)
 
 
 def train_student(
@@ -100,12 +100,11 @@ def train_student(
     training = protocol.training(pairs.n_pairs if protocol.by_caption else pairs.n_images)
     student = load_student(settings, seed, device, protocol.form)
     images_NHWC, features_of = _image_source(student, pairs)
-    text_of = _text_source(student, pairs, protocol, text_PT)
-    similarity_NN = _similarity(pairs, student.text, protocol)
-    notes = about_learnt(pairs, student.text, protocol) if isinstance(pairs, LearntPairs) else []
+    texts = texts_of(pairs, student.text, protocol)
+    text_of = _text_source(student, texts, protocol, text_PT)
     learnt_rates, images_seen, rng = None, 0, np.random.default_rng(seed)
     draw = partial(caption_batches if protocol.by_caption else batches, pairs)
-    if protocol.as_learnt and similarity_NN is not None and isinstance(pairs, LearntPairs):
+    if protocol.as_learnt and texts.similarity_NN is not None and isinstance(pairs, LearntPairs):
         learnt_rates, draw = pairs.rates, partial(redrawn_batches, pairs)
 
     def batch_losses() -> Iterator[Tensor]:
@@ -118,7 +117,9 @@ def train_student(
             with autocast(device, fastest(settings.precision)):
                 image_BD = student.embed_image(features_of(image_BHWC))
                 text_BD = student.embed_text(text_of(torch.from_numpy(caption_B).to(device)))
-            similarity_BB = None if similarity_NN is None else similarity_NN[image_B][:, caption_B].to(device)
+            similarity_BB = None
+            if texts.similarity_NN is not None:
+                similarity_BB = texts.similarity_NN[image_B][:, caption_B].to(device)
             yield pair_loss(image_BD, text_BD, similarity_BB, protocol.temperature)
 
     with reproducible(seed, device):  # for dropout
@@ -129,31 +130,9 @@ def train_student(
                 student.centre(feature_BV, text_of(torch.from_numpy(caption_B).to(device)))
         optimizer = _optimizer(student, protocol, *(learnt_rates or (learning_rate, learning_rate)))
         losses = descend(batch_losses(), optimizer, training, looking(student, look))
-    loss = "InfoNCE" if similarity_NN is None else "weighted BCE"
-    return Trained(student.eval(), losses, images_seen, loss, learnt_rates, tuple(notes))
-
-
-def about_learnt(pairs: LearntPairs, encoder: TextEncoder, protocol: PairProtocol) -> list[str]:
-    """How students with this text encoder, as it was pretrained, take learnt pairs: a sentence where not all that was
-    learnt is of use to them."""
-    instead = "students got the captions they began as"
-    if pairs.vectors is None:
-        if pairs.vocabulary == encoder.vocabulary_digest():
-            return []
-        return [f"its learnt texts are of another vocabulary than its students'; {instead}"]
-    if protocol.trained != "frozen-text":
-        return [f"its learnt sentence vectors are for frozen text encoders; {instead}"]
-    if (pairs.pooling or "mean") != protocol.form.pooling:
-        return [
-            f"its learnt sentence vectors are made otherwise than this protocol reads captions; {instead}, and no "
-            "similarities"
-        ]
-    if pairs.encoder != encoder.weights_digest():
-        return [
-            f"its learnt sentence vectors are of another text encoder than its students'; {instead}, and no "
-            "similarities"
-        ]
-    return []
+    loss = "InfoNCE" if texts.similarity_NN is None else "weighted BCE"
+    notes = (texts.note,) if texts.note else ()
+    return Trained(student.eval(), losses, images_seen, loss, learnt_rates, notes)
 
 
 @torch.inference_mode()
@@ -170,10 +149,10 @@ def evaluate_student(
     student.eval()
     device = student.device
     if text_PT is None:
-        text_PT = _encode_texts(student.text, test)
+        text_PT = student.text.encode_captions(test.flat_captions).cpu().numpy()
     chunks = [
-        student.embed_image(student.image(torch.tensor(test.images[rows], device=device)))
-        for rows in _chunks(test.n_images)
+        student.embed_image(student.image(torch.tensor(test.images[row : row + ENCODE_ROWS], device=device)))
+        for row in range(0, test.n_images, ENCODE_ROWS)
     ]
     image_ND = torch.cat(chunks).cpu().numpy()
     text_PD = student.embed_text(torch.tensor(text_PT, device=device)).cpu().numpy()
@@ -194,40 +173,17 @@ def _image_source(student: DualEncoder, pairs: Pairs) -> tuple[np.ndarray, Calla
     return pixels_NHWC * std + mean, student.image  # which has another normalisation
 
 
-def _similarity(pairs: Pairs, encoder: TextEncoder, protocol: PairProtocol) -> Tensor | None:
-    """How similar images (rows) and texts are, of students that get the texts for which it was learnt.
-
-    None where each image is similar to its own texts alone.
-    """
-    if not isinstance(pairs, LearntPairs) or pairs.similarity is None or protocol.trained != "frozen-text":
-        return None
-    return torch.tensor(pairs.similarity) if pairs.encoder == encoder.weights_digest() else None
-
-
-def _tokens(encoder: TextEncoder, pairs: Pairs) -> Tokens:
-    """All P texts as this encoder takes them."""
-    if isinstance(pairs, LearntPairs) and pairs.vocabulary == encoder.vocabulary_digest():
-        arrays = (pairs.ids, pairs.mask, pairs.offsets)
-        return Tokens(*(torch.tensor(values, device=encoder.vocabulary.device) for values in arrays))
-    if isinstance(pairs, LearntPairs) and not pairs.has_words:
-        raise UserError(
-            "the texts of these pairs are vectors of another text encoder and have no words; choose that encoder as "
-            "students.text_model, and a protocol that reads captions as it does"
-        )
-    return encoder.tokenize(pairs.flat_captions)
-
-
 def _text_source(
-    student: DualEncoder, pairs: Pairs, protocol: PairProtocol, text_PT: np.ndarray | None
+    student: DualEncoder, texts: Texts, protocol: PairProtocol, text_PT: np.ndarray | None
 ) -> Callable[[Tensor], Tensor]:
     """A function from caption rows to text features; sets the text encoder to train or to stand still."""
     student.train()
     if protocol.trained == "both-encoders":
-        tokens = _tokens(student.text, pairs)
+        tokens = texts.tokens(student.text)
         return lambda caption_B: student.text(tokens.rows(caption_B))
     student.text.eval().requires_grad_(False)
     if text_PT is None:
-        text_PT = _encode_texts(student.text, pairs)
+        text_PT = texts.features(student.text)
     feature_PT = torch.tensor(text_PT, device=student.device)
     return lambda caption_B: feature_PT[caption_B]
 
@@ -248,18 +204,3 @@ def _optimizer(
         momentum=protocol.momentum,
         weight_decay=protocol.weight_decay,
     )
-
-
-@torch.inference_mode()
-def _encode_texts(encoder: TextEncoder, pairs: Pairs) -> np.ndarray:
-    """Features (P, T) float32, in the order of the texts."""
-    if isinstance(pairs, LearntPairs):
-        if pairs.vectors is not None and pairs.encoder == encoder.weights_digest():
-            return pairs.vectors
-        tokens = _tokens(encoder, pairs)
-        return torch.cat([encoder(tokens.rows(rows)) for rows in _chunks(pairs.n_pairs)]).cpu().numpy()
-    return encoder.encode_captions(pairs.flat_captions).cpu().numpy()
-
-
-def _chunks(n_rows: int) -> Iterator[slice]:
-    return (slice(start, start + ENCODE_ROWS) for start in range(0, n_rows, ENCODE_ROWS))
