@@ -268,7 +268,7 @@ def test_a_name_without_model_or_address_is_one_sentence(name: str) -> None:
         zoo.check({"captions.model": name})
 
 
-@pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_server_of_transformers_answers_as_the_model_does(tmp_path: Path) -> None:
     folder = tmp_path / "llava"
