@@ -21,10 +21,11 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.audit import _about_copies, audit_set, read_real
+from mmdd_ray.evaluation.audit import _about_copies, audit_set
 from mmdd_ray.evaluation.copies import Closest
 from mmdd_ray.evaluation.copies_sheet import CELL_PX, COPY_INK, BesideReal, copies_sheet
 from mmdd_ray.evaluation.learnt_texts import encode_learnt, first_texts, nearest_captions, shown_bytes
+from mmdd_ray.evaluation.real_images import read_real
 from mmdd_ray.evaluation.spectrum import singular_values
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import MOMENTS, FeatureStore, chunk_file, feature_table

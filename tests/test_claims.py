@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from mmdd_ray.data.formats.scenes import shapes_spec
-from mmdd_ray.engine.run_dir import differences, resolved
+from mmdd_ray.engine.settings_changes import differences, resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.paired import CONTRADICTED, NOT_SHOWN, SHOWN, Paired, first_above
 from mmdd_ray.methods.edge.presets import local as edge_local

@@ -11,8 +11,9 @@ from mmdd_ray.data import shapes
 from mmdd_ray.data.pair import Row
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.bench import Bench, _prepare, _train_and_test
 from mmdd_ray.evaluation.by_pairs import by_pairs
-from mmdd_ray.evaluation.compare import _Bench, _prepare, _train_and_test, compare, has_all
+from mmdd_ray.evaluation.compare import compare, has_all
 from mmdd_ray.evaluation.metrics import chance
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.retrieval import Retrieval
@@ -146,7 +147,7 @@ def test_only_workers_without_a_gpu_are_used_again(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(
         "mmdd_ray.engine.cluster.actor_resources", lambda _: {"num_cpus": 0.5, "num_gpus": gpus}
     )
-    bench = _Bench({}, {}, SHORT_TASK, gpus, 0, Store(str(tmp_path)))
+    bench = Bench({}, {}, SHORT_TASK, gpus, 0, Store(str(tmp_path)))
     for task in (bench._train, bench._prepare):
         assert task._default_options["num_gpus"] == gpus
         assert task._default_options.get("max_calls", 0) == (1 if gpus else 0)  # 0: without end

@@ -10,8 +10,9 @@ import pytest
 from mmdd_ray.config import Evaluation, Run, extending
 from mmdd_ray.diffusion.synthesize import sample_seeds
 from mmdd_ray.engine.draws import count_sets, draws_of
-from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult, resolved
+from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.engine.seeds import draw_seed
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.methods.edge.presets import local as edge_local

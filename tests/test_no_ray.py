@@ -37,6 +37,7 @@ ARITHMETIC = [
     "mmdd_ray.evaluation.metrics",
     "mmdd_ray.evaluation.nested",
     "mmdd_ray.evaluation.pairs",
+    "mmdd_ray.evaluation.panel",
     "mmdd_ray.evaluation.probes.score",
     "mmdd_ray.evaluation.retrieval",
     "mmdd_ray.evaluation.tasks.students",

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.engine.cluster import Devices
 from mmdd_ray.engine.memory import peak_bytes
 from mmdd_ray.engine.progress import duration
-from mmdd_ray.engine.run_dir import resolved
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.covmatch.presets import local as covmatch_local
@@ -39,9 +40,17 @@ LAPTOP = Devices(cpus=2.0, gpus=0.0, gpu_types=())
 ONE_GPU = Devices(cpus=2.0, gpus=1.0, gpu_types=("H100",))
 CLUSTER = Devices(cpus=512.0, gpus=64.0, gpu_types=("H100",))
 
+look_once = cache(look_at)  # of scenes it draws five hundred
+
+
+@pytest.fixture(autouse=True)
+def looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("method", "vlcp"):
+        monkeypatch.setattr(f"mmdd_ray.methods.{method}.look_at", look_once)
+
 
 def costs(settings: Any) -> list[StageCost]:
-    return list(method_of(settings).costs(settings, look_at(settings.data)))
+    return list(method_of(settings).costs(settings, look_once(settings.data)))
 
 
 def planned(settings: Any, devices: Devices) -> RunPlan:
@@ -60,7 +69,7 @@ def write_run(
     devices: Devices = LAPTOP,
 ) -> str:
     """A finished run, as far as plans look at it: seconds and start-up of each stage."""
-    store, rows = Store(str(folder)), look_at(settings.data).rows
+    store, rows = Store(str(folder)), look_once(settings.data).rows
     store.write_json("settings.json", {"job": job, "preset": "local", "settings": resolved(settings)})
     for stage, (took, startup) in seconds.items():
         manifest = {

@@ -18,7 +18,8 @@ from mmdd_ray.data.pair import REJECT_SCHEMA
 from mmdd_ray.distilled.contact_sheet import png_bytes
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
-from mmdd_ray.engine.run_dir import RunDir, StageResult, resolved
+from mmdd_ray.engine.run_dir import RunDir, StageResult
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.evaluation.report.beside import Beside
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.gallery import gallery

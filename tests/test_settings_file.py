@@ -8,7 +8,8 @@ import yaml
 
 from mmdd_ray import cli
 from mmdd_ray.cli.arguments import parse
-from mmdd_ray.engine.run_dir import RunDir, resolved
+from mmdd_ray.engine.run_dir import RunDir
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.engine.settings_file import SavedSettings, as_yaml
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS

@@ -18,7 +18,8 @@ from PIL import Image
 from mmdd_ray.config import Run
 from mmdd_ray.engine import trackers, tracking
 from mmdd_ray.engine.progress import progress
-from mmdd_ray.engine.run_dir import LOSSES, RunDir, StageDir, StageResult, resolved
+from mmdd_ray.engine.run_dir import LOSSES, RunDir, StageDir, StageResult
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.engine.trackers.tracker import About, Point
 from mmdd_ray.engine.tracking import TRACKING, Tracking, picture
 from mmdd_ray.errors import UserError

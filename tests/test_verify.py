@@ -13,7 +13,8 @@ from mmdd_ray.diffusion import synthesize as diffusion
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.actor_pool import BatchActor
-from mmdd_ray.engine.run_dir import LAYOUT, resolved, versions
+from mmdd_ray.engine.run_dir import LAYOUT, versions
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.vectors import vector_column
 from mmdd_ray.methods.edge.presets import local as edge_local

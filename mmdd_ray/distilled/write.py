@@ -53,10 +53,10 @@ def write_distilled(
     ``learnt`` are the pairs that the samples show, where they are more than their images and captions. With
     ``class_names`` by label, the images are written as an image folder, too, and the contact sheet is by class.
 
-    A set that is there already is replaced. ``settings`` must have credentials redacted (``run_dir.resolved``);
-    ``inputs`` fingerprints what the set was made from, ``models`` gives "name" and "version" of the models that made it
-    by their role, ``versions`` those of libraries, ``protocols`` "name", "version" and "source" of those that its run
-    judges it under.
+    A set that is there already is replaced. ``settings`` must have credentials redacted, as
+    ``settings_changes.resolved`` does; ``inputs`` fingerprints what the set was made from, ``models`` gives "name" and
+    "version" of the models that made it by their role, ``versions`` those of libraries, ``protocols`` "name", "version"
+    and "source" of those that its run judges it under.
 
     Raises ``UserError`` when there are no samples, or two have the same key.
     """

@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +32,7 @@ from types import MappingProxyType
 from typing import IO, Any, Protocol
 
 from mmdd_ray.engine.progress import duration, progress
+from mmdd_ray.engine.settings_changes import differences, extended, resolved
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
@@ -48,7 +49,6 @@ LOCK = ".lock"
 STATUS = "status.json"
 """How far a run is, for other shells and machines."""
 LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "diffusers", "transformers", "open_clip_torch", "timm")
-UNSET = "(not set)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,69 +309,6 @@ def _record(stage: StageDir, inputs: Mapping[str, str]) -> dict[str, Any] | None
 def _changed(saved: Mapping[str, str], inputs: Mapping[str, str]) -> str | None:
     """Name of a stage whose outputs are not those that the record of another was made with."""
     return next((name for name, value in saved.items() if inputs.get(name, value) != value), None)
-
-
-def resolved(settings: Any, name: str = "") -> Any:
-    """Settings as JSON values, nested like the dataclasses, credentials redacted."""
-    if is_dataclass(settings):
-        return {item.name: resolved(getattr(settings, item.name), item.name) for item in fields(settings)}
-    if isinstance(settings, Mapping):
-        return {str(key): resolved(value, str(key)) for key, value in settings.items()}
-    if isinstance(settings, list | tuple):
-        return [resolved(value, name) for value in settings]
-    if isinstance(settings, str | Path):
-        return redact(str(settings), name)
-    return settings
-
-
-def differences(saved: Any, wanted: Any, settings: Any, path: str = "") -> list[str]:
-    """One line ``section.field: old -> new`` for each field that differs and affects the result.
-
-    ``saved`` and ``wanted`` are resolved settings, ``settings`` the dataclass that ``wanted`` comes from. A setting
-    that was not there yet counts as its default, by which a version that adds it does as the one before.
-    """
-    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
-        return [] if saved == wanted else [f"{path}: {_show(saved)} -> {_show(wanted)}"]
-    operational = (
-        {item.name for item in fields(settings) if not item.metadata.get("affects_result", True)}
-        if is_dataclass(settings)
-        else set()
-    )
-    return [
-        line
-        for name in [*wanted, *(saved.keys() - wanted.keys())]
-        if name not in operational and not (name not in saved and _is_default(settings, name))
-        for line in differences(
-            saved.get(name, UNSET),
-            wanted.get(name, UNSET),
-            getattr(settings, name, None),
-            f"{path}.{name}".lstrip("."),
-        )
-    ]
-
-
-def _is_default(settings: Any, name: str) -> bool:
-    if not is_dataclass(settings):
-        return False
-    (item,) = (item for item in fields(settings) if item.name == name)
-    return item.default is not MISSING and bool(item.default == getattr(settings, name))
-
-
-def extended(saved: Any, wanted: Any, settings: Any) -> Any:
-    """``saved`` with those fields of ``wanted`` that extend a run; arguments as for ``differences``."""
-    if not (is_dataclass(settings) and isinstance(saved, dict)):
-        return saved
-    return saved | {
-        item.name: wanted[item.name]
-        if item.metadata.get("extends")
-        else extended(saved[item.name], wanted[item.name], getattr(settings, item.name))
-        for item in fields(settings)
-        if item.name in saved or item.metadata.get("extends")
-    }
-
-
-def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _is_deleted_with_its_job(folder: Path) -> bool:

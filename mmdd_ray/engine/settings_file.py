@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from mmdd_ray.engine.run_dir import resolved
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.errors import StorageError, UserError
 from mmdd_ray.storage.redact import REDACTED, redact
 from mmdd_ray.storage.store import folder_and_name

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
-from mmdd_ray.config import Data, LabelledSettings, PairSettings
+from mmdd_ray.config import LabelledSettings, PairSettings
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.pair import Row, digest64
-from mmdd_ray.data.sources import READ_CPUS, rows_at
 from mmdd_ray.distilled.contact_sheet import spread
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.read import read_distilled, read_learnt
@@ -31,14 +29,13 @@ from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import learnt_texts
 from mmdd_ray.evaluation.audit_pictures import MAX_PIXELS, SHOWN, nearest_images, picture_of_copies
-from mmdd_ray.evaluation.compare import RETRIES
+from mmdd_ray.evaluation.bench import RETRIES
 from mmdd_ray.evaluation.copies import (
     COPY_RMS,
     NEIGHBOURS,
     SMALL_PX,
     Closest,
     Nearest,
-    Smalls,
     beyond,
     closest_by_pixels,
     nearest_rows,
@@ -48,6 +45,7 @@ from mmdd_ray.evaluation.copies import (
 )
 from mmdd_ray.evaluation.feature_map import feature_map
 from mmdd_ray.evaluation.held_out import read_held_out
+from mmdd_ray.evaluation.real_images import RealImages, read_real
 from mmdd_ray.evaluation.report.words import AUDIT, COPIES, MOST_SHOWN, NEAREST_IMAGES
 from mmdd_ray.evaluation.spectrum import about_spectrum
 from mmdd_ray.features.coresets import random_subset
@@ -226,64 +224,6 @@ def _start_texts(
     texts = learnt_texts.first_texts(learnt, TEXTS_SHOWN)
     device = device_with(resources)
     return captions, encode.remote(settings.students, texts, [text for text, _ in captions], device)
-
-
-# ---- real images
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """What is known of some real images, by their rows in the feature store."""
-
-    smalls: Smalls
-    saturated: dict[int, float]
-    """Share of saturated levels, at the side of the set's images."""
-    names: dict[int, str]
-    """Shard/key."""
-
-
-def read_real(data: Data, features: FeatureStore, rows: np.ndarray, side: int) -> RealImages:
-    """Looks at the real images of these rows where they are read, in one pass; rows of -1 are none.
-
-    Raises:
-        UserError: The data have changed since their features were made.
-    """
-    numbers = np.unique(rows[rows >= 0]).tolist()
-    by_address = {features.addresses[row]: row for row in numbers}
-    most = data.max_image_pixels
-
-    # a function in a function travels by value
-    def look(found: pa.Table) -> pa.Table:
-        smalls, saturated = [], []
-        for image in found["image"].to_pylist():
-            try:
-                pixels = decode_image(image or b"", max_pixels=most, image_px=side)
-            except BadImage:
-                pixels = None
-            smalls.append(None if pixels is None else small(pixels).tobytes())
-            saturated.append(None if pixels is None else saturated_share(pixels))
-        return (
-            found.select(["shard", "index", "key"])
-            .append_column("small", pa.array(smalls, pa.binary()))
-            .append_column("saturated", pa.array(saturated, pa.float64()))
-        )
-
-    real = RealImages({}, {}, {})
-    read = rows_at(data, by_address)
-    looked = read and read.map_batches(look, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS)
-    for one in looked.iter_rows() if looked else ():
-        if one["small"] is not None and (row := by_address.get((one["shard"], one["index"]))) is not None:
-            real.smalls[row] = np.frombuffer(one["small"], np.uint8).reshape(SMALL_PX, SMALL_PX, 3)
-            real.saturated[row] = one["saturated"]
-            real.names[row] = f"{one['shard']}/{one['key']}"
-    if lost := [row for row in numbers if row not in real.names]:
-        shard, index = features.addresses[lost[0]]
-        raise UserError(
-            f"data.uri={redact(data.uri)} has changed since its features were made: {len(lost):,} images are missing "
-            f"or cannot be decoded (the first, row {index} of the shard {shard}); restore the data, or set run.dir to "
-            "a new folder"
-        )
-    return real
 
 
 def _saturated(image: bytes) -> float:

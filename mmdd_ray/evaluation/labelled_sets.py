@@ -20,7 +20,8 @@ from mmdd_ray.engine.progress import progress
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.compare import EVALUATION, RETRIES, compare, count_students
+from mmdd_ray.evaluation.bench import RETRIES
+from mmdd_ray.evaluation.compare import EVALUATION, compare, count_students
 from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.sets import CLIP_SCORE, judge_held_out

@@ -21,8 +21,8 @@ from mmdd_ray.config import PairLearning
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.engine.data_position import DataPosition
 from mmdd_ray.engine.precision import autocast
-from mmdd_ray.engine.run_dir import differences, resolved
 from mmdd_ray.engine.seeds import derive_seed
+from mmdd_ray.engine.settings_changes import differences, resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.matching.objective import (
     Encode,

@@ -8,7 +8,8 @@ from typing import Any
 from mmdd_ray.config import RunSettings
 from mmdd_ray.engine import trackers
 from mmdd_ray.engine.environment import set_environment
-from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir, resolved
+from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods import METHODS
 from mmdd_ray.methods.commits import COMMITS, at_commits

@@ -7,7 +7,8 @@ from mmdd_ray.data.inventory import Source
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import note_protocols, write_distilled
-from mmdd_ray.engine.run_dir import StageDir, StageResult, resolved, versions
+from mmdd_ray.engine.run_dir import StageDir, StageResult, versions
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.evaluation.audit import audit_set, is_current_audit
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage

@@ -9,8 +9,9 @@ from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER
 from mmdd_ray.engine.cluster import Devices
 from mmdd_ray.engine.forecast import Forecast
 from mmdd_ray.engine.progress import duration
-from mmdd_ray.engine.run_dir import RunDir, resolved
+from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.engine.run_status import RunStatus
+from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.engine.trackers.tracker import About, Point
 from mmdd_ray.engine.tracking import Task, Tracking, picture
 from mmdd_ray.evaluation.report.words import CHANCE
