@@ -47,7 +47,7 @@ def completed(words: str) -> list[str]:
 def test_every_job_and_tool_has_a_command_and_a_file():
     names = set(commands().commands)
     assert {method.name for method in METHODS.values()} <= names
-    assert {"plan", "compare", "status", "verify", "push", "export", "completion"} <= names
+    assert {"plan", "compare", "status", "verify", "push", "export", "student", "completion"} <= names
     for job in (*METHODS, "compare", "verify"):
         assert (ROOT / "jobs" / f"{job}.py").exists()
 
@@ -60,7 +60,7 @@ def test_help_names_every_command_and_the_version_is_the_packages(mmdd):
 
 
 @pytest.mark.parametrize(
-    "name", [*(method.name for method in METHODS.values()), "compare", "verify", "push", "export"]
+    "name", [*(method.name for method in METHODS.values()), "compare", "verify", "push", "export", "student"]
 )
 def test_every_command_has_help(name, mmdd):
     status, shown, _ = mmdd(name, "--help")

@@ -27,6 +27,7 @@ from mmdd_ray.methods.covmatch.settings import Match
 from mmdd_ray.methods.covmatch.stages import check_size
 from mmdd_ray.methods.edge.presets import local as edge_local
 from mmdd_ray.methods.edge.stages import check_size as check_edge_size
+from mmdd_ray.methods.student import export_student
 from mmdd_ray.methods.verify import verify
 from mmdd_ray.storage.store import Store
 
@@ -69,7 +70,7 @@ def finished(
 
 @pytest.mark.job
 @pytest.mark.timeout(1200)
-def test_a_run_leaves_everything_it_promises(finished):
+def test_a_run_leaves_everything_it_promises(finished, tmp_path):
     run_dir, result = finished
     report = report_of(run_dir)
     assert set(report["scores"]) == {"covmatch", "random", "chance"}
@@ -83,6 +84,9 @@ def test_a_run_leaves_everything_it_promises(finished):
     known = (*STAGES, "audit", "students")
     strange = [line for line in result.stderr.splitlines() if not line.partition("] ")[2].startswith(known)]
     assert strange == []
+
+    student = export_student(str(run_dir), tmp_path / "student")
+    assert (student.set, student.apart) == ("covmatch", 0.0)
 
     samples, learnt = read_distilled(str(run_dir / "distilled")), read_learnt(str(run_dir / "distilled"))
     assert learnt is not None

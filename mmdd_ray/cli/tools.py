@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from mmdd_ray.cli.exits import EXIT_FAILED
+
+SAME_LOSS = 1e-6  # losses are written with all of their digits
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,42 @@ def export(argv: Sequence[str] | None = None, called: str = "mmdd export") -> in
 
 
 @dataclass(frozen=True)
+class Student:
+    """Trains a student of a finished run's set again, as the run did, and writes it as a model of open_clip."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run directory of pairs: a local folder or a URI. Its students must be those of the protocol equal-budget."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "student"
+    """New folder for the model, which open_clip and clip_benchmark read as local-dir:FOLDER."""
+    set: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the set in the run's report. Default: the first one that is no baseline."""
+    draw: int = 0
+    """Which distillation, where the run has several."""
+    seed: int = 1
+    """Which student, from 1 on."""
+
+
+def student(argv: Sequence[str] | None = None, called: str = "mmdd student") -> int:
+    """Write a student of a finished run as a model of open_clip."""
+    asked = tyro.cli(Student, args=argv, prog=called)
+    from mmdd_ray.methods.student import export_student
+
+    folder = Path(asked.out).expanduser().absolute()
+    done = export_student(asked.run, folder, asked.set, draw=asked.draw, seed=asked.seed)
+    print(
+        f"student {asked.seed} of {done.set}, {done.recorded['steps']:,} steps at the learning rate "
+        f"{done.recorded['learning_rate']:g}; mean recall in the report {done.recorded['metrics']['mean_recall']:.1f}"
+    )
+    if done.apart > SAME_LOSS:
+        print(
+            f"its losses differ by up to {done.apart:.2g} from those of the run: devices and versions of libraries "
+            "round otherwise, so its recalls may differ a little, too"
+        )
+    print(f"for open_clip and clip_benchmark: local-dir:{folder}")
+    return 0
+
+
+@dataclass(frozen=True)
 class Status:
     """How far a run is, from any shell or machine that sees its run directory."""
 
@@ -155,5 +194,6 @@ TOOLS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "verify": verify,
     "push": push,
     "export": export,
+    "student": student,
 }
 """Tools by their command."""

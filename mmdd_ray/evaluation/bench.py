@@ -6,7 +6,6 @@ students.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from time import monotonic
 from typing import Any, Literal
 
@@ -22,12 +21,11 @@ from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.engine.tasks import as_done
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.pairs import PairSet
-from mmdd_ray.evaluation.panel import Result
+from mmdd_ray.evaluation.panel import Result, loss_curve
 from mmdd_ray.evaluation.tasks.task import Task
 from mmdd_ray.storage.store import Store
 
 RETRIES = 5  # of a student whose worker or node was lost
-CURVE_POINTS = 100  # of a reported loss curve
 
 TrainedOn = PairSet | LearntPairs | LabelledSet
 HeldOut = PairSet | LabelledSet
@@ -177,7 +175,7 @@ def _train_and_test(
         "loss": trained.loss,
         "learnt_rates": trained.learnt_rates,
         "notes": [*trained.notes],
-        "loss_curve": _curve(trained.losses),
+        "loss_curve": loss_curve(trained.losses),
         "seconds": round(monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
     }
@@ -187,9 +185,3 @@ def _prepare(task: Task, given: TrainedOn | HeldOut, device: str) -> np.ndarray:
     assert task.prepare is not None
     with out_of_memory(task.memory_setting):
         return task.prepare(given, device)
-
-
-def _curve(losses: np.ndarray) -> list[float | None]:
-    slices = np.array_split(losses.astype(np.float64), min(len(losses), CURVE_POINTS))
-    means = [float(part.mean()) for part in slices]
-    return [mean if isfinite(mean) else None for mean in means]  # JSON has no NaN

@@ -3,12 +3,15 @@
 # K draws of a set, S students of each
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.evaluation.tasks.task import Task
+
+CURVE_POINTS = 100  # of a reported loss curve
 
 Result = dict[str, Any]
 """What one student scored, as ``bench.Bench`` keeps it."""
@@ -36,15 +39,8 @@ def about_protocol(task: Task, learning_rates: Sequence[float]) -> dict[str, Any
     }
 
 
-def _val_means(on_val: Sequence[Sequence[Result]], metric: str) -> dict[float, float]:
-    """The metric of each learning rate on validation data, mean over the draws of a set."""
-    return {
-        of_rate[0]["learning_rate"]: float(np.mean([result["metrics"][metric] for result in of_rate]))
-        for of_rate in zip(*on_val, strict=True)
-    }
-
-
 def best_rate(on_val: Sequence[Sequence[Result]], metric: str) -> float:
+    """The learning rate with the best mean on validation data, the first of equals."""
     means = _val_means(on_val, metric)
     return max(means, key=lambda rate: means[rate])
 
@@ -77,6 +73,13 @@ def summary(
     }
 
 
+def loss_curve(losses: np.ndarray) -> list[float | None]:
+    """At most 100 means over equal slices of the steps, None where training diverged."""
+    slices = np.array_split(losses.astype(np.float64), min(len(losses), CURVE_POINTS))
+    means = [float(part.mean()) for part in slices]
+    return [mean if isfinite(mean) else None for mean in means]  # JSON has no NaN
+
+
 def training_notes(on_test: Sequence[Sequence[Result]]) -> list[str]:
     """How students took a set, and the learning rates that were learnt with its draws; older students say nothing."""
     found = [note for results in on_test for result in results for note in result.get("notes", ())]
@@ -87,6 +90,14 @@ def training_notes(on_test: Sequence[Sequence[Result]]) -> list[str]:
             f"its students had the learning rates that were learnt with it, of images and texts: {each}"
         )
     return [*dict.fromkeys(found)]
+
+
+def _val_means(on_val: Sequence[Sequence[Result]], metric: str) -> dict[float, float]:
+    """The metric of each learning rate on validation data, mean over the draws of a set."""
+    return {
+        of_rate[0]["learning_rate"]: float(np.mean([result["metrics"][metric] for result in of_rate]))
+        for of_rate in zip(*on_val, strict=True)
+    }
 
 
 def _best_look(result: Result, metric: str) -> dict[str, float]:

@@ -45,13 +45,11 @@ def export_open_clip(student: DualEncoder, folder: Path, temperature: float = St
     Raises:
         UserError: open_clip has no model that is the same as this student, or the folder is there already.
     """
+    check_open_clip(student, folder)
     folder = folder.expanduser().absolute()
-    if folder.exists():
-        raise UserError(f"{folder} is there already; name a new folder for the exported student")
     was_training = student.training
     student.eval()
     try:
-        _check_text(student)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as unfinished:
             written = Path(unfinished, "student")
@@ -64,7 +62,15 @@ def export_open_clip(student: DualEncoder, folder: Path, temperature: float = St
         student.train(was_training)
 
 
-def _check_text(student: DualEncoder) -> None:
+def check_open_clip(student: DualEncoder, folder: Path) -> None:
+    """Looks, before the student is trained, whether ``export_open_clip`` could write it.
+
+    Raises:
+        UserError: The folder is there already, or open_clip has no text tower, or none of this form.
+    """
+    folder = folder.expanduser().absolute()
+    if folder.exists():
+        raise UserError(f"{folder} is there already; name a new folder for the exported student")
     encoder = student.text
     if student.form != AS_IS:
         raise UserError(
