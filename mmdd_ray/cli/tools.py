@@ -9,7 +9,8 @@ import tyro
 
 from mmdd_ray.cli.exits import EXIT_FAILED
 
-SAME_LOSS = 1e-6  # losses are written with all of their digits
+SAME_LOSS = 1e-6  # nats
+LIKE_LOSS = 0.1  # nats; the losses of a student fall by one or more
 
 
 @dataclass(frozen=True)
@@ -154,21 +155,30 @@ class Student:
 def student(argv: Sequence[str] | None = None, called: str = "mmdd student") -> int:
     """Write a student of a finished run as a model of open_clip."""
     asked = tyro.cli(Student, args=argv, prog=called)
-    from mmdd_ray.methods.student import export_student
+    from mmdd_ray.engine.progress import duration
+    from mmdd_ray.methods.student_export import export_student, find_student
 
-    folder = Path(asked.out).expanduser().absolute()
-    done = export_student(asked.run, folder, asked.set, draw=asked.draw, seed=asked.seed)
+    found = find_student(asked.run, asked.set, draw=asked.draw, seed=asked.seed)
+    figures = found.recorded
     print(
-        f"student {asked.seed} of {done.set}, {done.recorded['steps']:,} steps at the learning rate "
-        f"{done.recorded['learning_rate']:g}; mean recall in the report {done.recorded['metrics']['mean_recall']:.1f}"
+        f"student {found.seed} of {found.set}: mean recall {figures['metrics']['mean_recall']:.1f} in the run; "
+        f"trains it again, {figures['steps']:,} steps at the learning rate {figures['learning_rate']:g}, "
+        f"which took {duration(figures['seconds'])} there",
+        flush=True,
     )
-    if done.apart > SAME_LOSS:
-        print(
-            f"its losses differ by up to {done.apart:.2g} from those of the run: devices and versions of libraries "
-            "round otherwise, so its recalls may differ a little, too"
-        )
-    print(f"for open_clip and clip_benchmark: local-dir:{folder}")
-    return 0
+    apart = export_student(found, Path(asked.out))
+    print(f"for open_clip and clip_benchmark: local-dir:{Path(asked.out).expanduser().absolute()}")
+    if apart <= SAME_LOSS:
+        print("its losses are those of the run")
+        return 0
+    print(f"its losses differ by up to {apart:.2g} from those of the run")
+    if apart <= LIKE_LOSS:
+        print("devices and versions of libraries round otherwise; its recalls may differ a little, too")
+        return 0
+    print(
+        "that is more than rounding explains: it is not the student of the report; test it before you use it"
+    )
+    return EXIT_FAILED
 
 
 @dataclass(frozen=True)

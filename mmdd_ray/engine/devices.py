@@ -1,6 +1,7 @@
 """Devices: where a process computes is Ray's choice, read in one place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,3 +27,16 @@ def moved(values: "torch.Tensor", device: "torch.device | str") -> "torch.Tensor
 def device_with(resources: Mapping[str, object]) -> str:
     """The device of a task that is started with these options of Ray's."""
     return "cuda" if resources["num_gpus"] else "cpu"
+
+
+@contextmanager
+def one_thread() -> "Iterator[None]":
+    """Has torch compute in one thread of the CPU, as it does in an actor or a task of one CPU."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

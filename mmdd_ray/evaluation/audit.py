@@ -1,7 +1,8 @@
 """Questions that reviewers ask of a distilled set: copies, near-duplicate test images, spectrum, saturation, bytes.
 
-Formulas are in `copies.py`, `spectrum.py` and `learnt_texts.py`; here features and pixels are brought together. CLIP
-features of the real images are read from the store; those of the set and of the test images are encoded in one task.
+Formulas are in `copies.py`, `spectrum.py` and `learnt_texts.py`, real images are read in `real_images.py`; here
+features and pixels are brought together. CLIP features of the real images are read from the store; those of the set and
+of the test images are encoded in one task.
 """
 
 # N images of the set, M test images, R real images that are the scale

@@ -38,7 +38,7 @@ Student = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run says of its students under one protocol."""
+    """A finished run's word on its students under one protocol."""
 
     name: str
     """A part of its folder's path that tells it from the other runs; the last, where that does."""
@@ -87,7 +87,7 @@ class FinishedRun:
         return [name for name in self.report["sets"] if name not in BASELINES]
 
     def fingerprints(self, name: str) -> set[str]:
-        """What the students of a set were trained on, a fingerprint for each of its draws."""
+        """Fingerprints of the pairs or images that the students of a set were trained on, one for each of its draws."""
         return {one["inputs"][0] for one in self.tested[name].values()}
 
     def seeds(self, name: str) -> set[int]:

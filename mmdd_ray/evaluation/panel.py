@@ -14,11 +14,11 @@ from mmdd_ray.evaluation.tasks.task import Task
 CURVE_POINTS = 100  # of a reported loss curve
 
 Result = dict[str, Any]
-"""What one student scored, as ``bench.Bench`` keeps it."""
+"""The figures of one student, as ``bench.Bench`` keeps them."""
 
 
 def about_protocol(task: Task, learning_rates: Sequence[float]) -> dict[str, Any]:
-    """What a report says of the protocol of a panel."""
+    """The protocol of a panel, as a report has it."""
     protocol = task.protocol
     rates = " or ".join(f"{rate:g}" for rate in learning_rates)
     if protocol.is_published:

@@ -16,7 +16,7 @@ from mmdd_ray.storage.redact import redact
 
 @dataclass(frozen=True)
 class RealImages:
-    """What is known of some real images, by their rows in the feature store."""
+    """Some real images as they were seen, by their rows in the feature store."""
 
     smalls: Smalls
     saturated: dict[int, float]

@@ -11,6 +11,7 @@ from mmdd_ray.data.images import decode_image, encode_png
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.read import check_images, read_distilled, read_learnt
 from mmdd_ray.distilled.sample import MANIFEST, Sample
+from mmdd_ray.engine.devices import one_thread
 from mmdd_ray.engine.run_dir import DRAWS, SETTINGS, versions
 from mmdd_ray.engine.saved_run import saved_run
 from mmdd_ray.errors import UserError
@@ -92,7 +93,8 @@ def _made_again(store: Store, samples: Sequence[Sample], chosen: Sequence[Sample
     method = METHODS.get(saved["job"])
     if method is None or method.redraw is None:
         raise UserError(f"{where} holds a run of the job {saved['job']}, which draws no images")
-    return _drawn_again(drawn, method.redraw, saved["settings"], chosen)
+    with one_thread():  # as Ray gives an actor: sums over more threads round otherwise
+        return _drawn_again(drawn, method.redraw, saved["settings"], chosen)
 
 
 def _shown_again(
@@ -105,11 +107,8 @@ def _shown_again(
 def _drawn_again(
     run: Store, redraw: Redraw, settings: Mapping[str, Any], chosen: Sequence[Sample]
 ) -> dict[str, bytes]:
-    import torch
-
     from mmdd_ray.engine.actor_pool import batch_files
 
-    torch.set_num_threads(1)  # as Ray gives an actor: sums over more threads round otherwise
     keys = {(sample.seed, sample.captions[0]): sample.key for sample in chosen}
     sampler = None
     made: dict[str, bytes] = {}

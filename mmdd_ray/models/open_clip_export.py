@@ -11,6 +11,7 @@ only the mean over the tokens follows: mean(x − m) = mean(x) − m.
 
 import json
 import math
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from mmdd_ray.config import Students
 from mmdd_ray.errors import UserError
-from mmdd_ray.models.students import AS_IS, DualEncoder
+from mmdd_ray.models.students import AS_IS, DualEncoder, load_student
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TEXT_TYPES = ("bert", "roberta", "xlm-roberta")
@@ -45,11 +46,11 @@ def export_open_clip(student: DualEncoder, folder: Path, temperature: float = St
     Raises:
         UserError: open_clip has no model that is the same as this student, or the folder is there already.
     """
-    check_open_clip(student, folder)
-    folder = folder.expanduser().absolute()
+    folder = _new(folder)
     was_training = student.training
     student.eval()
     try:
+        _check_form(student)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as unfinished:
             written = Path(unfinished, "student")
@@ -62,15 +63,29 @@ def export_open_clip(student: DualEncoder, folder: Path, temperature: float = St
         student.train(was_training)
 
 
-def check_open_clip(student: DualEncoder, folder: Path) -> None:
-    """Looks, before the student is trained, whether ``export_open_clip`` could write it.
+def check_open_clip(students: Students, folder: Path) -> None:
+    """Looks, before such students are trained, whether ``export_open_clip`` could write one, by writing an untrained
+    one elsewhere.
 
     Raises:
-        UserError: The folder is there already, or open_clip has no text tower, or none of this form.
+        UserError: It could not.
     """
+    _new(folder)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        export_open_clip(load_student(students, 0, "cpu"), Path(elsewhere, "student"), students.temperature)
+
+
+def _new(folder: Path) -> Path:
+    """The folder's absolute path."""
+    if re.match("[a-z0-9]+:/", str(folder)):  # Path makes one slash of two
+        raise UserError(f"{folder} is no local folder, which open_clip reads students from; name one")
     folder = folder.expanduser().absolute()
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder for the exported student")
+    return folder
+
+
+def _check_form(student: DualEncoder) -> None:
     encoder = student.text
     if student.form != AS_IS:
         raise UserError(

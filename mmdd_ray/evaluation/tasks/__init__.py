@@ -1,8 +1,9 @@
 """Evaluation tasks, one a file; `tasks_of` gives those of a comparison.
 
 A task trains a student on a set by a protocol, tests it on held-out data, and says what chance scores. Its file here
-imports no torch, which the driver need not load; the training itself is beside it (`students.py`, `classifiers.py`), by
-the one loop of `trainer.py`. To add a task, write both, its settings in `config/students.py`, and name it below.
+imports no torch, which the driver need not load; the training itself is beside it (`students.py` with `texts.py`,
+`classifiers.py`), by the one loop of `trainer.py`. To add a task, write both, its settings in `config/students.py`, and
+name it below.
 """
 
 from mmdd_ray.config import Classifiers, Evaluation, Students

@@ -55,10 +55,9 @@ def texts_of(pairs: Pairs, encoder: TextEncoder, protocol: PairProtocol) -> Text
     if not isinstance(pairs, LearntPairs):
         return Texts(captions)
     note = ""
-    if pairs.vectors is not None:
+    if pairs.vectors is not None and not (note := _no_use_of_vectors(pairs, encoder, protocol)):
         similarity_NN = None if pairs.similarity is None else torch.tensor(pairs.similarity)
-        if not (note := _no_use_of_vectors(pairs, encoder, protocol)):
-            return Texts(captions, None, pairs.vectors, similarity_NN)
+        return Texts(captions, None, pairs.vectors, similarity_NN)
     if pairs.vocabulary == encoder.vocabulary_digest():
         arrays = (pairs.ids, pairs.mask, pairs.offsets)
         learnt = Tokens(*(torch.tensor(values, device=encoder.vocabulary.device) for values in arrays))
