@@ -62,10 +62,7 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
 """Settings that are tried for each method: changes of the local preset's `match`, or of its `finetune`."""
 PHOTO_TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     RIVAL: ({}, {"pixel_rate": 1000.0}, {"student_rate": 0.1}, {"similarity": "low-rank"}),
-    # not those of flickr8k.py, which were chosen on the dev split
-    "covmatch": tuple(
-        {"pixel_rate": pixels, "token_rate": tokens} for pixels in (0.02, 0.1) for tokens in (0.002, 0.01)
-    ),
+    "covmatch": tuple(flickr8k.TRIALS.values()),
 }
 LADDERS = {
     "cpu": {
