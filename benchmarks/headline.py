@@ -138,7 +138,7 @@ class World:
 
 
 def photographs(asked: Headline, seed: int, folder: str, sets: Sets) -> World:
-    """Flickr8k under the encoders and with the settings of its benchmark; students leave the text encoder frozen."""
+    """Flickr8k with the settings of its benchmark, but for the rates; students leave the text encoder frozen."""
     assert asked.photos
     base = flickr8k.settings_of(flickr8k.Flickr8k(asked.photos, asked.photos, asked.flickr8k), PAIRS)
     base = flickr8k.Arm(PAIRS, seed).settings(base)
