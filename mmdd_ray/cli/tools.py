@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import tyro
 from mmdd_ray.cli.exits import EXIT_FAILED
 
 SAME_LOSS = 1e-6  # nats
-LIKE_LOSS = 0.1  # nats; the losses of a student fall by one or more
+LIKE_LOSS = 0.1  # nats; not measured, but the losses of a student fall by one or more
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,11 @@ def student(argv: Sequence[str] | None = None, called: str = "mmdd student") -> 
     """Write a student of a finished run as a model of open_clip."""
     asked = tyro.cli(Student, args=argv, prog=called)
     from mmdd_ray.engine.progress import duration
+    from mmdd_ray.errors import UserError
     from mmdd_ray.methods.student_export import export_student, find_student
 
+    if "://" in asked.out:
+        raise UserError(f"--out {asked.out} is no local folder, which is all that open_clip reads; name one")
     found = find_student(asked.run, asked.set, draw=asked.draw, seed=asked.seed)
     figures = found.recorded
     print(
@@ -171,13 +175,14 @@ def student(argv: Sequence[str] | None = None, called: str = "mmdd student") -> 
     if apart <= SAME_LOSS:
         print("its losses are those of the run")
         return 0
-    print(f"its losses differ by up to {apart:.2g} from those of the run")
+    if apart < inf:
+        print(f"its losses differ by up to {apart:.2g} from those of the run")
+    else:
+        print("its loss curve has other points than that of the run")
     if apart <= LIKE_LOSS:
         print("devices and versions of libraries round otherwise; its recalls may differ a little, too")
         return 0
-    print(
-        "that is more than rounding explains: it is not the student of the report; test it before you use it"
-    )
+    print("rounding seldom explains so much: take it for another student than that of the report")
     return EXIT_FAILED
 
 

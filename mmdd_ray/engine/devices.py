@@ -1,4 +1,4 @@
-"""Devices: where a process computes is Ray's choice, read in one place."""
+"""Devices: where a process computes is Ray's choice, read in one place; and threads of the CPU."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def device_with(resources: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def one_thread() -> "Iterator[None]":
+def one_thread() -> Iterator[None]:
     """Has torch compute in one thread of the CPU, as it does in an actor or a task of one CPU."""
     import torch
 

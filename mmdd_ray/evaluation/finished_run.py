@@ -106,7 +106,7 @@ def read_run(store: Store, name: str) -> list[FinishedRun]:
     """A finished run and its own students, once for each protocol; those of other models are left out.
 
     Args:
-        name: Of the run, for labels.
+        name: The run's, for labels.
 
     Raises:
         UserError: It is no run, a run of another version, one without students or without an end, or its students are
