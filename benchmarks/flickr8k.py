@@ -64,7 +64,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     FROZEN_TEXT: BATCHES | {"frozen_text": True},
     "batch moments, without means": BATCHES | {"mean_weight": 0.0},
 }
-
 VARIANTS = {"": {}} | TRIALS | ABLATIONS
 
 
@@ -120,9 +119,7 @@ class Arm:
         return replace(
             base,
             run=replace(base.run, seed=self.seed),
-            match=replace(
-                base.match, pairs=self.pairs, rho=rho, **(TRIALS | ABLATIONS).get(self.variant, {})
-            ),
+            match=replace(base.match, pairs=self.pairs, rho=rho, **VARIANTS[self.variant]),
         )
 
 
