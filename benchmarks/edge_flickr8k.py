@@ -19,7 +19,7 @@ import tiny_imagenet
 import tyro
 
 ROOT = Path(__file__).parents[1]
-PX = str(photo_models.IMAGE_PX)
+PX = str(photo_models.PhotoModels.image_px)
 
 
 @dataclass

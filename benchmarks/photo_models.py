@@ -1,4 +1,4 @@
-"""Pretrains the models of the photo benchmarks from nothing, on photographs of 64 x 64.
+"""Pretrains the models of the photo benchmarks from nothing, on photographs.
 
     python benchmarks/photo_models.py --tiny-imagenet FOLDER --photos FOLDER --out runs/photo-models
 
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from mmdd_ray.data.formats.tar import tar_samples
 from mmdd_ray.data.images import decode_image
-from mmdd_ray.engine.precision import autocast
+from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.pretrain import captioner, clip, diffusion
 from mmdd_ray.pretrain.captioner import Pooled
 from mmdd_ray.pretrain.corpus import Corpus
@@ -38,8 +38,8 @@ from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.naming import normalise
 from mmdd_ray.pretrain.tokenizers import bert_tokenizer, clip_tokenizer
 
-IMAGE_PX = 64
 CLASSES = 200
+TRAIN, HELD_OUT = "flickr8k-train-00[0-4].tar", "flickr8k-val-*.tar"
 NAMED = "a photo of a {}"
 RARE_WORD = 3  # a word that captions have less often is written in pieces
 
@@ -58,6 +58,8 @@ class PhotoModels:
     """Folder of the models."""
     models: tuple[Model, ...] = ("clip", "vae", "unet", "captioner")
     """Which to train, in this order; unet needs clip and vae."""
+    image_px: int = 64
+    """Side of the photographs, and of all that the models read and draw."""
     label_epochs: int = 12
     """Passes of both image encoders over Tiny-ImageNet's labels, 256 photographs a step."""
     clip_steps: int = 1500
@@ -65,7 +67,9 @@ class PhotoModels:
     vae_steps: int = 4000
     """Steps of the VAE, 64 photographs each."""
     unet_steps: int = 8000
-    """Steps of the U-Net, 512 pairs each."""
+    """Steps of the U-Net."""
+    unet_batch: int = 512
+    """Pairs of each."""
     captioner_steps: int = 2500
     """Steps of the captioner, 256 pairs each."""
     seed: int = 0
@@ -74,6 +78,14 @@ class PhotoModels:
     @property
     def work(self) -> Path:
         return self.out / ".training"
+
+    def named(self, split: str = "train") -> Corpus:
+        """Photographs of Tiny-ImageNet, with the names of their classes."""
+        return read_tiny_imagenet(self.tiny_imagenet, self.image_px, split)
+
+    def told(self, shards: str = TRAIN) -> Corpus:
+        """Photographs of Flickr8k, with what people wrote of them."""
+        return read_flickr8k(self.photos, self.image_px, shards)
 
 
 def pretrain(asked: PhotoModels) -> dict[str, dict[str, float]]:
@@ -96,7 +108,7 @@ def device() -> torch.device:
 
 
 @cache
-def read_tiny_imagenet(folder: Path, split: str) -> Corpus:
+def read_tiny_imagenet(folder: Path, image_px: int, split: str) -> Corpus:
     """The images of a split, with the names of their classes as captions."""
     paths = sorted(folder.glob(f"tiny-imagenet32-{split}-*.parquet"))
     if not paths:
@@ -106,11 +118,11 @@ def read_tiny_imagenet(folder: Path, split: str) -> Corpus:
     columns = pq.read_table(paths, columns=["image", "label", "class_name"])
     captions = [[NAMED.format(name)] for name in columns["class_name"].to_pylist()]
     labels = torch.from_numpy(columns["label"].to_numpy().astype(np.int64))
-    return Corpus(_decoded(columns["image"].to_pylist()), captions, captions, labels)
+    return Corpus(_decoded(columns["image"].to_pylist(), image_px), captions, captions, labels)
 
 
 @cache
-def read_flickr8k(folder: Path, pattern: str = "flickr8k-train-00[0-4].tar") -> Corpus:
+def read_flickr8k(folder: Path, image_px: int, pattern: str) -> Corpus:
     """The images of the shards, with five captions each."""
     paths = sorted(folder.glob(pattern))
     if not paths:
@@ -121,13 +133,13 @@ def read_flickr8k(folder: Path, pattern: str = "flickr8k-train-00[0-4].tar") -> 
             for sample in tar_samples(file, max_bytes=2**20):
                 encoded.append(sample.parts["jpg"])
                 captions.append(sample.record()["captions"])
-    return Corpus(_decoded(encoded), captions, captions, torch.full((len(encoded),), -1))
+    return Corpus(_decoded(encoded, image_px), captions, captions, torch.full((len(encoded),), -1))
 
 
-def _decoded(encoded: Sequence[bytes]) -> Tensor:
-    images = np.empty((len(encoded), IMAGE_PX, IMAGE_PX, 3), np.uint8)
+def _decoded(encoded: Sequence[bytes], image_px: int) -> Tensor:
+    images = np.empty((len(encoded), image_px, image_px, 3), np.uint8)
     for row, image in enumerate(encoded):
-        images[row] = decode_image(image, max_pixels=2**20, image_px=IMAGE_PX)
+        images[row] = decode_image(image, max_pixels=2**20, image_px=image_px)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -149,7 +161,7 @@ def learn_labels(asked: PhotoModels, name: str, encoder: nn.Module, width: int) 
     Returns:
         Its top-1 accuracy on the validation split in percent, and the seconds that it took.
     """
-    corpus = read_tiny_imagenet(asked.tiny_imagenet, "train")
+    corpus = asked.named()
     namer = nn.Sequential(encoder, nn.Linear(width, CLASSES)).to(device())
     steps = asked.label_epochs * len(corpus) // 256
     fit = Fit(
@@ -159,7 +171,7 @@ def learn_labels(asked: PhotoModels, name: str, encoder: nn.Module, width: int) 
     for rows in fit.batches(len(corpus), 256):
         images_BHW3 = corpus.images[rows].to(device()).permute(0, 2, 3, 1)
         moved = augmented(images_BHW3, np.random.default_rng((asked.seed, fit.done)))
-        with autocast(device()):
+        with autocast(device(), fastest("auto")):
             logits = namer(normalise(moved.permute(0, 3, 1, 2)))
         labels = corpus.labels[rows].to(device())
         fit.step(F.cross_entropy(logits.float(), labels, label_smoothing=0.1))
@@ -169,7 +181,7 @@ def learn_labels(asked: PhotoModels, name: str, encoder: nn.Module, width: int) 
 @torch.inference_mode()
 def accuracy(namer: nn.Module, asked: PhotoModels) -> float:
     """Top-1 accuracy on Tiny-ImageNet's validation split in percent."""
-    test = read_tiny_imagenet(asked.tiny_imagenet, "val")
+    test = asked.named("val")
     namer.eval()
     found = [namer(normalise(part).to(device())).argmax(dim=1).cpu() for part in test.images.split(500)]
     namer.train()
@@ -178,10 +190,10 @@ def accuracy(namer: nn.Module, asked: PhotoModels) -> float:
 
 def train_clip(asked: PhotoModels) -> dict[str, float]:
     """Trains CLIP; gives its retrieval on Flickr8k's dev split and its zero-shot accuracy, in percent."""
-    named, told = read_tiny_imagenet(asked.tiny_imagenet, "train"), read_flickr8k(asked.photos)
+    named, told = asked.named(), asked.told()
     tokenizer = clip_tokenizer(words(named, told))
     config = clip.model_config(
-        len(tokenizer), image_model="resnet18d", image_px=IMAGE_PX, width=256, layers=4
+        len(tokenizer), image_model="resnet18d", image_px=asked.image_px, width=256, layers=4
     )
     model = clip.new_model(config).to(device())
     figures = learn_labels(asked, "clip-images", model.visual, config["embed_dim"])
@@ -198,7 +210,7 @@ def train_clip(asked: PhotoModels) -> dict[str, float]:
         else:
             clip.contrast(fit, model, named.images[rows], names_NL[rows])
     clip.save(model, config, tokenizer, asked.out / "clip")
-    held_out = read_flickr8k(asked.photos, "flickr8k-val-*.tar")
+    held_out = asked.told(HELD_OUT)
     names = dict(zip(named.labels.tolist(), (captions[0] for captions in named.captions), strict=True))
     by_names = clip.ByNames(model.eval(), tokenizer, [names[label] for label in range(CLASSES)])
     return {
@@ -211,7 +223,7 @@ def train_clip(asked: PhotoModels) -> dict[str, float]:
 
 def train_vae(asked: PhotoModels) -> dict[str, float]:
     """Trains the VAE; gives how well it restores photographs of validation splits, in dB."""
-    named, told = read_tiny_imagenet(asked.tiny_imagenet, "train"), read_flickr8k(asked.photos)
+    named, told = asked.named(), asked.told()
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -219,7 +231,7 @@ def train_vae(asked: PhotoModels) -> dict[str, float]:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=IMAGE_PX,
+        sample_size=asked.image_px,
     ).to(device(), memory_format=torch.channels_last)
     # Flickr8k is twenty times smaller, and has details that enlarged pictures lack
     images = torch.cat([named.images, *[told.images] * 5])
@@ -231,8 +243,8 @@ def train_vae(asked: PhotoModels) -> dict[str, float]:
     vae.half().save_pretrained(asked.out / "vae")
     vae.float()
     tests = {
-        "tiny_imagenet": read_tiny_imagenet(asked.tiny_imagenet, "val"),
-        "flickr8k": read_flickr8k(asked.photos, "flickr8k-val-*.tar"),
+        "tiny_imagenet": asked.named("val"),
+        "flickr8k": asked.told(HELD_OUT),
     }
     restored = {f"psnr_db_{name}": diffusion.psnr(vae, test.images[:500]) for name, test in tests.items()}
     return {**restored, "seconds": seconds}
@@ -240,12 +252,12 @@ def train_vae(asked: PhotoModels) -> dict[str, float]:
 
 def train_unet(asked: PhotoModels) -> dict[str, float]:
     """Trains the U-Net, saves the pipeline, and gives the last running mean of the loss."""
-    named, told = read_tiny_imagenet(asked.tiny_imagenet, "train"), read_flickr8k(asked.photos)
+    named, told = asked.named(), asked.told()
     vae = AutoencoderKL.from_pretrained(asked.out / "vae", torch_dtype=torch.float32).to(device())
     text_encoder, tokenizer = diffusion.clip_text_encoder(asked.out / "clip")
     text_encoder.to(device())
     unet = UNet2DConditionModel(
-        sample_size=IMAGE_PX // 4,
+        sample_size=asked.image_px // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(96, 192, 192),
@@ -255,20 +267,22 @@ def train_unet(asked: PhotoModels) -> dict[str, float]:
         norm_num_groups=32,
     ).to(device(), memory_format=torch.channels_last)
     # every caption once: a fifth of the pairs are of Flickr8k, which has most of the words
-    images = torch.cat([named.images, told.images.repeat_interleave(5, dim=0)])
-    pairs = diffusion.encode_pairs(vae, text_encoder, tokenizer, images, flat(named) + flat(told))
+    images, captions = torch.cat([named.images, told.images]), [*named.captions, *told.captions]
+    pairs = diffusion.encode_pairs(vae, text_encoder, tokenizer, images, captions)
     fit = diffusion.fit_unet(
-        unet, "unet", pairs, lr=1e-3, steps=asked.unet_steps, seed=asked.seed, work=asked.work, batch=512
-    )
+        unet, "unet", pairs, lr=1e-3, steps=asked.unet_steps, seed=asked.seed, work=asked.work,
+        batch=asked.unet_batch,
+    )  # fmt: skip
     diffusion.save_generator(asked.out / "sd", vae, text_encoder, tokenizer, unet)
     return {"noise": fit.mean["loss"], "seconds": fit.seconds}
 
 
 def train_captioner(asked: PhotoModels) -> dict[str, float]:
     """Trains the captioner; gives its loss on Flickr8k's dev split, in nats a token."""
-    told = read_flickr8k(asked.photos)
-    tokenizer = bert_tokenizer(words(told, read_tiny_imagenet(asked.tiny_imagenet, "train")))
-    model = captioner.new_model(tokenizer, width=256, layers=4, image_px=IMAGE_PX, patch_px=8).to(device())
+    told = asked.told()
+    tokenizer = bert_tokenizer(words(told, asked.named()))
+    model = captioner.new_model(tokenizer, width=256, layers=4, image_px=asked.image_px, patch_px=8)
+    model.to(device())
     figures = learn_labels(asked, "captioner-images", Pooled(model.vision_model), 256)
     fit = Fit(
         "captioner", model.parameters(), lr=5e-4, steps=asked.captioner_steps, seed=asked.seed,
@@ -276,9 +290,11 @@ def train_captioner(asked: PhotoModels) -> dict[str, float]:
     )  # fmt: skip
     loss = partial(captioner.loss, model, tokenizer)
     for rows in fit.batches(len(told), 256):
-        fit.step(loss(told, rows))
+        with autocast(device(), fastest("auto")):
+            nats = loss(told, rows)
+        fit.step(nats)
     with torch.inference_mode():
-        test = read_flickr8k(asked.photos, "flickr8k-val-*.tar")
+        test = asked.told(HELD_OUT)
         held_out = loss(test, torch.arange(len(test))).item()
     captioner.save(model, tokenizer, asked.out / "captioner")
     return {**figures, "nats_a_token": held_out, "seconds": figures["label_seconds"] + fit.seconds}

@@ -123,7 +123,7 @@ def read(photos: Path, split: str) -> tuple[Tensor, Tensor]:
 
 def augmented(image_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
     """Images moved a little, half of them mirrored."""
-    moved = shifted(image_BHWC, draw_shifts(len(image_BHWC), IMAGE_PX, rng))
+    moved = shifted(image_BHWC, draw_shifts(len(image_BHWC), image_BHWC.shape[1], rng))
     mirrored = torch.from_numpy(rng.random(len(moved)) < 0.5).to(moved.device)
     moved[mirrored] = moved[mirrored].flip(2)
     return moved

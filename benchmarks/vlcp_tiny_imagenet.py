@@ -44,6 +44,7 @@ CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has th
     "monarch",
     "seashore",
 )
+IMAGE_PX = 32  # of the shards
 HELD_OUT = 50  # training images of each class, for learning rates
 
 
@@ -57,7 +58,7 @@ class TinyImageNet:
     """Folder of Flickr8k's shards, on which the models are trained, too."""
     out: Path = Path("runs/vlcp-tiny-imagenet")
     """Folder of the ten classes and of the run directory."""
-    models: Path = Path("runs/photo-models")
+    models: Path = Path("runs/photo-models-32")
     """Folder of the models; what is missing is trained."""
     images_per_class: int = 10
     """IPC."""
@@ -98,18 +99,18 @@ def settings_of(asked: TinyImageNet) -> Vlcp:
     return Vlcp(
         run=Run(dir=str(asked.out.absolute() / "run")),
         data=Data(uri=f"{folder}/train.parquet", caption_columns=("class_name",)),
-        features=Features(clip=f"local-dir:{models}/clip", image_px=photo_models.IMAGE_PX, max_actors=2),
+        features=Features(clip=f"local-dir:{models}/clip", image_px=IMAGE_PX, max_actors=2),
         describe=Describe(
             source="vlm",
             model=str(models / "captioner"),
-            image_px=photo_models.IMAGE_PX,
+            image_px=IMAGE_PX,
             prefix="a photo of a {class_name}, ",
             max_new_tokens=30,
             max_actors=2,
         ),
         finetune=Finetune(
             generator=str(models / "sd"),
-            image_px=photo_models.IMAGE_PX,
+            image_px=IMAGE_PX,
             steps=asked.finetune_steps,
             batch_pairs=64,
             parameters="full",
@@ -181,7 +182,7 @@ def table(evaluations: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     asked = tyro.cli(TinyImageNet)
-    wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models)
+    wanted = photo_models.PhotoModels(asked.tiny_imagenet, asked.photos, asked.models, image_px=IMAGE_PX)
     for model, figures in photo_models.pretrain(wanted).items():
         print(f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()), flush=True)
     shown = "\n\n".join(measure(asked))

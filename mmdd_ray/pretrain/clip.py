@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdd_ray.data.shapes import CLASS_NAMES
+from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.pretrain.corpus import HELD_OUT_SEED, IMAGE_PX, WEB, Corpus, draw_broad, draw_corpus
 from mmdd_ray.pretrain.loop import Fit
 from mmdd_ray.pretrain.naming import MEAN, STD, begin_with_names, named_right, normalise
@@ -112,7 +113,7 @@ def contrast(fit: Fit, model: open_clip.CLIP, images_u8: Tensor, tokens_BL: Tens
     """One step down CLIP's loss of a batch of pairs."""
     device = next(model.parameters()).device
     images, texts = normalise(images_u8).to(device), tokens_BL.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with autocast(device, fastest("auto")):
         image_BD, text_BD, scale = model(images, texts)
         loss = ClipLoss()(image_BD, text_BD, scale)
     found = (image_BD @ text_BD.T).argmax(dim=0).cpu() == torch.arange(len(images))

@@ -1,8 +1,8 @@
 """tiny-sd: a real `StableDiffusionPipeline` folder at 32 x 32: VAE, UNet and CLIP's text encoder."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mmdd_ray.data.web_scenes import World, scene
+from mmdd_ray.engine.precision import autocast, fastest
 from mmdd_ray.evaluation.retrieval import retrieval_metrics
 from mmdd_ray.models.clip import load_clip
 from mmdd_ray.models.generators.stable_diffusion import draw_images, load_pipeline
@@ -120,7 +121,11 @@ def scale_latents(vae: AutoencoderKL, images_N3HW: Tensor) -> None:
 @torch.no_grad()
 def _latents(vae: AutoencoderKL, images_N3HW: Tensor) -> Tensor:
     batches_u8 = images_N3HW.split(256)
-    return torch.cat([vae.encode(signed(b).to(vae.device)).latent_dist.mean for b in batches_u8])
+    found = []
+    for batch_u8 in batches_u8:
+        with autocast(vae.device, fastest("auto")):
+            found.append(vae.encode(signed(batch_u8).to(vae.device)).latent_dist.mean.float())
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -209,9 +214,7 @@ def train_unet(
         norm_num_groups=16,
     ).to(device, memory_format=torch.channels_last)
     corpus = draw_broad(scenes)
-    pairs = encode_pairs(
-        vae, text_encoder, tokenizer, corpus.images, [caption for (caption,) in corpus.captions]
-    )
+    pairs = encode_pairs(vae, text_encoder, tokenizer, corpus.images, corpus.captions)
     fit = partial(fit_unet, unet, work=work)
     mixed = fit("tiny-sd-unet", pairs, lr=2e-3, steps=steps, seed=seed)
     scenes_alone = pairs.first(len(corpus) // 2)
@@ -222,16 +225,22 @@ def train_unet(
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Data that a UNet learns from: scaled latents (N, C, H, W) and what text attends to, see `encode_pairs`."""
+    """Data that a UNet learns from, P pairs of N images and T texts, see `encode_pairs`."""
 
     latents: Tensor
+    """(N, C, H, W), scaled."""
     states: Tensor
-    """(N, context, width) float16 on the CPU."""
+    """(T, context, width) float16 on the CPU: what the UNet attends to."""
     no_text: Tensor
     """(context, width), the same of an empty text."""
+    image_P: Tensor
+    text_P: Tensor
 
-    def first(self, rows: int) -> "EncodedPairs":
-        return EncodedPairs(self.latents[:rows], self.states[:rows], self.no_text)
+    def __len__(self) -> int:
+        return len(self.image_P)
+
+    def first(self, pairs: int) -> "EncodedPairs":
+        return replace(self, image_P=self.image_P[:pairs], text_P=self.text_P[:pairs])
 
 
 def encode_pairs(
@@ -239,13 +248,16 @@ def encode_pairs(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     images_N3HW: Tensor,
-    captions: list[str],
+    captions: Sequence[Sequence[str]],
 ) -> EncodedPairs:
-    """Latents and text states of uint8 images and their captions: they are the same in every epoch."""
+    """Latents of uint8 images and text states of each one's captions: they are the same in every epoch."""
     latents = _latents(vae, images_N3HW) * vae.config.scaling_factor
-    states = _text_states(text_encoder, tokenizer, captions)
+    rows: dict[str, int] = {}  # many images are told by the same words
+    pairs = [(image, rows.setdefault(text, len(rows))) for image, own in enumerate(captions) for text in own]
+    states = _text_states(text_encoder, tokenizer, list(rows))
     (no_text,) = _text_states(text_encoder, tokenizer, [""])
-    return EncodedPairs(latents, states, no_text)
+    image_P, text_P = torch.tensor(pairs).T
+    return EncodedPairs(latents, states, no_text, image_P, text_P)
 
 
 def noise_schedule() -> DDPMScheduler:
@@ -294,14 +306,15 @@ def fit_unet(
     batch: int = UNET_BATCH,
 ) -> Fit:
     """Train `unet` to predict the noise of latents; leaves it with the average of its weights."""
-    latents, states, no_text = pairs.latents, pairs.states, pairs.no_text
+    latents, no_text = pairs.latents, pairs.no_text
     device, scheduler = latents.device, noise_schedule()
     average = EMAModel(
         unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75, foreach=device.type == "cuda"
     )
     fit = Fit(name, unet.parameters(), lr=lr, steps=steps, seed=seed, work=work, beside={"average": average})
-    for rows in fit.batches(len(latents), batch):
-        clean, state = latents[rows.to(device)], states[rows].to(device, torch.float32)
+    for rows in fit.batches(len(pairs), batch):
+        clean = latents[pairs.image_P[rows].to(device)]
+        state = pairs.states[pairs.text_P[rows]].to(device, torch.float32)
         # One in ten captions is dropped, which is what classifier-free guidance learns from.
         state[torch.rand(batch) < 0.1] = no_text.to(device, torch.float32)
         noise = torch.randn(clean.shape).to(device)
