@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from mmdd_ray import pretrain
 from mmdd_ray.config import Students
 from mmdd_ray.data.web_scenes import scene
+from mmdd_ray.models import zoo
 from mmdd_ray.pretrain import QUALITY, captioner, clip, corpus, diffusion, loop, naming, students, train_zoo
 from mmdd_ray.pretrain.loop import Fit
 
@@ -89,6 +91,23 @@ def test_half_of_the_broad_corpus_shows_one_labelled_object() -> None:
     second = drawn[30:]
     assert len(second) == 30
     assert second.captions == drawn.captions[30:]
+
+
+def test_an_image_and_a_text_of_several_pairs_are_encoded_once() -> None:
+    vae = AutoencoderKL.from_pretrained(Path(zoo.resolve("tiny-sd")) / "vae", torch_dtype=torch.float32)
+    text_encoder, tokenizer = diffusion.clip_text_encoder(Path(zoo.resolve("tiny-clip")))
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    captions = [["a red circle", "a star"], ["a star"], ["a red circle"]]
+    pairs = diffusion.encode_pairs(vae, text_encoder, tokenizer, images, captions)
+    assert len(pairs) == 4
+    assert len(pairs.latents) == 3
+    assert len(pairs.states) == 2
+    assert pairs.image_P.tolist() == [0, 0, 1, 2]
+    tokens = clip.tokenize(tokenizer, [text for own in captions for text in own])
+    with torch.no_grad():
+        wanted = text_encoder(tokens).last_hidden_state.half()
+    torch.testing.assert_close(pairs.states[pairs.text_P], wanted, rtol=1e-2, atol=1e-2)
+    assert pairs.first(3).image_P.tolist() == [0, 0, 1]
 
 
 @pytest.mark.timeout(600)
