@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import ray
 
 from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
+from mmdd_ray.engine.draws import Draw, draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.evaluation.labelled_sets import (
     compare_classifiers,
@@ -83,11 +84,19 @@ def prepare(run: RunDir, settings: Vlcp) -> Prepared:
     return Prepared(features, classes, texts, tuned, found)
 
 
-def draw_sets(run: RunDir, made: Prepared, settings: Vlcp, number: int = 0) -> Sets:
-    """All sets by name, in the object store; those of another number are drawn from other noise."""
-    prototypes, px = made.found.store, settings.finetune.image_px
-    rows, seed = read_prototypes(prototypes), settings.run.seed + number
-    labels, classes = [row["label"] for row in rows], tuple(one.label for one in made.classes)
+def draw_sets(run: RunDir, made: Prepared, settings: Vlcp) -> Sets:
+    """All draws of all sets by name, in the object store; draws have the same prototypes, and noise of their own."""
+    sets: Sets = {}
+    for one in draws_of(settings):
+        for name, images in _draw_sets(run, made, one).items():
+            sets.setdefault(name, []).append(images)
+    return sets
+
+
+def _draw_sets(run: RunDir, made: Prepared, one: Draw[Vlcp]) -> dict[str, ray.ObjectRef]:
+    settings, prototypes, seed = one.settings, made.found.store, one.settings.run.seed
+    rows, px = read_prototypes(prototypes), settings.finetune.image_px
+    labels, classes = [row["label"] for row in rows], tuple(found.label for found in made.classes)
     tuned, as_is = made.tuned.store.child("generator"), settings.finetune.generator
     plans: dict[str, Plan] = {}
     for name, changes in ARMS.items():
@@ -97,41 +106,32 @@ def draw_sets(run: RunDir, made: Prepared, settings: Vlcp, number: int = 0) -> S
     plans[AS_IS] = Plan(names, as_is, settings.synthesis, None)
     sets = {}
     for name, plan in plans.items():
-        stage = run.stage(f"draw-{name}{_again(number)}", lambda stage, plan=plan: plan.draw(stage, px))
+        stage = run.stage(f"{one.within}draw-{name}", lambda stage, plan=plan: plan.draw(stage, px))
         images = read_drawn(stage.store)["image"].to_pylist()
-        sets[name] = [ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))]
+        sets[name] = ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))
     return sets
 
 
-def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp, number: int = 0) -> StageDir:
-    """Trains classifiers on the sets and, beside the first draw alone, on real images.
-
-    Before that a teacher, where a protocol needs one.
-    """
-    labels, judged = tuple(one.label for one in made.classes), settings
+def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp) -> StageDir:
+    """Trains classifiers on the sets and on real images; before that a teacher, where a protocol needs one."""
+    labels = tuple(one.label for one in made.classes)
     teacher = None
     if needs_teacher(settings):
         trained = run.stage(
             "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, labels)
         )
         teacher = trained.store
-    if number:
-        judged = replace(settings, evaluation=replace(settings.evaluation, baselines=()))
     return run.stage(
-        f"evaluate{_again(number)}",
+        "evaluate",
         lambda stage: compare_classifiers(
             stage,
             sets,
             made.texts.templates(),
             made.features,
-            [judged],
+            [one.compared for one in draws_of(settings)],
             run.store,
             per_class=settings.prototypes.images_per_class,
             captioned=settings.describe.source == "captions",
             teacher=teacher,
         ),
     )
-
-
-def _again(number: int) -> str:
-    return f"-{number}" if number else ""
