@@ -195,5 +195,4 @@ def means(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def measure_vlcp(run: RunDir, bench: VlcpBench) -> Found:
     """The table of VLCP's sets."""
     made = vlcp_arms.prepare(run, bench.vlcp)
-    sets = vlcp_arms.draw_sets(run, made, bench.vlcp)
-    return {VLCP: means(vlcp_arms.judge(run, made, sets, bench.vlcp).store.read_json(EVALUATION))}
+    return {VLCP: means(vlcp_arms.judge(run, made, bench.vlcp).store.read_json(EVALUATION))}

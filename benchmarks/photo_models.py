@@ -77,7 +77,7 @@ class PhotoModels:
 
     @property
     def work(self) -> Path:
-        return self.out / ".training"
+        return self.out / ".training" / f"{self.image_px}px"
 
     def named(self, split: str = "train") -> Corpus:
         """Photographs of Tiny-ImageNet, with the names of their classes."""
@@ -98,8 +98,14 @@ def pretrain(asked: PhotoModels) -> dict[str, dict[str, float]]:
         if not figures.exists():
             asked.out.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(asked.seed)
-            figures.write_text(json.dumps(trainers[model](asked), indent=2) + "\n")
+            trained = {"image_px": asked.image_px, **trainers[model](asked)}
+            figures.write_text(json.dumps(trained, indent=2) + "\n")
         found[model] = json.loads(figures.read_text())
+        if found[model]["image_px"] != asked.image_px:
+            raise SystemExit(
+                f"error: {asked.out} holds models of {found[model]['image_px']} px; choose another folder for those of "
+                f"{asked.image_px}"
+            )
     return found
 
 
@@ -233,7 +239,7 @@ def train_vae(asked: PhotoModels) -> dict[str, float]:
         norm_num_groups=8,
         sample_size=asked.image_px,
     ).to(device(), memory_format=torch.channels_last)
-    # Flickr8k is twenty times smaller, and has details that enlarged pictures lack
+    # Flickr8k is twenty times smaller, and has finer details
     images = torch.cat([named.images, *[told.images] * 5])
     seconds = diffusion.fit_vae(
         vae, images, "vae", diffusion.l1, steps=asked.vae_steps, lr=1e-3, seed=asked.seed, work=asked.work

@@ -7,6 +7,7 @@ import ray
 from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.engine.draws import Draw, draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
+from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import (
     compare_classifiers,
     labelled_images,
@@ -31,8 +32,6 @@ ARMS: dict[str, dict[str, bool]] = {
 """Changes of `synthesis` by the name of the set; all are drawn by the tuned generator."""
 AS_IS = "names-as-is"
 """The set that the generator as it is draws from the names of the classes."""
-
-Sets = dict[str, list[ray.ObjectRef]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,43 +83,24 @@ def prepare(run: RunDir, settings: Vlcp) -> Prepared:
     return Prepared(features, classes, texts, tuned, found)
 
 
-def draw_sets(run: RunDir, made: Prepared, settings: Vlcp) -> Sets:
-    """All draws of all sets by name, in the object store; draws have the same prototypes, and noise of their own."""
-    sets: Sets = {}
-    for one in draws_of(settings):
-        for name, images in _draw_sets(run, made, one).items():
-            sets.setdefault(name, []).append(images)
-    return sets
-
-
-def _draw_sets(run: RunDir, made: Prepared, one: Draw[Vlcp]) -> dict[str, ray.ObjectRef]:
-    settings, prototypes, seed = one.settings, made.found.store, one.settings.run.seed
-    rows, px = read_prototypes(prototypes), settings.finetune.image_px
-    labels, classes = [row["label"] for row in rows], tuple(found.label for found in made.classes)
-    tuned, as_is = made.tuned.store.child("generator"), settings.finetune.generator
-    plans: dict[str, Plan] = {}
-    for name, changes in ARMS.items():
-        own = replace(settings.synthesis, **changes)
-        plans[name] = Plan(sample_requests(rows, made.texts, own, seed), tuned, own, prototypes)
-    names = prompted(made.classes, settings.prototypes.images_per_class, made.texts, seed)
-    plans[AS_IS] = Plan(names, as_is, settings.synthesis, None)
-    sets = {}
-    for name, plan in plans.items():
-        stage = run.stage(f"{one.within}draw-{name}", lambda stage, plan=plan: plan.draw(stage, px))
-        images = read_drawn(stage.store)["image"].to_pylist()
-        sets[name] = ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))
-    return sets
-
-
-def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp) -> StageDir:
-    """Trains classifiers on the sets and on real images; before that a teacher, where a protocol needs one."""
-    labels = tuple(one.label for one in made.classes)
+def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
+    """Draws all sets and trains classifiers on them and on real images; before that a teacher, where a protocol needs
+    one. Draws of a set have the same prototypes, and noise of their own."""
+    sets: dict[str, list[ray.ObjectRef]] = {}
+    needs = []
+    for drawing in draws_of(settings):
+        for name, stage in _draw_sets(run, made, drawing).items():
+            sets.setdefault(name, []).append(_labelled(stage, made, settings))
+            needs.append(stage)
     teacher = None
     if needs_teacher(settings):
-        trained = run.stage(
+        labels = tuple(one.label for one in made.classes)
+        teacher = run.stage(
             "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, labels)
         )
-        teacher = trained.store
+        needs.append(teacher)
+    if not has_all(run.store.child("evaluate"), settings.classifiers, settings.evaluation):
+        run.reopen("evaluate")
     return run.stage(
         "evaluate",
         lambda stage: compare_classifiers(
@@ -128,10 +108,36 @@ def judge(run: RunDir, made: Prepared, sets: Sets, settings: Vlcp) -> StageDir:
             sets,
             made.texts.templates(),
             made.features,
-            [one.compared for one in draws_of(settings)],
+            [drawing.compared for drawing in draws_of(settings)],
             run.store,
             per_class=settings.prototypes.images_per_class,
             captioned=settings.describe.source == "captions",
-            teacher=teacher,
+            teacher=teacher.store if teacher else None,
         ),
+        needs,
     )
+
+
+def _draw_sets(run: RunDir, made: Prepared, drawing: Draw[Vlcp]) -> dict[str, StageDir]:
+    """The stages of one draw of all sets, by name."""
+    settings, seed = drawing.settings, drawing.settings.run.seed
+    prototypes, px = made.found.store, settings.finetune.image_px
+    rows, tuned = read_prototypes(prototypes), made.tuned.store.child("generator")
+    plans: dict[str, Plan] = {}
+    for name, changes in ARMS.items():
+        own = replace(settings.synthesis, **changes)
+        plans[name] = Plan(sample_requests(rows, made.texts, own, seed), tuned, own, prototypes)
+    requests = prompted(made.classes, settings.prototypes.images_per_class, made.texts, seed)
+    plans[AS_IS] = Plan(requests, settings.finetune.generator, settings.synthesis, None)
+    return {
+        name: run.stage(f"draw-{name}", lambda stage, plan=plan: plan.draw(stage, px), within=drawing.within)
+        for name, plan in plans.items()
+    }
+
+
+def _labelled(drawn: StageDir, made: Prepared, settings: Vlcp) -> ray.ObjectRef:
+    """A drawn set in the object store; all sets have the classes of the prototypes, in their order."""
+    labels = [row["label"] for row in read_prototypes(made.found.store)]
+    classes = tuple(one.label for one in made.classes)
+    images = read_drawn(drawn.store)["image"].to_pylist()
+    return ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))

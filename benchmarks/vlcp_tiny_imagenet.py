@@ -46,14 +46,6 @@ CLASSES = (  # of many kinds, ImageNette's among them where Tiny-ImageNet has th
     "seashore",
 )
 IMAGE_PX = 32  # of the shards
-STEPS = {  # as many as two cores take in an hour and a half; `photo_models.py --image-px 32` trains better ones
-    "label_epochs": 3,
-    "clip_steps": 500,
-    "vae_steps": 1500,
-    "unet_steps": 900,
-    "unet_batch": 128,
-    "captioner_steps": 200,
-}
 HELD_OUT = 50  # training images of each class, for learning rates
 
 
@@ -76,13 +68,32 @@ class TinyImageNet:
     classifier_steps: int = 300
     """Steps of every classifier."""
     seeds: int = 3
-    """Classifiers per set under "equal-budget"."""
+    """Classifiers of each draw of a set under "equal-budget"."""
     protocols: LabelProtocols = ("equal-budget", "hard-label", "soft-label")
     """How classifiers are trained and tested; a table each. "soft-label" has a teacher trained first."""
     teacher_steps: int = 1000
     """Steps of the teacher, on the images of the ten classes."""
     draws: int = 2
-    """How often each set is drawn, from the same prototypes with other noise."""
+    """How often each set is drawn, from the same prototypes with other noise; random images and k-center, too."""
+
+
+def models_of(asked: TinyImageNet) -> photo_models.PhotoModels:
+    """The models, as large as two cores train in an hour and a half.
+
+    `photo_models.py --image-px 32 --out runs/photo-models-32` trains longer.
+    """
+    return photo_models.PhotoModels(
+        asked.tiny_imagenet,
+        asked.photos,
+        asked.models,
+        image_px=IMAGE_PX,
+        label_epochs=3,
+        clip_steps=500,
+        vae_steps=1500,
+        unet_steps=900,
+        unet_batch=128,
+        captioner_steps=200,
+    )
 
 
 def ten_classes(asked: TinyImageNet) -> Path:
@@ -155,16 +166,16 @@ def measure(asked: TinyImageNet) -> dict[str, Any]:
         connected(settings.run, run.store),
     ):
         made = vlcp_arms.prepare(run, settings)
-        evaluated = vlcp_arms.judge(run, made, vlcp_arms.draw_sets(run, made, settings), settings)
-        found: dict[str, Any] = evaluated.store.read_json(EVALUATION)
+        found: dict[str, Any] = vlcp_arms.judge(run, made, settings).store.read_json(EVALUATION)
     return found
 
 
 def table(panel: Mapping[str, Any]) -> str:
     """A Markdown table of one protocol: accuracy in percent, mean ± standard deviation over the classifiers of a draw,
     and that between the means of draws where there are several."""
-    best = any(one["best_look"] for one in panel["sets"].values())
-    head = ["set", "images", "top-1", "top-5", "top-1, best look" if best else "top-1, images that choose"]
+    best = panel["protocol"]["published"]
+    chosen = "top-1, best look" if best else "top-1 on the images that choose the rate"
+    head = ["set", "images", "top-1", "top-5", chosen]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, one in panel["sets"].items():
         scores = [mean_stds(one["metrics"][metric]) for metric in METRICS["classification"]]
@@ -177,9 +188,7 @@ def table(panel: Mapping[str, Any]) -> str:
 
 def main() -> None:
     asked = tyro.cli(TinyImageNet)
-    folders = (asked.tiny_imagenet, asked.photos, asked.models)
-    wanted = photo_models.PhotoModels(*folders, image_px=IMAGE_PX, **STEPS)
-    for model, figures in photo_models.pretrain(wanted).items():
+    for model, figures in photo_models.pretrain(models_of(asked)).items():
         print(f"{model}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()), flush=True)
     found = measure(asked)
     shown = "\n\n".join(

@@ -2,6 +2,7 @@
 
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,28 +33,38 @@ def some_photographs(real_data: Path, folder: Path) -> None:
 @pytest.mark.real
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_few_steps_of_each_leave_loadable_models(real_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("image_px", [32, 64])
+def test_a_few_steps_of_each_leave_loadable_models(real_data: Path, tmp_path: Path, image_px: int) -> None:
     some_photographs(real_data, tmp_path)
     asked = photo_models.PhotoModels(
         tmp_path, tmp_path, tmp_path / "models",
-        label_epochs=1, clip_steps=2, vae_steps=2, unet_steps=1, captioner_steps=1,
+        image_px=image_px, label_epochs=1, clip_steps=2, vae_steps=2, unet_steps=1, unet_batch=64, captioner_steps=1,
     )  # fmt: skip
     found = photo_models.pretrain(asked)
     assert list(found) == ["clip", "vae", "unet", "captioner"]
     assert all(np.isfinite(value) for figures in found.values() for value in figures.values())
 
-    image = np.zeros((64, 64, 3), np.uint8)
+    image = np.zeros((image_px, image_px, 3), np.uint8)
     clip = load_clip(f"local-dir:{asked.out}/clip")
-    assert clip.image_px == 64
+    assert clip.image_px == image_px
     assert clip.encode_images(image[None]).shape == clip.encode_texts(["a photo of a tabby"]).shape
     (drawn,) = draw_images(
-        load_pipeline(str(asked.out / "sd")), ["a dog"], [1], image_px=64, inference_steps=2, guidance=2.0
+        load_pipeline(str(asked.out / "sd")),
+        ["a dog"],
+        [1],
+        image_px=image_px,
+        inference_steps=2,
+        guidance=2.0,
     ).images_BHW3
-    assert drawn.shape == (64, 64, 3)
+    assert drawn.shape == (image_px, image_px, 3)
     captioner = load_captioner(str(asked.out / "captioner"), torch.device("cpu"))
     ((text,),) = captioner.write([Image.fromarray(image)], 1, instructions=(), max_new_tokens=4, seed=0)
     assert isinstance(text, str)
 
     before = {path: path.stat().st_mtime_ns for path in asked.out.rglob("*") if path.is_file()}
     assert photo_models.pretrain(asked) == found
+    with pytest.raises(
+        SystemExit, match=f"holds models of {image_px} px; choose another folder for those of 48"
+    ):
+        photo_models.pretrain(replace(asked, image_px=48))
     assert before == {path: path.stat().st_mtime_ns for path in asked.out.rglob("*") if path.is_file()}

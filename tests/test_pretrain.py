@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,15 +100,45 @@ def test_an_image_and_a_text_of_several_pairs_are_encoded_once() -> None:
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     captions = [["a red circle", "a star"], ["a star"], ["a red circle"]]
     pairs = diffusion.encode_pairs(vae, text_encoder, tokenizer, images, captions)
-    assert len(pairs) == 4
-    assert len(pairs.latents) == 3
-    assert len(pairs.states) == 2
-    assert pairs.image_P.tolist() == [0, 0, 1, 2]
+    assert (len(pairs), len(pairs.latents), len(pairs.states)) == (4, 3, 2)
     tokens = clip.tokenize(tokenizer, [text for own in captions for text in own])
     with torch.no_grad():
-        wanted = text_encoder(tokens).last_hidden_state.half()
-    torch.testing.assert_close(pairs.states[pairs.text_P], wanted, rtol=1e-2, atol=1e-2)
-    assert pairs.first(3).image_P.tolist() == [0, 0, 1]
+        wanted = vae.encode(diffusion.signed(images[[0, 0, 1, 2]])).latent_dist.mean
+        states = text_encoder(tokens).last_hidden_state.half()
+    scale = vae.config.scaling_factor
+    torch.testing.assert_close(pairs.latents[pairs.image_P], scale * wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pairs.states[pairs.text_P], states, rtol=1e-2, atol=1e-2)
+    assert pairs.of_first_images(2).image_P.tolist() == [0, 0, 1]
+
+
+class Listener(torch.nn.Module):
+    """In place of a U-Net: keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.heard: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, state: torch.Tensor) -> SimpleNamespace:
+        self.heard.append((noisy, t, state))
+        return SimpleNamespace(sample=self.weight * noisy)
+
+
+def test_a_unet_learns_each_image_with_its_own_texts() -> None:
+    image_P, text_P = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 1, 0, 2])
+    latents = 1000 * torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)  # far above the noise
+    states = torch.arange(3.0)[:, None, None].half()
+    pairs = diffusion.EncodedPairs(latents, states, torch.tensor([[-1.0]]).half(), image_P, text_P)
+    unet = Listener()
+    diffusion.fit_unet(unet, "listener", pairs, lr=0.0, steps=20, seed=1, work=None, batch=5)  # type: ignore[arg-type]
+    kept = diffusion.noise_schedule().alphas_cumprod
+    heard = {
+        (round((image.mean() / kept[step].sqrt()).item() / 1000), int(state.item()))
+        for noisy, t, states_BL1 in unet.heard
+        for image, step, state in zip(noisy, t, states_BL1, strict=True)
+    }
+    own = set(zip(image_P.tolist(), text_P.tolist(), strict=True))
+    assert own <= heard <= own | {(image, -1) for image in range(4)}  # one text in ten is left out
 
 
 @pytest.mark.timeout(600)

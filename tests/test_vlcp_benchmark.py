@@ -1,6 +1,7 @@
 """VLCP's benchmark on photographs, with the models of the zoo: each draw of each set is judged under each protocol."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_all_draws_of_all_sets_are_judged_under_each_protocol(
         real_data / "tiny-imagenet32", tmp_path, tmp_path / "out", tmp_path, images_per_class=1, finetune_steps=2,
         classifier_steps=2, teacher_steps=2, seeds=2, draws=2, protocols=("equal-budget", "soft-label"),
     )  # fmt: skip
+    assert vlcp_tiny_imagenet.models_of(asked).image_px == 32
     equal = vlcp_tiny_imagenet.measure(asked)
     (soft,) = equal["others"]
     drawn = [*vlcp_arms.ARMS, vlcp_arms.AS_IS]
@@ -39,3 +41,7 @@ def test_all_draws_of_all_sets_are_judged_under_each_protocol(
     assert shown.count("\n") == 2 + len(soft["sets"])
     assert "best look" in shown
     assert "best look" not in vlcp_tiny_imagenet.table(equal)
+
+    more = vlcp_tiny_imagenet.measure(replace(asked, draws=3))
+    assert more["sets"]["both"]["draws"] == more["others"][0]["sets"]["random"]["draws"] == 3
+    assert more["sets"]["both"]["fingerprints"][:2] == equal["sets"]["both"]["fingerprints"]

@@ -19,9 +19,9 @@ def autocast(device: torch.device | str, precision: Precision = "auto") -> torch
 def fastest(precision: Precision) -> Precision:
     """The precision with "auto" as bfloat16 on CPUs that have units for it, as on GPUs.
 
-    For students and classifiers, whose scores need not be the same to the last digit on every machine: a step of
-    tiny-nf takes 40 ms in place of 70 on one core with matrix units for it, 49 in place of 76 with AVX-512's products
-    alone. All that makes a set stays in float32 on CPUs.
+    For students, classifiers and the pretraining of models, which need not be the same to the last digit on every
+    machine: a step of tiny-nf takes 40 ms in place of 70 on one core with matrix units for it, 49 in place of 76 with
+    AVX-512's products alone. All that makes a set stays in float32 on CPUs.
     """
     return "bfloat16" if precision == "auto" and bfloat16_is_fast() else precision
 

@@ -84,7 +84,7 @@ def fit_vae(
     fit = Fit(name, vae.parameters(), lr=lr, steps=steps, seed=seed, work=work)
     for rows in fit.batches(len(images_N3HW), VAE_BATCH):
         images = signed(images_N3HW[rows]).to(vae.device, memory_format=torch.channels_last)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device, fastest("auto")):
             posterior = vae.encode(images).latent_dist
             drawn = vae.decode(posterior.sample()).sample
         loss = criterion(drawn.float(), images)
@@ -121,11 +121,7 @@ def scale_latents(vae: AutoencoderKL, images_N3HW: Tensor) -> None:
 @torch.no_grad()
 def _latents(vae: AutoencoderKL, images_N3HW: Tensor) -> Tensor:
     batches_u8 = images_N3HW.split(256)
-    found = []
-    for batch_u8 in batches_u8:
-        with autocast(vae.device, fastest("auto")):
-            found.append(vae.encode(signed(batch_u8).to(vae.device)).latent_dist.mean.float())
-    return torch.cat(found)
+    return torch.cat([vae.encode(signed(b).to(vae.device)).latent_dist.mean for b in batches_u8])
 
 
 @torch.no_grad()
@@ -217,7 +213,7 @@ def train_unet(
     pairs = encode_pairs(vae, text_encoder, tokenizer, corpus.images, corpus.captions)
     fit = partial(fit_unet, unet, work=work)
     mixed = fit("tiny-sd-unet", pairs, lr=2e-3, steps=steps, seed=seed)
-    scenes_alone = pairs.first(len(corpus) // 2)
+    scenes_alone = pairs.of_first_images(len(corpus) // 2)
     last = fit("tiny-sd-unet-scenes", scenes_alone, lr=1e-3, steps=scene_steps, seed=seed + 1)
     save_generator(out, vae, text_encoder, tokenizer, unet)
     return {"loss": last.mean["loss"], "seconds": mixed.seconds + last.seconds}
@@ -234,13 +230,16 @@ class EncodedPairs:
     no_text: Tensor
     """(context, width), the same of an empty text."""
     image_P: Tensor
+    """The row of each pair's image in ``latents``, int64."""
     text_P: Tensor
+    """The row of each pair's text in ``states``, int64."""
 
     def __len__(self) -> int:
         return len(self.image_P)
 
-    def first(self, pairs: int) -> "EncodedPairs":
-        return replace(self, image_P=self.image_P[:pairs], text_P=self.text_P[:pairs])
+    def of_first_images(self, images: int) -> "EncodedPairs":
+        first_P = self.image_P < images
+        return replace(self, image_P=self.image_P[first_P], text_P=self.text_P[first_P])
 
 
 def encode_pairs(
