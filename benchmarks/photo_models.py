@@ -92,21 +92,19 @@ def pretrain(asked: PhotoModels) -> dict[str, dict[str, float]]:
     """Trains what is left to train; gives the figures of each model, its seconds among them."""
     torch.set_float32_matmul_precision("high")
     trainers = {"clip": train_clip, "vae": train_vae, "unet": train_unet, "captioner": train_captioner}
-    found = {}
-    for model in asked.models:
-        figures = asked.out / f"{model}.json"
-        if not figures.exists():
+    files = {model: asked.out / f"{model}.json" for model in asked.models}
+    for file in filter(Path.exists, files.values()):
+        if (px := json.loads(file.read_text())["image_px"]) != asked.image_px:
+            raise SystemExit(
+                f"error: {asked.out} holds models of {px} px; choose another folder for those of {asked.image_px}"
+            )
+    for model, file in files.items():
+        if not file.exists():
             asked.out.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(asked.seed)
-            trained = {"image_px": asked.image_px, **trainers[model](asked)}
-            figures.write_text(json.dumps(trained, indent=2) + "\n")
-        found[model] = json.loads(figures.read_text())
-        if found[model]["image_px"] != asked.image_px:
-            raise SystemExit(
-                f"error: {asked.out} holds models of {found[model]['image_px']} px; choose another folder for those of "
-                f"{asked.image_px}"
-            )
-    return found
+            figures = {"image_px": asked.image_px, **trainers[model](asked)}
+            file.write_text(json.dumps(figures, indent=2) + "\n")
+    return {model: json.loads(file.read_text()) for model, file in files.items()}
 
 
 def device() -> torch.device:
