@@ -87,16 +87,19 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
     """Draws all sets and trains classifiers on them and on real images; before that a teacher, where a protocol needs
     one. Draws of a set have the same prototypes, and noise of their own."""
     sets: dict[str, list[ray.ObjectRef]] = {}
-    needs = []
-    for drawing in draws_of(settings):
-        for name, stage in _draw_sets(run, made, drawing).items():
-            sets.setdefault(name, []).append(_labelled(stage, made, settings))
-            needs.append(stage)
+    needs, drawings = [], draws_of(settings)
+    classes = tuple(one.label for one in made.classes)
+    labels = [row["label"] for row in read_prototypes(made.found.store)]  # of every set, in this order
+    for drawing in drawings:
+        for name, drawn in _draw_sets(run, made, drawing).items():
+            images = read_drawn(drawn.store)["image"].to_pylist()
+            labelled = labelled_images(images, labels, classes, settings.classifiers.image_px)
+            sets.setdefault(name, []).append(ray.put(labelled))
+            needs.append(drawn)
     teacher = None
     if needs_teacher(settings):
-        labels = tuple(one.label for one in made.classes)
         teacher = run.stage(
-            "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, labels)
+            "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, classes)
         )
         needs.append(teacher)
     if not has_all(run.store.child("evaluate"), settings.classifiers, settings.evaluation):
@@ -108,7 +111,7 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
             sets,
             made.texts.templates(),
             made.features,
-            [drawing.compared for drawing in draws_of(settings)],
+            [drawing.compared for drawing in drawings],
             run.store,
             per_class=settings.prototypes.images_per_class,
             captioned=settings.describe.source == "captions",
@@ -133,11 +136,3 @@ def _draw_sets(run: RunDir, made: Prepared, drawing: Draw[Vlcp]) -> dict[str, St
         name: run.stage(f"draw-{name}", lambda stage, plan=plan: plan.draw(stage, px), within=drawing.within)
         for name, plan in plans.items()
     }
-
-
-def _labelled(drawn: StageDir, made: Prepared, settings: Vlcp) -> ray.ObjectRef:
-    """A drawn set in the object store; all sets have the classes of the prototypes, in their order."""
-    labels = [row["label"] for row in read_prototypes(made.found.store)]
-    classes = tuple(one.label for one in made.classes)
-    images = read_drawn(drawn.store)["image"].to_pylist()
-    return ray.put(labelled_images(images, labels, classes, settings.classifiers.image_px))

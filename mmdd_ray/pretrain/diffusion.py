@@ -319,7 +319,7 @@ def fit_unet(
         noise = torch.randn(clean.shape).to(device)
         t = torch.randint(1000, (batch,)).to(device)
         # Step by step: autocast keeps its copies of the weights until its outermost context ends.
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             predicted = unet(scheduler.add_noise(clean, noise, t), t, state).sample
         # Min-SNR weights (Hang et al., 2023): nearly clean latents would dominate otherwise.
         alpha_bar = scheduler.alphas_cumprod.to(device)[t]
