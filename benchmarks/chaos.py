@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 import tyro
+from markdown_table import markdown_table
 from ray.cluster_utils import Cluster
 
 from mmdd_ray.engine.environment import set_environment
@@ -320,7 +321,8 @@ def measure(asked: Chaos) -> list[dict[str, Any]]:
 
 def table(done: list[dict[str, Any]]) -> str:
     """A Markdown table: faults by method and kind, and how the runs ended."""
-    rows = [["method", "runs", *FAULTS, "faults", "driver gave up and went on", "same bytes"], ["---"] * 9]
+    head = ["method", "runs", *FAULTS, "faults", "driver gave up and went on", "same bytes"]
+    rows = []
     for method in [*METHODS, "all"]:
         own = [one for one in done if method in (one["method"], "all")]
         kinds = Counter(struck["fault"] for one in own for struck in one["struck"])
@@ -328,7 +330,7 @@ def table(done: list[dict[str, Any]]) -> str:
         said = sum(len(one["said"]) for one in own)
         counts = [len(own), *(kinds[fault] for fault in FAULTS), kinds.total(), said, survived]
         rows.append([method, *map(str, counts)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def main() -> int:

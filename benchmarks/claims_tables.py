@@ -6,6 +6,8 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
+from markdown_table import markdown_table
+
 from mmdd_ray.evaluation.paired import Bar, Paired, first_above
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -287,7 +289,7 @@ def _set_table(worlds: Sequence[Mapping[str, Mapping[str, float]]], table: Table
 
 def _rows(rows: Sequence[Sequence[str]]) -> str:
     head, *others = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *others])
+    return markdown_table(head, others, words=len(head))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

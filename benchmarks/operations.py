@@ -14,6 +14,7 @@ import open_clip
 import timm
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from markdown_table import markdown_table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -111,12 +112,12 @@ def edge() -> list[Counted]:
 def main() -> None:
     found = edge()
     total = sum(one.operations for one in found)
-    print("| stage | what | 10^15 operations | share |\n|---|---|---:|---:|")
-    for one in found:
-        print(
-            f"| {one.stage} | {one.what} | {one.operations / 1e15:,.1f} | {100 * one.operations / total:.2f} % |"
-        )
-    print(f"| all | | {total / 1e15:,.0f} | |")
+    rows = [
+        [one.stage, one.what, f"{one.operations / 1e15:,.1f}", f"{100 * one.operations / total:.2f} %"]
+        for one in found
+    ]
+    rows.append(["all", "", f"{total / 1e15:,.0f}", ""])
+    print(markdown_table(["stage", "what", "10^15 operations", "share"], rows, words=2))
 
 
 if __name__ == "__main__":

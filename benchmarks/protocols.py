@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 from fill_results import TABLES
+from markdown_table import markdown_table
 from vlcp_tiny_imagenet import TinyImageNet, ten_classes
 
 from mmdd_ray import cli
@@ -81,7 +82,7 @@ def run(job: str, *arguments: str) -> dict[str, Any]:
     return Store(arguments[arguments.index("--run.dir") + 1]).read_json(REPORT_JSON)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def tables(report: Mapping[str, Any]) -> str:
     """A table of each protocol."""
     main = MAIN_METRIC[report["task"]]
     parts = []
@@ -89,13 +90,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         best = panel["best_looks"]
         head = ["set", *map(metric_label, METRICS[report["task"]])]
         head += [f"{metric_label(main)}, best look"] * bool(best)
-        rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+        rows = []
         for name, scores in panel["scores"].items():
             cells = [mean_stds(scores[metric]) for metric in METRICS[report["task"]]]
             looked = [mean_stds(best[name][main]) if name in best else ""] * bool(best)
             rows.append([set_label(name, report), *cells, *looked])
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"*{protocol_title(panel['protocol'])}*, {panel['models']}:\n\n{table}")
+        parts.append(
+            f"*{protocol_title(panel['protocol'])}*, {panel['models']}:\n\n{markdown_table(head, rows)}"
+        )
     return "\n\n".join(parts)
 
 
@@ -105,7 +107,7 @@ def main() -> None:
         ("protocols-labels", labels_command(asked)),
         ("protocols-pairs", pairs_command(asked)),
     ):
-        shown = markdown(run(*command))
+        shown = tables(run(*command))
         (TABLES / f"{name}.md").write_text(f"{shown}\n")
         print(f"\n{shown}\n", flush=True)
 

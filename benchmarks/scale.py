@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 import tyro
 from feature_stores import CHUNK_ROWS, DIM, SHARD_ROWS, shards_of, write_features
+from markdown_table import markdown_table
 
 from mmdd_ray.config import Data, Features, Run
 from mmdd_ray.data.shapes_shards import write_shards
@@ -290,8 +291,8 @@ def draw(found: list[Measured], path: Path) -> None:
 
 def table(found: list[Measured]) -> str:
     """Markdown."""
-    rows = [["task", "rows", "seconds", "µs a row", "memory, MiB", "read, MiB"], ["---", *["---:"] * 5]]
-    rows += [
+    head = ["task", "rows", "seconds", "µs a row", "memory, MiB", "read, MiB"]
+    rows = [
         [
             one.task,
             f"{one.rows:,}",
@@ -302,7 +303,7 @@ def table(found: list[Measured]) -> str:
         ]
         for one in found
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def main() -> int:

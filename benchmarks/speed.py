@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 import psutil
+from markdown_table import markdown_table
 
 from mmdd_ray.engine.run_dir import versions
 
@@ -137,14 +138,14 @@ def table(folder: Path) -> str:
     files = {
         file.name.partition("_")[0]: file for file in sorted(folder.glob(f"*_{_slug(hardware())}_*.json"))
     }
-    lines = ["| what is compared | median | range | target | |", "|---|---:|---|---:|---|"]
+    rows = []
     for file in files.values():
         for one in json.loads(file.read_text())["ratios"]:
             span = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
             verdict = {None: "", True: "met", False: "**missed**"}[one["met"]]
             target = "" if one["target"] is None else f"{one['target']:g}"
-            lines.append(f"| {one['name']} | {one['median']:.2f} | {span} | {target} | {verdict} |")
-    return "\n".join(lines)
+            rows.append([one["name"], f"{one['median']:.2f}", span, target, verdict])
+    return markdown_table(["what is compared", "median", "range", "target", ""], rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import tyro
 import vlcp_arms
 from fill_results import TABLES
+from markdown_table import markdown_table
 
 from mmdd_ray import cli
 from mmdd_ray.config import Classifiers, Data, Features, Finetune, LabelledEvaluation, Run
@@ -176,14 +177,14 @@ def table(panel: Mapping[str, Any]) -> str:
     best = panel["protocol"]["published"]
     chosen = "top-1, best look" if best else "top-1 on the images that choose the rate"
     head = ["set", "images", "top-1", "top-5", chosen]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = []
     for name, one in panel["sets"].items():
         scores = [mean_stds(one["metrics"][metric]) for metric in METRICS["classification"]]
         last = mean_stds(one["best_look"]["top-1"]) if best else f"{max(one['on_val'].values()):.1f}"
         rows.append([name, f"{one['images']:,}", *scores, last])
     chances = (f"{panel['chance'][metric]:.1f}" for metric in METRICS["classification"])
     rows.append(["chance", "", *chances, ""])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
