@@ -260,19 +260,21 @@ def choose_rates(stage: StageDir, trials: dict[Arm, StageDir], settings: Covmatc
     return StageResult(rows_in=len(trials), rows_out=1, outputs=[TRIED])
 
 
-def best_trial(chosen: StageDir) -> str:
+def tried_rates(chosen: StageDir) -> tuple[dict[str, float], str]:
+    """The mean recall of each trial, and the name of the best."""
     recalls: dict[str, float] = chosen.store.read_json(TRIED)
-    return max(recalls, key=lambda name: recalls[name])
+    return recalls, max(recalls, key=lambda name: recalls[name])
 
 
 def with_rates(settings: Covmatch, chosen: StageDir) -> Covmatch:
     """The settings with the rates of the best trial."""
-    return replace(settings, match=replace(settings.match, **TRIALS[best_trial(chosen)]))
+    _, best = tried_rates(chosen)
+    return replace(settings, match=replace(settings.match, **TRIALS[best]))
 
 
 def about_rates(chosen: StageDir) -> str:
     """A sentence on the rates that were chosen."""
-    recalls, best = chosen.store.read_json(TRIED), best_trial(chosen)
+    recalls, best = tried_rates(chosen)
     pixels, tokens = TRIALS[best].values()
     others = ", ".join(f"{name} {recall:.1f}" for name, recall in recalls.items() if name != best)
     return (
