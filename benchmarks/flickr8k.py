@@ -219,9 +219,7 @@ def measure_size(asked: Flickr8k, pairs: int) -> Iterator[tuple[str, str]]:
         panels, rates = {}, about_rates(chosen)
         for protocol in asked.protocols:
             judged = replace(settings, evaluation=replace(settings.evaluation, protocols=(protocol,)))
-            # a student of all photographs would take 40 times the steps of one of 100 pairs, by epochs
-            shown = {name: one for name, one in sets.items() if name != "full" or protocol == "equal-budget"}
-            panel = panels[protocol] = judge(f"evaluate-{protocol}", run, shown, judged, matched.values())
+            panel = panels[protocol] = judge(f"evaluate-{protocol}", run, sets, judged, matched.values())
             title = f"*{protocol_title(panel['protocol'])}*"
             shown_below = f"{beside(panel, arms[0].set)} {rates}"
             yield f"flickr8k-{pairs}", f"{title}:\n\n{table(panel, matched)}\n\n{shown_below}"
