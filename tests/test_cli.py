@@ -93,6 +93,14 @@ def test_several_sources_are_one_setting():
     assert parse("toy", presets, ["--data.uri=a", "b"])[1].data.uri == "a::b"
 
 
+def test_several_values_are_not_given_one_by_one():
+    presets = {"local": lambda: Evaluated(data=Data(uri="x"), evaluation=Evaluation(val="v", test="t"))}
+    for name in ("evaluation.baselines", "data.uri"):
+        with pytest.raises(UserError, match=f"--{name} stands 2 times.* as in --{name} A B"):
+            parse("toy", presets, [f"--{name}", "random", f"--{name}=herding"])
+    assert parse("toy", presets, ["--data.limit", "3", "--data.limit", "4"])[1].data.limit == 4
+
+
 def test_a_short_option_is_no_source():
     @dataclass(frozen=True, kw_only=True)
     class Logged:

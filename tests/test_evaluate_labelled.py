@@ -427,7 +427,7 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     assert "given: it has 1 to 2 images of each class, and baselines have as many of each" in flat
     size = f"given {len(real) + 1} images like the baselines, other {len(real)}"
     assert f"sets differ in size, so they are no fair comparison: {size}" in flat
-    assert "images are also set other images, byte for byte: " in flat
+    assert "images are also set other images, pixel for pixel: " in flat
     write_parquet(
         tmp_path / "given.parquet",
         {"image": [row[0] for row in rows[::-1]], "label": [row[1] for row in rows[::-1]]},

@@ -628,6 +628,6 @@ def test_sets_of_several_kinds_are_compared_in_one_table(
         flat = " ".join(text.split())
         assert ("taken to be of students.text_model=tiny-bert" in flat) == ("lors" in others)
         assert "sets differ in size, so they are no fair comparison: EDGE 6 pairs" in flat
-        assert "5 of 12 images are also set photos images, byte for byte" in flat
+        assert "5 of 12 images are also set photos images, pixel for pixel" in flat
     assert "mean recall of EDGE, difference to … (95 % interval)" in result.stdout
     assert "Differences of mean recall" in page

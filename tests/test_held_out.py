@@ -77,7 +77,8 @@ def test_images_in_common_are_counted_by_their_bytes():
     assert about_held_out(about) == [
         "test: 1 of 4 rows repeat another, and were left out",
         "test: 2 of 3 images are also training images, byte for byte: a/k8, a/k9",
-        "test: 1 of 3 images are also val images, byte for byte: a/k7",
+        "test: 1 of 3 images are also val images, byte for byte: a/k7; learning rates that val images choose are "
+        "chosen on them, too",
     ]
     assert about_held_out(
         common_images({"test": join_rows([row(0, b"x", "a"), row(1, b"y", "b")], 1)}, training)
@@ -87,17 +88,20 @@ def test_images_in_common_are_counted_by_their_bytes():
 def test_images_in_common_are_all_kept_by_key_and_ten_of_them_are_named():
     test = join_rows([row(n, b"%d" % n, "a", shard="t") for n in range(20)], 100)
     planted = [b"%d" % n for n in range(3, 15)]
-    training, photos = (np.array([digest64(one) for one in own], np.int64) for own in (planted, planted[:2]))
-    about = common_images({"test": test}, training, {"photos": photos})["test"]
-    assert about["common"] == {"training": 12, "set photos": 2}
+    training = np.array([digest64(one) for one in planted], np.int64)
+    pixels = np.arange(20 * 4 * 4 * 3, dtype=np.uint8).reshape(20, 4, 4, 3)
+    pixels[:, 0, 0, 0] = np.arange(20)
+    test = test.decoded(test.rows, pixels)
+    about = common_images({"test": test}, training, {"photos": pixels[3:5], "others": pixels[:1] + 1})["test"]
+    assert about["common"] == {"training": 12, "set photos": 2, "set others": 0}
     assert about["common_keys"]["training"] == [f"t/k{n}" for n in range(3, 15)]
     first = ", ".join(f"t/k{n}" for n in range(3, 13))
     assert about_held_out({"test": about}) == [
         f"test: 12 of 20 images are also training images, byte for byte: {first} and 2 more",
-        "test: 2 of 20 images are also set photos images, byte for byte: t/k3, t/k4",
+        "test: 2 of 20 images are also set photos images, pixel for pixel: t/k3, t/k4",
     ]
     del about["common_keys"]  # as earlier versions wrote it
-    assert about_held_out({"test": about})[1].endswith("also set photos images, byte for byte")
+    assert about_held_out({"test": about})[1].endswith("also set photos images, pixel for pixel")
 
 
 def test_a_sample_of_images_with_hard_negatives_is_told(tmp_path):
@@ -128,3 +132,10 @@ def test_a_perfect_model_is_perfect_on_one_row_a_caption(ray_cluster, tmp_path):
     feature_N = np.eye(20, dtype=np.float32)
     scores = retrieval_metrics(feature_N, feature_N[owner], owner)
     assert scores["ir@1"] == scores["tr@1"] == 100
+
+
+def test_images_that_cannot_be_decoded_are_not_counted():
+    test = join_rows([row(n, b"%d" % n, "a") for n in range(3)], 10)
+    decoded = test.decoded([test.rows[0], test.rows[2]], np.zeros((2, 4, 4, 3), np.uint8))
+    assert about_held_out(common_images({"test": decoded}, np.empty(0, np.int64))) == []
+    assert decoded.about()["images"] == decoded.about()["of_images"] == 2

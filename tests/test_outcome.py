@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from mmdd_ray.evaluation.metrics import METRICS
+from mmdd_ray.evaluation.paired import ALL_ZERO, lack_of
 from mmdd_ray.evaluation.report.differences import differences
 from mmdd_ray.evaluation.report.outcome import outcomes
 from mmdd_ray.evaluation.report.reasons import CHECKS
-from mmdd_ray.evaluation.report.standing import standing
+from mmdd_ray.evaluation.report.standing import EQUAL, standing
+from mmdd_ray.evaluation.report.text import is_near_chance
 from mmdd_ray.evaluation.spread import spread
 
 CHANCE = {"retrieval": 0.8, "classification": 10.0}
@@ -253,3 +255,18 @@ def test_without_an_audit_the_report_advises_one() -> None:
     assert "the variety of the images" not in found["checked"]
     assert DRAWINGS in found["checked"]
     assert LOSSES in found["checked"]
+
+
+def test_two_classes_are_learnt_where_most_answers_are_right() -> None:
+    assert is_near_chance(60.0, 50.0)
+    assert not is_near_chance(67.0, 50.0)
+    assert not is_near_chance(100.0, 50.0)
+    assert is_near_chance(0.99, 0.5)
+    assert not is_near_chance(1.01, 0.5)
+
+
+def test_means_that_differ_by_rounding_are_equal() -> None:
+    ours, theirs = [0.1 + 0.2, 45.0], [0.3, 45.0]
+    assert ours != theirs
+    assert lack_of(ours, theirs) == ALL_ZERO
+    assert standing(spread([ours]), spread([theirs])) == EQUAL

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import TypeVar
 
 import tyro
@@ -12,6 +13,7 @@ from mmdd_ray.config import SOURCE_SETTINGS
 from mmdd_ray.config.changes import changed, known_name
 from mmdd_ray.config.data import SOURCES
 from mmdd_ray.engine.settings_file import SavedSettings, as_yaml, read_settings
+from mmdd_ray.errors import UserError
 
 Settings = TypeVar("Settings")
 
@@ -40,7 +42,7 @@ def parse(
         job: Name of the job, which a settings.json of another one is refused by.
 
     Raises:
-        UserError: The preset is unknown, or the file cannot be used.
+        UserError: The preset is unknown, the file cannot be used, or an option of several values stands twice.
     """
     asked, arguments = _own_options().parse_known_args(sys.argv[1:] if argv is None else argv)
     saved = read_settings(asked.config, job) if asked.config else SavedSettings()
@@ -49,6 +51,7 @@ def parse(
     default = changed(presets[known_name(preset, presets, "preset")](), saved.values, saved.where)
     helped = asked.help_all or not {"-h", "--help"}.isdisjoint(arguments)
     about = "\n".join(f"  {name:<12} {first_line(function)}".rstrip() for name, function in presets.items())
+    _refuse_repeated(arguments, default)
     description = [first_line(type(default)), f"Presets, the first argument:\n{about}", FURTHER_OPTIONS]
     if helped and not asked.help_all:
         shown, every = count_settings(default)
@@ -76,6 +79,20 @@ def _own_options() -> argparse.ArgumentParser:
     parser.add_argument("--print_config", "--print-config", action="store_true")
     parser.add_argument("--help_all", "--help-all", action="store_true")
     return parser
+
+
+def _refuse_repeated(arguments: Sequence[str], default: object) -> None:
+    """Refuses several values that are given one by one, as ``--set A --set B``: the last alone would count."""
+    names = [
+        one[2:].partition("=")[0].replace("-", "_") for one in arguments if one.startswith("--") and one[2:]
+    ]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        value = reduce(lambda section, part: getattr(section, part, None), name.split("."), default)
+        if isinstance(value, tuple) or name in SOURCE_SETTINGS:
+            raise UserError(
+                f"--{name} stands {names.count(name)} times, and only the last would count; write all values behind "
+                f"one, as in --{name} A B"
+            )
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -3,6 +3,10 @@
 Captions of one image may stand in several rows, as in an export with a row for each caption. Images are told apart by
 the bytes of their files, so those rows become one image with several captions; searched for one by one they would count
 as wrong answers to each other.
+
+Images in common with the training data, which may be millions, are found by the bytes of their files, as the features
+have digests of these; those in common with a given set by their pixels, since whoever made it may have written them
+anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +22,9 @@ from mmdd_ray.data.pair import Row, digest64
 from mmdd_ray.data.sources import read_pairs
 from mmdd_ray.features.rejects import Reject
 
+SET = "set "
+"""Before the name of a given set, where parts and sets stand together."""
+VAL_SEEN = "; learning rates that val images choose are chosen on them, too"
 NAMED_KEYS = 10
 """Images in common that a sentence names at most."""
 
@@ -34,6 +41,12 @@ class HeldOut(NamedTuple):
     """Usable ones that the source has."""
     repeated: int
     """Rows that had nothing new to say of their image."""
+    pixels: np.ndarray | None = None
+    """(N, px, px, 3) uint8, the images of ``rows`` as students see them, where they were decoded."""
+
+    def decoded(self, used: list[Row], pixels: np.ndarray) -> "HeldOut":
+        """With the rows alone whose images could be decoded, and their pixels."""
+        return self._replace(rows=used, images=self.images - (len(self.rows) - len(used)), pixels=pixels)
 
     @property
     def digests(self) -> np.ndarray:
@@ -122,32 +135,42 @@ def common_images(
     training_digests: np.ndarray,
     given: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What is known of each part, with the images that others have, too: files of the same bytes.
+    """What is known of each part, with the images that others have, too: files of the same bytes, or the same pixels as
+    those of a given set.
 
     Args:
         held_out: By part, "val" first. Images with hard negatives are not compared with others.
         training_digests: (N,) int64 digests of all training images.
-        given: By the name of a given set, the digests of its image files, likewise.
+        given: By the name of a given set, its images (N, px, px, 3) uint8, as students see them.
 
     Returns:
         By part what its ``about`` has; ``common``, the number of its images that each other part has, too; and
         ``common_keys``, the SHARD/KEY of all of these images, in the order of the part, where there are any.
     """
     about: dict[str, dict[str, Any]] = {}
-    sets = {f"set {name}": digests for name, digests in (given or {}).items()}
+    sets = {f"{SET}{name}": pixel_digests(images) for name, images in (given or {}).items()}
     seen: dict[str, np.ndarray] = {"training": training_digests}
     for part, own in held_out.items():
         if isinstance(own, ContrastList):
             about[part] = own.about() | {"common": {}, "common_keys": {}}
             continue
         digests = own.digests
-        keys = {other: _names_among(own.rows, digests, known) for other, known in (seen | sets).items()}
+        keys = {other: _names_among(own.rows, digests, known) for other, known in seen.items()}
+        if sets:
+            assert own.pixels is not None
+            pixels = pixel_digests(own.pixels)
+            keys |= {other: _names_among(own.rows, pixels, known) for other, known in sets.items()}
         about[part] = own.about() | {
             "common": {other: len(names) for other, names in keys.items()},
             "common_keys": {other: names for other, names in keys.items() if names},
         }
         seen[part] = digests
     return about
+
+
+def pixel_digests(images: np.ndarray) -> np.ndarray:
+    """(N,) int64 digests of images (N, px, px, 3) uint8."""
+    return np.array([digest64(image.tobytes()) for image in images], np.int64)
 
 
 def _names_among(rows: Sequence[Row], digests: np.ndarray, known: np.ndarray) -> list[str]:
@@ -168,8 +191,9 @@ def about_held_out(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             )
         keys = about.get("common_keys", {})  # runs of earlier versions only have the numbers
         lines += [
-            f"{part}: {count:,} of {about['images']:,} images are also {other} images, byte for byte"
-            f"{_named(keys.get(other, ()))}"
+            f"{part}: {count:,} of {about['images']:,} images are also {other} images, "
+            f"{'pixel for pixel' if other.startswith(SET) else 'byte for byte'}"
+            f"{_named(keys.get(other, ()))}{VAL_SEEN if other == 'val' else ''}"
             for other, count in about["common"].items()
             if count
         ]

@@ -42,6 +42,14 @@ class LabelledSet:
         Raises:
             UserError: no row is usable.
         """
+        found, _, rejects = cls.with_rows(rows, classes, image_px=image_px, max_pixels=max_pixels)
+        return found, rejects
+
+    @classmethod
+    def with_rows(
+        cls, rows: Sequence[Row], classes: tuple[int, ...], *, image_px: int, max_pixels: int
+    ) -> tuple["LabelledSet", list[Row], list[Reject]]:
+        """As ``from_rows``, with the usable rows, an image each."""
         place = {label: index for index, label in enumerate(classes)}
         strange = [
             (row.shard, row.key, "label of no class")
@@ -51,7 +59,7 @@ class LabelledSet:
         known = [row for row in rows if row.reject is not None or row.label in place]
         images, used, rejects = decoded(known, image_px=image_px, max_pixels=max_pixels)
         labels = np.array([place[row.label] for row in used], np.int64)  # type: ignore[index]  # they have one
-        return cls(images, labels, classes), [*rejects, *strange]
+        return cls(images, labels, classes), used, [*rejects, *strange]
 
     @property
     def n_images(self) -> int:

@@ -26,7 +26,7 @@ from mmdd_ray.evaluation.held_out import HeldOut, common_images, read_held_out
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.sets import CLIP_SCORE, judge_held_out
 from mmdd_ray.features.coresets import clip_score, herding, k_center, kept_rows, random_subset
-from mmdd_ray.features.rejects import Reject, RejectList
+from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore, image_features
 from mmdd_ray.protocols import LabelProtocol
 from mmdd_ray.protocols.trainings import trainings
@@ -162,20 +162,16 @@ def real_sets(
     fetched = fetch_pairs(settings.data, [addresses[row] for row in needed])
     rows = dict(zip(needed, fetched, strict=True))
     for name, indices in chosen:
-        found, lost = _labelled([rows[row] for row in indices.tolist()], classes, settings.data, settings)
+        own = [rows[row] for row in indices.tolist()]
+        found, lost = LabelledSet.from_rows(
+            own, classes, image_px=settings.classifiers.image_px, max_pixels=settings.data.max_image_pixels
+        )
         if lost:
             raise UserError(
                 f"data.uri={settings.data.uri} has changed since its features were made: {len(lost):,} images of the "
                 f"set {name} are refused now ({lost[0][2]}); restore the data, or set run.dir to a new folder"
             )
         yield name, found
-
-
-def _labelled(
-    rows: Sequence[Row], classes: tuple[int, ...], data: Data, settings: LabelledSettings
-) -> tuple[LabelledSet, list[Reject]]:
-    px = settings.classifiers.image_px
-    return LabelledSet.from_rows(rows, classes, image_px=px, max_pixels=data.max_image_pixels)
 
 
 def held_out_images(
@@ -201,11 +197,13 @@ def held_out_images(
         own, training = shared_captions(rows, at_least=2), features.shared_captions(at_least=2)
         check_same_names(f"{setting}={data.uri}", own, settings.data.uri, training)
     try:
-        found, lost = _labelled(read.rows, classes, data, settings)
+        found, used, lost = LabelledSet.with_rows(
+            read.rows, classes, image_px=settings.classifiers.image_px, max_pixels=data.max_image_pixels
+        )
     except UserError as error:
         raise UserError(f"{setting}={data.uri}: {error}") from error
     judge_held_out(part, data, read, lost, listed)
-    return found, read
+    return found, read.decoded(used, found.images)
 
 
 def needs_teacher(settings: LabelledSettings) -> bool:
@@ -278,7 +276,7 @@ def compare_classifiers(
     captioned: bool,
     teacher: Store | None = None,
     about: Mapping[str, Mapping[str, Any]] | None = None,
-    digests: Mapping[str, np.ndarray] | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
 ) -> StageResult:
     """Compares labelled sets with real images; writes `compare`'s result as evaluation.json.
 
@@ -291,8 +289,8 @@ def compare_classifiers(
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
         teacher: Folder of the stage that trained one, if there is one.
         about: By the name of a set that was given, where it is from and how it was read, for the report.
-        digests: By the name of a given set, the digests of its image files (N,) int64, which are looked for among
-            those of validation and test images.
+        images: By the name of a given set, its images (N, px, px, 3) uint8, which are looked for among validation and
+            test images.
     """
     settings, classes = draws[0], tuple(templates)
     listed = RejectList(stage.store, run_store)
@@ -303,7 +301,7 @@ def compare_classifiers(
     test, read["test"] = held_out_images("test", sources["test"], settings, features, classes, listed)
     if "val" not in read:
         val = test  # which a grid of one learning rate has no use for
-    found_in = common_images(read, features.image_digests(), digests)
+    found_in = common_images(read, features.image_digests(), images)
     listed.save()
     real = [
         item for own in draws for item in real_rows(features, own, templates, per_class, captioned).items()

@@ -100,11 +100,12 @@ def lack_of(ours_S: Sequence[float], theirs_S: Sequence[float]) -> str:
     Figures of few test data move in steps, so equal differences do not mean that there is no spread.
     """
     difference_S = np.array(ours_S, np.float64) - np.array(theirs_S, np.float64)
-    if len(difference_S) > 1 and not difference_S.any():
+    rounding = ROUNDING * np.abs([ours_S, theirs_S]).max()
+    if len(difference_S) > 1 and np.abs(difference_S).max() <= rounding:
         return ALL_ZERO
     if len(difference_S) < LEAST:
         return TOO_FEW
-    return ALL_EQUAL if np.ptp(difference_S) <= ROUNDING * np.abs([ours_S, theirs_S]).max() else ""
+    return ALL_EQUAL if np.ptp(difference_S) <= rounding else ""
 
 
 def first_above(differences: Sequence[Paired]) -> tuple[int | None, int | None]:

@@ -41,8 +41,16 @@ class PairSet:
         Raises:
             ValueError: if no row is usable.
         """
+        found, _, rejects = cls.with_rows(rows, image_px=image_px, max_pixels=max_pixels)
+        return found, rejects
+
+    @classmethod
+    def with_rows(
+        cls, rows: Sequence[Row], *, image_px: int, max_pixels: int
+    ) -> tuple["PairSet", list[Row], list[Reject]]:
+        """As ``from_rows``, with the usable rows, an image each."""
         images, used, rejects = decoded(rows, image_px=image_px, max_pixels=max_pixels)
-        return cls(images, [row.captions for row in used]), rejects
+        return cls(images, [row.captions for row in used]), used, rejects
 
     @property
     def n_images(self) -> int:

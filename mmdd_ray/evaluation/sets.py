@@ -97,12 +97,13 @@ def held_out_sets(
         setting = f"evaluation.{part}"
         read[part] = read_held_out(source, settings.evaluation.max_pairs)
         try:
-            pairs[part], lost = PairSet.from_rows(
+            pairs[part], used, lost = PairSet.with_rows(
                 read[part].rows, image_px=settings.students.image_px, max_pixels=source.max_image_pixels
             )
         except UserError as error:
             raise UserError(f"{setting}={source.uri}: {error}") from error
         judge_held_out(part, source, read[part], lost, listed)
+        read[part] = read[part].decoded(used, pairs[part].images)
     probes, read_for_probes = read_probes(settings, listed)
     if probes != Probes():
         pairs["test"] = ProbedPairs(pairs["test"].images, pairs["test"].captions, probes)
@@ -211,8 +212,8 @@ def check_kept(
 def _check_pairs(features: FeatureStore, data: Data, pairs: int) -> None:
     if pairs > len(features.addresses):
         raise UserError(
-            f"the distilled set has {pairs:,} pairs, but data.uri={data.uri} has only {len(features.addresses):,} "
-            "usable ones to compare with; name more data, or distil fewer pairs"
+            f"the set has {pairs:,} pairs, but data.uri={data.uri} has only {len(features.addresses):,} usable ones to "
+            "compare with; name more data, or a smaller set"
         )
 
 
@@ -317,7 +318,7 @@ def compare_with_baselines(
     run_store: Store,
     *,
     about: Mapping[str, Mapping[str, Any]] | None = None,
-    digests: Mapping[str, np.ndarray] | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
 ) -> StageResult:
     """Compares distilled or other sets with the baselines; writes `compare`'s result as evaluation.json.
 
@@ -328,8 +329,8 @@ def compare_with_baselines(
         coresets: What `read_coresets` gave for each draw.
         run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
         about: By the name of a given set, where it is from and how it was read, for the report.
-        digests: By the name of a given set, the digests of its image files (N,) int64, which are looked for among
-            those of validation and test images.
+        images: By the name of a given set, its images (N, px, px, 3) uint8, which are looked for among validation and
+            test images.
     """
     settings = draws[0]
     pairs_each = next(iter(given.values()))[0].n_pairs
@@ -337,7 +338,7 @@ def compare_with_baselines(
     listed = RejectList(stage.store, run_store)
     held_out, read = held_out_sets(settings, listed)
     val, test = held_out["val"], held_out["test"]
-    found_in = common_images(read, features.image_digests(), digests)
+    found_in = common_images(read, features.image_digests(), images)
     listed.save()
     chosen = [
         item

@@ -14,7 +14,7 @@ import numpy as np
 from mmdd_ray.evaluation.metrics import MAIN_METRIC
 from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, LEAST
 from mmdd_ray.evaluation.report.differences import over_words
-from mmdd_ray.evaluation.report.text import NEAR_CHANCE, in_sentence, label_of, signed
+from mmdd_ray.evaluation.report.text import in_sentence, is_near_chance, label_of, signed
 from mmdd_ray.evaluation.report.words import CHANCE, TASK_TEXTS
 
 WINDOW = 0.1  # of a training: the part at its start and at its end whose losses are compared
@@ -60,12 +60,12 @@ class Case:
 def chance_level(case: Case) -> str | None:
     names = [name for name in case.report["scores"] if name != CHANCE]
     chance, best = case.mean(CHANCE), max(names, key=case.mean)
-    if case.mean(best) < NEAR_CHANCE * chance:
+    if is_near_chance(case.mean(best), chance):
         return (
             f"The students hardly learn here, whatever the set: the best of them reach {case.mean(best):.1f} % where "
             f"chance is {chance:.1f} %. Differences at this level say little about the sets."
         )
-    if case.mean(case.ours) < NEAR_CHANCE * chance:
+    if is_near_chance(case.mean(case.ours), chance):
         return (
             f"Students of {case.label} stay near chance: {case.mean(case.ours):.1f} % where chance is {chance:.1f} %. "
             f"Those of {label_of(best, case.report)} reach {case.mean(best):.1f} %, so the training itself can work."

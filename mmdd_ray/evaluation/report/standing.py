@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO
+from mmdd_ray.evaluation.paired import ALL_EQUAL, ALL_ZERO, ROUNDING
 from mmdd_ray.evaluation.report.differences import Compared
 
 SAME = "same"  # both sets have the very same pairs
@@ -30,8 +30,9 @@ def standing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """
     found = Compared.of(ours, theirs)
     if found.lack:
-        difference = 0.0 if found.lack == ALL_ZERO else found.mean
-        return HIGHER if difference > 0 else LOWER if difference < 0 else EQUAL
+        if abs(found.mean) <= ROUNDING * max(ours["mean"], theirs["mean"]):
+            return EQUAL
+        return HIGHER if found.mean > 0 else LOWER
     return ABOVE if found.low > 0 else BELOW if found.high < 0 else LEVEL
 
 

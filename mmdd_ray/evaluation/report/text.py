@@ -33,7 +33,7 @@ _DOUBTS = {
     **dict.fromkeys((HIGHER, EQUAL, LOWER), "spread not known"),
 }
 """The words of a tile beside a ratio that is no finding, by the standing of its two sets."""
-NEAR_CHANCE = 2.0  # times chance: below it students have hardly learnt
+NEAR_CHANCE = 2.0  # times the odds of chance: below it students have hardly learnt
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -216,11 +216,17 @@ def has_one_student(scores: Mapping[str, Any]) -> bool:
     return all(len(next(iter(one.values()))["runs"]) == 1 for one in scores.values())
 
 
+def is_near_chance(figure: float, chance: float) -> bool:
+    """Whether students of this figure, in percent, have hardly learnt: the odds of a hit are below twice those of
+    chance. Twice the chance itself would be 100 % of two classes."""
+    return figure * (100 - chance) < NEAR_CHANCE * chance * (100 - figure)
+
+
 def _is_at_chance(score: Mapping[str, Any], chance: float) -> bool:
     """Whether the 95 % interval of a mean reaches down to chance; of fewer than three figures, whether it is near."""
     figures_S = score.get("draw_means", score["runs"])
     if len(figures_S) < LEAST:
-        return bool(score["mean"] < NEAR_CHANCE * chance)
+        return is_near_chance(score["mean"], chance)
     return Paired.of(figures_S, [chance] * len(figures_S)).low <= 0
 
 

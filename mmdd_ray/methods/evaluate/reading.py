@@ -37,10 +37,13 @@ class GivenSet:
     """Another content has another one."""
     notes: tuple[str, ...] = ()
     """What people should know of how it was read, a sentence each."""
-    digests: np.ndarray | None = None
-    """(N,) int64 digests of its image files, where they are files of others."""
     rows_in: int = 0
     """Rows that were read, refused ones included."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """Its images (N, px, px, 3) uint8; learnt ones as people see them."""
+        return self.pairs.images() if isinstance(self.pairs, LearntPairs) else self.pairs.images
 
     @property
     def about(self) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def _read_source(one: NamedSet, settings: Evaluate, listed: RejectList | None) -
     )
     if read.repeated:
         notes += (f"{read.repeated:,} of its {read.rows_in:,} rows repeat another, and were left out",)
-    return GivenSet(one, pairs, None, pairs.fingerprint(), notes, read.digests, read.rows_in)
+    return GivenSet(one, pairs, None, pairs.fingerprint(), notes, read.rows_in)
 
 
 def _read_vectors(one: NamedSet, settings: Evaluate) -> GivenSet:

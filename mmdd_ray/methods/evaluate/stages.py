@@ -74,7 +74,7 @@ def _compare(stage: StageDir, contexts: Sequence[Context[Evaluate]]) -> StageRes
         [read_coresets(coresets.store if coresets else None, settings.evaluation)],
         context.run.store,
         about=_noted(given),
-        digests={one.named.name: one.digests for one in given if one.digests is not None},
+        images={one.named.name: one.images for one in given},
     )
 
 

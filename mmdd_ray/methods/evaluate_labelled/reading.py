@@ -8,14 +8,12 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from mmdd_ray.config import Data
 from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import NAMED_BY
 from mmdd_ray.data.class_names import shared_captions
 from mmdd_ray.data.listing import reachable
-from mmdd_ray.data.pair import Row, digest64
+from mmdd_ray.data.pair import Row
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shapes import CLASS_NAMES
 from mmdd_ray.data.shards import find_shards
@@ -57,11 +55,6 @@ class GivenImages:
             found.update(f"{row.label} {len(row.image or b'')} ".encode())
             found.update(row.image or b"")
         return found.hexdigest()
-
-    @property
-    def digests(self) -> np.ndarray:
-        """(N,) int64 digests of its image files, as the features have them."""
-        return np.array([digest64(row.image or b"") for row in self.rows], np.int64)
 
     @property
     def sizes(self) -> str:

@@ -68,9 +68,10 @@ def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> 
                 "is now"
             )
     labels = tuple(classes.labels)
+    decoded = {one.named.name: one.decoded(labels, settings) for one in sets}
     return compare_classifiers(
         stage,
-        {one.named.name: [ray.put(one.decoded(labels, settings))] for one in sets},
+        {name: [ray.put(one)] for name, one in decoded.items()},
         templates(sets, classes, settings.template),
         features_of(context),
         [settings],
@@ -79,7 +80,7 @@ def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> 
         captioned=False,
         teacher=context.store("teacher") if "teacher" in context.done else None,
         about=noted,
-        digests={one.named.name: one.digests for one in sets},
+        images={name: one.images for name, one in decoded.items()},
     )
 
 
