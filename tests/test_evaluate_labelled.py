@@ -413,7 +413,8 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     assert sizes["random"] == sizes["clip-score"] <= sizes["given"]
     assert report["labels"] == {"given": "given", "other": "other"}
     assert {name: list(beside) for name, beside in report["differences"].items()} == {
-        "given": ["other", "random", "clip-score"]
+        "given": ["other", "random", "clip-score"],
+        "other": ["random", "clip-score"],
     }
     left, right = (report["scores"][name]["top-1"]["runs"] for name in ("given", "other"))
     found = report["differences"]["given"]["other"]

@@ -119,7 +119,7 @@ def test_coresets_are_chosen_once_and_each_is_kept(features: FeatureStore, tmp_p
         assert again["clip-score"].tolist() == first["clip-score"].tolist()
         assert sets.read_coresets(None, replace(EVALUATION, baselines=("random",))) == {}
         (folder / "manifest.json").unlink()
-        with pytest.raises(ValueError, match=r"the distilled set has 41 pairs"):
+        with pytest.raises(ValueError, match=r"the set has 41 pairs"):
             chosen(run, features, asked, 41)
 
 
@@ -181,9 +181,7 @@ def test_a_baseline_that_lost_rows_is_no_baseline(
 def test_too_few_real_pairs_are_said_without_a_setting_that_the_job_may_not_have(
     features: FeatureStore,
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"the distilled set has 41 pairs, but data\.uri=shapes:40.*only 40 usable"
-    ):
+    with pytest.raises(ValueError, match=r"the set has 41 pairs, but data\.uri=shapes:40.*only 40 usable"):
         dict(sets.baseline_sets(features, DATA, EVALUATION, 41, 32, 1, {}))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from math import inf
 from typing import Any
 
@@ -22,8 +21,8 @@ def differences(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Differences of the scores of two sets with their 95 % confidence intervals, by Student's t.
 
-    Compared are the first set with every other small one, and all sets that are no baselines with each other, as
-    ``Compared`` has it.
+    Compared are all sets that are no baselines with each other and with the small baselines, as ``Compared`` has it:
+    these are the differences that a report puts into words.
 
     Args:
         scores: Of each set, by metric, as ``spread.spread`` gives them.
@@ -51,9 +50,7 @@ def are_same(ours: str, theirs: str, prints: Mapping[str, Sequence[str]]) -> boo
 def _compared(names: Sequence[str]) -> list[tuple[str, str]]:
     given = [name for name in names if name not in (*BASELINES, CHANCE)]
     baselines = [name for name in names if name in BASELINES and name != FULL]
-    pairs = list(combinations(given, 2))
-    beside_first = len(given) - 1  # the first set's pairs come first
-    return [*pairs[:beside_first], *((given[0], name) for name in baselines if given), *pairs[beside_first:]]
+    return [(ours, theirs) for place, ours in enumerate(given, 1) for theirs in (*given[place:], *baselines)]
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], same: bool) -> dict[str, Any] | None:
