@@ -201,7 +201,7 @@ def test_a_spread_above_the_difference_tells_how_many_students_it_takes() -> Non
         (
             [8.0, 9.0],
             [5.7, 6.7],
-            "EDGE scores higher than random real pairs here",
+            "EDGE scores higher than random real pairs here; to keep in mind",
             "is +2.3 points over 2 paired students, which are too few to know its spread; 3 or more (evaluation.seeds)",
         ),
         (

@@ -723,6 +723,15 @@ def test_the_first_line_says_why_a_spread_is_not_known(
     assert second.replace("\u00a0", " ").endswith(doubt)
 
 
+def test_a_good_outcome_near_chance_is_said_on_the_terminal_too(run: Store) -> None:
+    sets = {"edge": _set(100, 1.3, 1.4, 1.35), "random": _set(100, 1.0, 1.1, 0.98)}
+    report = build_report(run, EVALUATION | {"sets": sets})
+    assert report["standings"] == {"edge": {"random": "above"}}
+    shown = " ".join(summary_table(report).split())
+    assert "EDGE is above random real pairs here; to keep in mind:" in shown
+    assert "The students hardly learn here, whatever the set" in shown
+
+
 def test_a_set_that_is_its_own_baseline_is_called_the_same(run: Store) -> None:
     figures = (7.5, 8.3, 7.9)
     sets = {

@@ -75,7 +75,7 @@ def _title(report: Mapping[str, Any], name: str, tone: str, others: Sequence[str
     named = "all its baselines" if every else listed([in_sentence(other, report) for other in others])
     told = f"{label_of(name, report)} {stands} {named} here"
     if tone == "above":
-        return told
+        return f"{told}; to keep in mind" if explained else told
     return f"{told}; {'likely reasons' if explained else 'no reason found'}"
 
 

@@ -53,7 +53,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
         blocks += [f"{'source':<13}{line}" for line in about_source(report["source"])[:-1]]
     blocks += [_noted(line, "held out") for line in about_held_out(report["held_out"])]
     for outcome in report["outcome"].values():
-        if outcome["tone"] != "above" and outcome["reasons"]:
+        if outcome["reasons"]:
             blocks += [_noted(outcome["title"] + ":"), *(_noted(one) for one in outcome["reasons"])]
     resumed = [name for name, stage in report["stages"].items() if stage["resumed"]]
     footnote = f" (only the last attempt of {', '.join(resumed)})" if resumed else ""
