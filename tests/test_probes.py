@@ -349,7 +349,7 @@ def test_a_comparison_has_all_of_it(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     listed = RejectList(store.child("evaluate"), store)
     held_out, read = held_out_sets(settings, listed)
-    assert (read["zero_shot"].images, set(read)) == (37, {"val", "test", "zero_shot", "compositional"})
+    assert (read["zero_shot"].images, set(read)) == (36, {"val", "test", "zero_shot", "compositional"})
     assert about_held_out(common_images(read, np.empty(0, np.int64))) == []  # all of the images are there
     assert {(shard.split("/")[0], reason) for shard, _, reason in listed.rows} == {
         ("zero_shot", "not an image"),
@@ -357,6 +357,14 @@ def test_a_comparison_has_all_of_it(tmp_path: Path) -> None:
     }
     test = held_out["test"]
     assert isinstance(test, ProbedPairs)
+    given = {"classes": test.probes.classes.images.images[:5]}
+    common = common_images(read, np.empty(0, np.int64), given)
+    assert {part: about["common"].get("set classes") for part, about in common.items()} == {
+        "val": 0,
+        "test": 0,
+        "zero_shot": 5,
+        "compositional": None,
+    }
     assert test.probes.classes is not None
     assert test.probes.classes.names == ("blue thing", "lime thing", "red thing")
     assert not isinstance(held_out["val"], ProbedPairs)

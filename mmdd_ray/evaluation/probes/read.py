@@ -49,7 +49,7 @@ def _read_classes(source: Data, settings: PairSettings, listed: RejectList) -> t
     folders = find_shards(source).classes
     names = names_to_recognise(source.uri, evaluation.zero_shot_names, folders, shared_captions(said))
     try:
-        images, lost = LabelledSet.from_rows(
+        images, used, lost = LabelledSet.with_rows(
             read.rows,
             tuple(names),
             image_px=settings.students.image_px,
@@ -61,7 +61,7 @@ def _read_classes(source: Data, settings: PairSettings, listed: RejectList) -> t
     found = ClassSet(images, tuple(names.values()), evaluation.templates, evaluation.linear_probe)
     if found.linear:
         found.check_halves()
-    return found, read
+    return found, read.decoded(used, images.images)
 
 
 def _noting(rows: Iterable[Row], said: list[tuple[int | None, list[str]]]) -> Iterator[Row]:
