@@ -347,8 +347,10 @@ def test_killed_while_it_refines_it_makes_the_same_set(
 def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     tmp_path: Path, job: Job, arguments: list[str], message: str
 ) -> None:
-    where = ("--run.dir", str(tmp_path / "run"), "--data.uri", "shapes:120?seed=1")
-    status, shown = job("edge_cc3m", "local", *where, *SMALL, *STUDENTS, *arguments)
+    where = [] if "--data.uri" in arguments else ["--data.uri", "shapes:120?seed=1"]
+    students = [] if "--students.learning_rates" in arguments else STUDENTS
+    run = ("--run.dir", str(tmp_path / "run"))
+    status, shown = job("edge_cc3m", "local", *run, *where, *SMALL, *students, *arguments)
     assert status == 2
     assert message in shown
     assert len(shown.strip().splitlines()) == 1
