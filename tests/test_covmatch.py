@@ -178,7 +178,7 @@ def test_killed_and_started_again_it_makes_the_same_set(finished, kill_at, tmp_p
 @pytest.mark.job
 @pytest.mark.timeout(900)
 def test_the_set_is_evaluated_as_what_was_learnt(finished, tmp_path):
-    trained = ("--students.trained", "both-encoders", "--students.learning_rates", "0.1")
+    trained = ("--students.trained", "both-encoders")
     result = run("evaluate", tmp_path / "run", "--set", str(finished[0] / "distilled"), *trained)
     assert result.returncode == 0, result.stderr[-3000:]
     assert report_of(tmp_path / "run")["scores"]["covmatch"] == report_of(finished[0])["scores"]["covmatch"]

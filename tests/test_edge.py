@@ -348,7 +348,7 @@ def test_what_the_user_got_wrong_is_one_sentence_before_any_work(
     tmp_path: Path, job: Job, arguments: list[str], message: str
 ) -> None:
     where = [] if "--data.uri" in arguments else ["--data.uri", "shapes:120?seed=1"]
-    students = [] if "--students.learning_rates" in arguments else STUDENTS
+    students = [] if arguments[0] in STUDENTS else STUDENTS
     run = ("--run.dir", str(tmp_path / "run"))
     status, shown = job("edge_cc3m", "local", *run, *where, *SMALL, *students, *arguments)
     assert status == 2
