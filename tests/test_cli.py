@@ -91,6 +91,8 @@ def test_several_sources_are_one_setting():
     assert settings.data == Data(uri="a/0.tar::b/{0..1}.tar::c/", limit=3)
     assert (settings.evaluation.test, settings.evaluation.val) == ("d::e", "f")
     assert parse("toy", presets, ["--data.uri=a", "b"])[1].data.uri == "a::b"
+    classes = parse("toy", presets, ["--evaluation.zero-shot", "a", "b"])[1].evaluation.zero_shot
+    assert classes == "a::b"
 
 
 def test_several_values_are_not_given_one_by_one():

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TypeVar
@@ -81,16 +82,18 @@ def _own_options() -> argparse.ArgumentParser:
     return parser
 
 
+def _named(option: str) -> str:
+    """The setting that ``--name``, ``--name=value`` or a spelling with hyphens means."""
+    return option.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
 def _refuse_repeated(arguments: Sequence[str], default: object) -> None:
     """Refuses several values that are given one by one, as ``--set A --set B``: the last alone would count."""
-    names = [
-        one[2:].partition("=")[0].replace("-", "_") for one in arguments if one.startswith("--") and one[2:]
-    ]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+    for name, times in Counter(_named(one) for one in arguments if one.startswith("--")).items():
         value = reduce(lambda section, part: getattr(section, part, None), name.split("."), default)
-        if isinstance(value, tuple) or name in SOURCE_SETTINGS:
+        if times > 1 and (isinstance(value, tuple) or name in SOURCE_SETTINGS):
             raise UserError(
-                f"--{name} stands {names.count(name)} times, and only the last would count; write all values behind "
+                f"--{name} stands {times} times, and only the last would count; write all values behind "
                 f"one, as in --{name} A B"
             )
 
@@ -101,7 +104,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     joining = False
     for argument in arguments:
         if argument.startswith("-"):  # no source does
-            joining = argument.removeprefix("--").partition("=")[0] in SOURCE_SETTINGS
+            joining = _named(argument) in SOURCE_SETTINGS
         elif joining and (not joined[-1].startswith("--") or "=" in joined[-1]):
             joined[-1] += f"{SOURCES}{argument}"
             continue
