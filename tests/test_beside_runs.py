@@ -50,6 +50,8 @@ def finish(
     published: bool = False,
     made_by: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    best_look: float | None = None,
+    pairs: int = 100,
     draws: int = 1,
     task: str = "retrieval",
     **changes: Any,
@@ -76,9 +78,11 @@ def finish(
             # of an earlier choice of the rate: no part of the report
             store.write_json(f"students/{name}-old.json", student | {"learning_rate": 0.03, "metrics": {}})
             found[name] = {"draws": draws, "learning_rate": RATE, "on_val": {"0.1": 0.0}, "loss_curve": [1.0]}
-            found[name] |= {"pairs": 100, "images": 50, "bytes": 3000, "seconds": 2.0, "steps": 80}
+            found[name] |= {"pairs": pairs, "images": 50, "bytes": 3000, "seconds": 2.0, "steps": 80}
             found[name] |= {"images_seen": 4000, "best_look": None, "looks": []}
             found[name]["metrics"] = dict.fromkeys(METRICS[task], spread(rows.tolist()))
+            if best_look is not None:
+                found[name]["best_look"] = dict.fromkeys(METRICS[task], spread([[best_look]]))
         by_chance = chance(50, 1) if task == "retrieval" else accuracy_chance(48)
         of_protocol = EQUAL_BUDGET | (protocol or {})
         panel = {
@@ -309,6 +313,45 @@ def test_students_of_another_teacher_or_version_are_refused(tmp_path: Path) -> N
         UserError, match=r"the protocol's version or its teacher is soft-label 1, sha256:1 in"
     ):
         compare_runs(uris)
+
+
+def test_best_looks_stand_apart_and_are_called_so(tmp_path: Path) -> None:
+    published = {"name": "lors", "published": True, "chosen": "published learning rates"}
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]}, protocol=published, best_look=12.5)
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, protocol=published)
+    found = compare_runs([one, other])
+    text, page = comparison_table(found), comparison_html(found)
+    assert "published learning rates\nbest look: mean recall at each student's best test, chosen on" in text
+    assert "12.5" in text
+    assert "<th>mean recall, best look</th>" in page
+    assert "<td>12.5</td>" in page
+    assert "Published learning rates. Best look: each student’s" in " ".join(page.split())
+    plain = compare_runs([finish(tmp_path / "c", {"edge": [9.0]}), finish(tmp_path / "d", {"vlcp": [9.0]})])
+    assert "best look" not in comparison_table(plain) + comparison_html(plain)
+
+
+def test_sets_of_other_sizes_and_runs_of_other_versions_are_told(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]}, pairs=2000)
+    alike = compare_runs([one, other])["notes"]
+    assert "The sets differ in size, so they are no fair comparison: edge 100, covmatch 2,000 pairs." in alike
+    assert not any("versions of mmdd-ray" in note for note in alike)
+    store = Store(other)
+    report = store.read_json("report.json")
+    report["versions"]["mmdd-ray"] = "0.0.1"
+    store.write_json("report.json", report)
+    told = [note for note in compare_runs([one, other])["notes"] if "versions of mmdd-ray" in note]
+    assert [note.partition(" in a, ")[2] for note in told] == [
+        "0.0.1 in b; its changelog says what these do differently."
+    ]
+
+
+def test_a_run_named_by_a_link_is_named_twice(tmp_path: Path) -> None:
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]})
+    (tmp_path / "link").symlink_to(one)
+    for again in (str(tmp_path / "link"), f"{tmp_path}/b/../a", f"file://{one}/"):
+        with pytest.raises(UserError, match=r"/a is named twice; name each run once"):
+            compare_runs([one, again])
 
 
 def test_a_run_with_several_protocols_stands_in_the_table_of_each(tmp_path: Path) -> None:

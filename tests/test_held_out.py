@@ -75,6 +75,8 @@ def test_images_in_common_are_counted_by_their_bytes():
     assert about["val"]["common"] == {"training": 0}
     assert about["test"]["common"] == {"training": 2, "val": 1}
     assert about_held_out(about) == [
+        "val: 2 images, captions: 2",
+        "test: 3 images, captions: 3",
         "test: 1 of 4 rows repeat another, and were left out",
         "test: 2 of 3 images are also training images, byte for byte: a/k8, a/k9",
         "test: 1 of 3 images are also val images, byte for byte: a/k7; learning rates that val images choose are "
@@ -82,7 +84,7 @@ def test_images_in_common_are_counted_by_their_bytes():
     ]
     assert about_held_out(
         common_images({"test": join_rows([row(0, b"x", "a"), row(1, b"y", "b")], 1)}, training)
-    ) == ["test: 1 of 2 images, drawn by their content"]
+    ) == ["test: 1 of 2 images, drawn by their content, captions: 1"]
 
 
 def test_images_in_common_are_all_kept_by_key_and_ten_of_them_are_named():
@@ -97,11 +99,14 @@ def test_images_in_common_are_all_kept_by_key_and_ten_of_them_are_named():
     assert about["common_keys"]["training"] == [f"t/k{n}" for n in range(3, 15)]
     first = ", ".join(f"t/k{n}" for n in range(3, 13))
     assert about_held_out({"test": about}) == [
+        "test: 20 images, captions: 20",
         f"test: 12 of 20 images are also training images, byte for byte: {first} and 2 more",
         "test: 2 of 20 images are also set photos images, pixel for pixel: t/k3, t/k4",
     ]
-    del about["common_keys"]  # as earlier versions wrote it
-    assert about_held_out({"test": about})[1].endswith("also set photos images, pixel for pixel")
+    del about["common_keys"], about["captions"]  # as earlier versions wrote it
+    size, _, of_set = about_held_out({"test": about})
+    assert size == "test: 20 images"
+    assert of_set.endswith("also set photos images, pixel for pixel")
 
 
 def test_a_sample_of_images_with_hard_negatives_is_told(tmp_path):
@@ -113,7 +118,9 @@ def test_a_sample_of_images_with_hard_negatives_is_told(tmp_path):
         ("shapes:20?seed=1", "compositional: 5 of 20 images, the first ones"),
     ):
         assert about_held_out(common_images({"compositional": list_contrasts(uri, None, 5)}, none)) == [says]
-        assert about_held_out(common_images({"compositional": list_contrasts(uri, None, 20)}, none)) == []
+        assert about_held_out(common_images({"compositional": list_contrasts(uri, None, 20)}, none)) == [
+            "compositional: 20 images"
+        ]
 
 
 @pytest.mark.ray
@@ -137,5 +144,7 @@ def test_a_perfect_model_is_perfect_on_one_row_a_caption(ray_cluster, tmp_path):
 def test_images_that_cannot_be_decoded_are_not_counted():
     test = join_rows([row(n, b"%d" % n, "a") for n in range(3)], 10)
     decoded = test.decoded([test.rows[0], test.rows[2]], np.zeros((2, 4, 4, 3), np.uint8))
-    assert about_held_out(common_images({"test": decoded}, np.empty(0, np.int64))) == []
+    assert about_held_out(common_images({"test": decoded}, np.empty(0, np.int64))) == [
+        "test: 2 images, captions: 2"
+    ]
     assert decoded.about()["images"] == decoded.about()["of_images"] == 2

@@ -3,6 +3,7 @@
 Imports neither Ray nor torch.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +16,7 @@ from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report.differences import MADE_ONCE, Compared
 from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import label_of, set_label
-from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL
+from mmdd_ray.evaluation.report.words import BASELINES, CHANCE, FULL, TASK_TEXTS
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
@@ -28,16 +29,16 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         ``runs`` by name (``dir``, ``job``, ``preset``, ``seed``, ``protocols``); ``task``; ``notes``, sentences for
-        people; and ``tables``, one for each protocol: ``protocol``, ``runs``, ``sets``, ``chance`` by metric, and
-        ``differences``. A set has ``label``, ``set`` (its name in the run), ``runs`` (several, where they have the
-        same baseline with the same figures), ``distilled``, ``draws``, ``students`` of each draw, ``scores`` as the
-        report has them, ``fingerprints`` of its draws, ``making_seconds``, the time that the run took to make it (None
-        where that is not known), ``untimed``, why it is not,
-        ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students, ``learning_rate`` and
-        ``images_seen``, the images that one student sees in training. A difference has ``ours``, ``theirs`` (labels),
-        ``over`` ("students", paired by their seeds, or "draws"), ``count``, and ``metrics``: ``mean``, ``low`` and
-        ``high`` in percentage points, the latter two the 95 % confidence interval (``Compared``), null where there is
-        none; then ``lack`` says why, as in a report.
+        people; and ``tables``, one for each protocol: ``protocol``, ``chosen`` (how learning rates were, and on what),
+        ``runs``, ``sets``, ``chance`` by metric, and ``differences``. A set has ``label``, ``set`` (its name in the
+        run), ``runs`` (several, where they have the same baseline with the same figures), ``distilled``, ``draws``,
+        ``students`` of each draw, ``scores`` and ``best_look`` (None without looks on the way) as the report has them,
+        ``fingerprints`` of its draws, ``making_seconds``, the time that the run took to make it (None where that is not
+        known), ``untimed``, why it is not, ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students,
+        ``learning_rate`` and ``images_seen``, the images that one student sees in training. A difference has ``ours``,
+        ``theirs`` (labels), ``over`` ("students", paired by their seeds, or "draws"), ``count``, and ``metrics``:
+        ``mean``, ``low`` and ``high`` in percentage points, the latter two the 95 % confidence interval (``Compared``),
+        null where there is none; then ``lack`` says why, as in a report.
 
     Raises:
         UserError: There are fewer than two runs; one is none, is not finished or is damaged; or they may not stand in
@@ -46,7 +47,8 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
     if len(uris) < 2:
         raise UserError(f"{len(uris)} run cannot be compared; name at least two run directories")
     stores = [Store(uri) for uri in uris]
-    if repeated := [one.uri for one in stores if [other.uri for other in stores].count(one.uri) > 1]:
+    named = [os.path.realpath(one.uri) if one.is_local else one.uri for one in stores]
+    if repeated := [uri for uri in named if named.count(uri) > 1]:
         raise UserError(f"{redact(repeated[0])} is named twice; name each run once")
     read = [read_run(store, name) for store, name in zip(stores, _names(stores), strict=True)]
     runs = [panels[0] for panels in read]
@@ -147,6 +149,7 @@ def _table(runs: Sequence[FinishedRun], protocol: tuple[str, str]) -> dict[str, 
     )
     return {
         "protocol": {"name": protocol[0], "version": protocol[1]},
+        "chosen": runs[0].report["protocol"]["chosen"],
         "runs": [run.name for run in runs],
         "sets": [_set(one, one in distilled) for one in [*distilled, *baselines]],
         "chance": {metric: score["mean"] for metric, score in runs[0].report["scores"][CHANCE].items()},
@@ -203,6 +206,7 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "students": figures // about["draws"],
         "fingerprints": sorted(run.fingerprints(entry.name)),
         "scores": scores,
+        "best_look": run.report["best_looks"].get(entry.name),
         "making_seconds": run.report.get("seconds_of_sets", {}).get(entry.name),  # older reports have none
         "untimed": run.report.get("untimed_sets", {}).get(entry.name, ""),
         **{
@@ -256,6 +260,12 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
         ):
             if any(one != found[0] for one in found[1:]):
                 yield f"The {what} of {', '.join(own)} differ, and so do figures by rounding."
+        versions = {name: run.report["versions"].get("mmdd-ray", "not known") for name, run in own.items()}
+        if len({*versions.values()}) > 1:
+            told = ", ".join(f"{version} in {name}" for name, version in versions.items())
+            yield (
+                f"The runs are of different versions of mmdd-ray: {told}; its changelog says what these do differently."
+            )
         counts = {
             name: one["students"] for one in table["sets"] if one["set"] != FULL for name in one["runs"]
         }
@@ -265,10 +275,19 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
                 f"The runs have different numbers of students of a set ({told}), so their means are not equally "
                 "certain, and none is marked as the best."
             )
+        yield from _sizes(table, TASK_TEXTS[runs[0].task]["unit"])
         yield from _same_sets(table)
         once = [one["label"] for one in table["sets"] if one["distilled"] and one["draws"] == 1]
         if once:
             yield MADE_ONCE.format(sets=listed(once), were="was" if len(once) == 1 else "were")
+
+
+def _sizes(table: Mapping[str, Any], unit: str) -> Iterator[str]:
+    """That distilled sets of a table differ in size."""
+    counts = {one["label"]: one[unit] for one in table["sets"] if one["distilled"]}
+    if len({*counts.values()}) > 1:
+        told = ", ".join(f"{label} {count:,}" for label, count in counts.items())
+        yield f"The sets differ in size, so they are no fair comparison: {told} {unit}."
 
 
 def _same_sets(table: Mapping[str, Any]) -> Iterator[str]:

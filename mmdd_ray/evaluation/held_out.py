@@ -58,6 +58,7 @@ class HeldOut(NamedTuple):
         return {
             "images": len(self.rows),
             "of_images": self.images,
+            "captions": sum(len(row.captions) for row in self.rows),
             "rows": self.rows_in,
             "repeated": self.repeated,
         }
@@ -182,9 +183,12 @@ def about_held_out(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What people should know of validation and test images, a sentence each."""
     lines = []
     for part, about in found.items():
+        size = f"{about['images']:,} images"
         if about["images"] < about["of_images"]:
             drawn = about.get("drawn", "drawn by their content")
-            lines.append(f"{part}: {about['images']:,} of {about['of_images']:,} images, {drawn}")
+            size = f"{about['images']:,} of {about['of_images']:,} images, {drawn}"
+        captions = about.get("captions")  # labelled images need none, and earlier versions did not count them
+        lines.append(f"{part}: {size}" + (f", captions: {captions:,}" if captions else ""))
         if about["repeated"]:
             lines.append(
                 f"{part}: {about['repeated']:,} of {about['rows']:,} rows repeat another, and were left out"

@@ -71,6 +71,7 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             over=_over,
             opening=_opening(found),
             untimed=_untimed,
+            looks=_has_looks,
             interval=interval,
             chance=LABELS[CHANCE],
         )
@@ -108,6 +109,11 @@ def _opening(found: Mapping[str, Any]) -> str:
     )
 
 
+def _has_looks(table: Mapping[str, Any]) -> bool:
+    """Whether students were tested on their way, as a published protocol has it."""
+    return any(one["best_look"] for one in table["sets"])
+
+
 def _untimed(table: Mapping[str, Any]) -> str:
     """Which sets the chart against time does not show, and why."""
     return " ".join(
@@ -138,12 +144,17 @@ def comparison_table(found: Mapping[str, Any]) -> str:
     blocks = [f"{name:<{width}}  {run['dir']}" for name, run in found["runs"].items()]
     for table in found["tables"]:
         blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
-        blocks += [f"percent, {_over(table)}", ""]
-        rows = [["", *map(metric_label, METRICS[found["task"]]), *HEADINGS]]
-        rows += [_row(one, METRICS[found["task"]]) for one in table["sets"]]
+        blocks += [f"percent, {_over(table)}", textwrap.fill(table["chosen"], TERMINAL_COLUMNS)]
+        if has_looks := _has_looks(table):
+            blocks.append(
+                f"best look: {metric_label(main)} at each student's best test, chosen on the test data"
+            )
+        headings = ["best look", *HEADINGS] if has_looks else HEADINGS
+        rows = [["", *map(metric_label, METRICS[found["task"]]), *headings]]
+        rows += [_row(one, METRICS[found["task"]], main if has_looks else None) for one in table["sets"]]
         means = [f"{table['chance'][metric]:.1f}" for metric in METRICS[found["task"]]]
-        rows += [[LABELS[CHANCE], *means, *[""] * len(HEADINGS)]]
-        blocks += table_lines(rows)
+        rows += [[LABELS[CHANCE], *means, *[""] * len(headings)]]
+        blocks += ["", *table_lines(rows)]
         if table["differences"]:
             blocks.append(
                 f"{task['main']}, differences in points over the same student seeds, 95 % intervals"
@@ -163,11 +174,14 @@ def _over(table: Mapping[str, Any]) -> str:
     return "mean ± standard deviation over students, pooled over draws (± that between draws)"
 
 
-def _row(one: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def _row(one: Mapping[str, Any], metrics: Sequence[str], look: str | None) -> list[str]:
+    """Cells of a set; with ``look``, that metric at the best look of its students."""
+    best = [mean_stds(one["best_look"][look]) if one["best_look"] else ""] if look else []
     counts = [f"{one['pairs']:,}", f"{one['images']:,}", bytes_text(one["bytes"])]
     return [
         one["label"],
         *[mean_stds(one["scores"][metric]) for metric in metrics],
+        *best,
         *counts,
         f"{one['images_seen']:,}",
         duration_text(one["seconds"]),
