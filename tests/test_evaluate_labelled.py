@@ -22,6 +22,7 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.labelled_sets import class_coresets
+from mmdd_ray.methods.evaluate_labelled import METHOD
 from mmdd_ray.methods.evaluate_labelled.classes import (
     DataClasses,
     all_classes,
@@ -208,6 +209,20 @@ def test_settings_that_cannot_be_are_refused_before_ray(tmp_path: Path, birds: s
     unnamed = write_parquet(tmp_path / "set.parquet", {"image": [jpeg()] * 3, "label": [0, 1, 2]})
     data = Data(uri=numbers, needs_captions=False)
     assert "clip-score, but nothing says what the class 0" in refused(set=unnamed, data=data)
+
+
+def test_a_single_class_is_refused_before_ray(tmp_path: Path) -> None:
+    one = class_folders(tmp_path / "one", 3, classes=CLASSES[:1])
+    given = class_folders(tmp_path / "given", 1, classes=CLASSES[:1])
+    with pytest.raises(
+        UserError, match=r"all images of .*one are of one class; classifiers need at least two"
+    ):
+        check(asking(given, one))
+
+
+def test_the_plan_knows_how_many_images_the_first_set_has(tmp_path: Path, birds: str) -> None:
+    given = class_folders(tmp_path / "given", 1, 2, 3)
+    assert METHOD.size(asking(given, birds), Source(rows=100)) == ("set", 6)
 
 
 def test_all_classes_of_the_data_are_known_once_all_images_are_read(tmp_path: Path, birds: str) -> None:

@@ -20,6 +20,7 @@ from scipy.stats import ttest_ind, ttest_rel
 from mmdd_ray.cli import parse
 from mmdd_ray.config import Data, Evaluation, Students
 from mmdd_ray.data import shapes
+from mmdd_ray.data.inventory import Source
 from mmdd_ray.data.readers import iter_shard
 from mmdd_ray.data.shards import list_shards
 from mmdd_ray.distilled.learnt import LearntPairs
@@ -38,6 +39,7 @@ from mmdd_ray.evaluation.tasks.students import frozen_text_features
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.methods import commits
 from mmdd_ray.methods import named_sets as named
+from mmdd_ray.methods.evaluate import METHOD
 from mmdd_ray.methods.evaluate.look import FITTING, look_at_sets, text_width
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.reading import of_text_model, read_sets
@@ -384,6 +386,24 @@ def test_the_plan_counts_the_students_of_every_set() -> None:
         evaluation_cost(settings.students, judged("equal-budget"), 6, given=sets).actors for sets in (1, 3)
     )
     assert three - one == 2 * (3 + 2)  # seeds and learning rates
+
+
+def test_the_plan_knows_how_many_pairs_the_first_set_has(tmp_path: Path) -> None:
+    rows = photos(tmp_path / "photos", pairs=7)
+    for uri, pairs in ((ours(tmp_path / "ours"), 6), (vectors(tmp_path / "four.pt"), 4), (rows, 7)):
+        assert METHOD.size(settings_of(uri, "not looked at"), Source(rows=40)) == ("set", pairs)
+    manifest = tmp_path / "ours/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"pairs"', '"couples"'))
+    assert METHOD.size(settings_of(tmp_path / "ours"), Source(rows=40)) == ("set", 0)
+
+
+def test_a_set_with_more_pairs_than_the_data_is_refused_before_the_features(tmp_path: Path) -> None:
+    settings = settings_of(ours(tmp_path / "ours"), data=Data(uri="shapes:5?seed=1"))
+    message = r"the set has 6 pairs, but data\.uri=shapes:5\?seed=1 has only 5 usable ones to compare with"
+    with pytest.raises(UserError, match=message):
+        METHOD.look(settings)
+    with_all = replace(settings, evaluation=replace(settings.evaluation, baselines=("full",)))
+    assert METHOD.look(with_all).rows == 5  # of which no set is drawn that is as large
 
 
 # ---- reading

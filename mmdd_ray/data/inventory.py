@@ -148,6 +148,19 @@ def require_rows(rows: int, needs: Mapping[str, int], uri: str) -> None:
             )
 
 
+def require_as_many(pairs: int, rows: int, uri: str) -> None:
+    """Finds that a set has more pairs than there are real ones, of which its baselines have as many.
+
+    Raises:
+        UserError: It has.
+    """
+    if pairs > rows:
+        raise UserError(
+            f"the set has {pairs:,} pairs, but data.uri={redact(uri)} has only {rows:,} usable ones to compare with; "
+            "name more data, or a smaller set"
+        )
+
+
 def _count_rows(shards: Sequence[Shard], head: Head, data: Data) -> tuple[int, bool]:
     """Rows of all shards, the first of which has this head, and whether that is exact."""
     counts = [shard.rows for shard in shards]

@@ -11,6 +11,7 @@ import ray
 
 from mmdd_ray.config import Data, Evaluation, PairSettings
 from mmdd_ray.data.contrasts import ContrastList
+from mmdd_ray.data.inventory import require_as_many
 from mmdd_ray.data.pair import Row
 from mmdd_ray.data.sources import fetch_pairs, read_pairs
 from mmdd_ray.distilled.learnt import LearntPairs
@@ -137,7 +138,7 @@ def save_coresets(stage: StageDir, features: FeatureStore, settings: PairSetting
         UserError: There are fewer real pairs than `pairs`, or clip-score keeps fewer.
     """
     names = compared_coresets(settings.evaluation)
-    _check_pairs(features, settings.data, pairs)
+    require_as_many(pairs, len(features.addresses), settings.data.uri)
     check_kept(features, settings, pairs)
     missing = [name for name in names if not stage.store.exists(f"{name}.json")]
     seconds, started = {}, monotonic()
@@ -209,14 +210,6 @@ def check_kept(
         )
 
 
-def _check_pairs(features: FeatureStore, data: Data, pairs: int) -> None:
-    if pairs > len(features.addresses):
-        raise UserError(
-            f"the set has {pairs:,} pairs, but data.uri={data.uri} has only {len(features.addresses):,} usable ones to "
-            "compare with; name more data, or a smaller set"
-        )
-
-
 def baseline_sets(
     features: FeatureStore,
     data: Data,
@@ -249,8 +242,9 @@ def _baseline_rows(
     coresets: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Sorted rows of each baseline; arguments as for `baseline_sets`."""
-    _check_pairs(features, data, pairs)
     count = len(features.addresses)
+    if {*evaluation.baselines} - {"full"}:
+        require_as_many(pairs, count, data.uri)
     sizes = {"random": pairs, "full": min(count, evaluation.full_pairs)}
     return {
         name: coresets[name] if name in COMPARED else np.sort(random_subset(count, sizes[name], seed))

@@ -8,7 +8,9 @@ from typing import Literal
 
 from fsspec.core import url_to_fs
 
+from mmdd_ray.config import Data
 from mmdd_ray.config.data import SCENES, SOURCES
+from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
@@ -94,6 +96,23 @@ def kind_of(uri: str) -> Kind:
             )
         return "vectors"
     return "pairs"  # files, braces and globs, of which the reader says what is wrong
+
+
+def count_of(one: NamedSet, unit: Literal["pairs", "images"], source: Data) -> int:
+    """How many a set has by its manifest, or about how many by a look at its files; it is none of sentence vectors.
+    0 where a manifest does not say.
+
+    Args:
+        source: The set as a source, for one that is.
+
+    Raises:
+        UserError: It is damaged, or nothing can be read from it.
+    """
+    if one.kind == "distilled":
+        count = read_manifest(Store(one.uri)).get(unit)  # anyone may have written it
+        return count if isinstance(count, int) else 0
+    found = look_at(source)
+    return round(found.rows * found.captions_per_row) if unit == "pairs" else found.rows
 
 
 def _kind_of_folder(store: Store) -> Kind:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmdd_ray.data.inventory import Source
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
@@ -42,6 +43,18 @@ def _steps() -> Steps[Evaluate]:
     return STEPS
 
 
+def _look(settings: Evaluate) -> Source:
+    from mmdd_ray.methods.evaluate.look import look_at_data
+
+    return look_at_data(settings)
+
+
+def _size(settings: Evaluate, source: Source) -> tuple[str, int]:
+    from mmdd_ray.methods.evaluate.look import count_pairs
+
+    return "set", count_pairs(settings)
+
+
 def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) -> Evaluate:
     """A set of a few scenes in place of those that are given."""
     from mmdd_ray.data import shapes
@@ -73,6 +86,7 @@ METHOD = Method(
     models=_models,
     preflight=_check,
     steps=_steps,
-    size=lambda settings, source: ("set", 0),  # is there already, and small
+    size=_size,
+    look=_look,
     shortened=_shortened,
 )

@@ -8,13 +8,14 @@ from PIL import Image
 
 from mmdd_ray.config import Data, Evaluation, Students
 from mmdd_ray.data.checks import check_given
+from mmdd_ray.data.inventory import Source, look_at, require_as_many
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import read_published
 from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.evaluate.settings import Evaluate
-from mmdd_ray.methods.named_sets import SETTING, NamedSet, named_sets
+from mmdd_ray.methods.named_sets import SETTING, NamedSet, count_of, kind_of, named_sets
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import BERT
 from mmdd_ray.protocols import PairProtocol
@@ -125,6 +126,27 @@ def _check_students(one: NamedSet, found: LearntPairs, students: Students, evalu
                 f"students of evaluation.protocols={protocol.name} read captions as "
                 f"{POOLINGS[protocol.form.pooling]}; set evaluation.protocols=lors-frozen-text, or leave this set out"
             )
+
+
+def count_pairs(settings: Evaluate) -> int:
+    """Pairs of the first set; about as many, where it is a source of rows."""
+    first = named_sets(settings.set[:1])[0]
+    if first.kind == "vectors":
+        return vectors_of(first, settings).n_pairs
+    return count_of(first, "pairs", source_of(first, settings))
+
+
+def look_at_data(settings: Evaluate) -> Source:
+    """A look at the real data.
+
+    Raises:
+        UserError: They are known to have fewer rows than the first set has pairs, and baselines of as many are wanted.
+    """
+    source = look_at(settings.data)
+    is_known = source.exact and kind_of(settings.set[0]) != "pairs"
+    if is_known and {*settings.evaluation.baselines} - {"full"}:
+        require_as_many(count_pairs(settings), source.rows, settings.data.uri)
+    return source
 
 
 def text_width(students: Students) -> int | None:

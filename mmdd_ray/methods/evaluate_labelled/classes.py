@@ -43,13 +43,22 @@ def seen_classes(settings: EvaluateLabelled, rows: Collection[Row], folders: Col
     """The classes of the data by a look at their first rows, or at all folders of classes.
 
     Raises:
-        UserError: The file of names cannot be read, or does not have a line for each class.
+        UserError: The file of names cannot be read, or does not have a line for each class; or there is one folder of
+            a class alone.
     """
     labels = (
         list(range(len(folders))) if folders else sorted({row.label for row in rows if row.label is not None})
     )
+    if folders:
+        _require_two(labels, settings)
     own = names_in(settings.data.uri, [row for row in rows if row.reject is None], folders)
     return DataClasses(labels, own, _listed(settings, labels, bool(folders)), bool(folders))
+
+
+def _require_two(labels: Sequence[int], settings: EvaluateLabelled) -> None:
+    if len(labels) < 2:
+        where = redact(settings.data.uri)
+        raise UserError(f"all images of {where} are of one class; classifiers need at least two")
 
 
 def all_classes(
@@ -73,8 +82,7 @@ def all_classes(
             "has it as data.label_column, or use an image folder with one sub-folder per class"
         )
     found = sorted(label for label in labels if label is not None)
-    if len(found) < 2:
-        raise UserError(f"all images of {where} are of one class; classifiers need at least two")
+    _require_two(found, settings)
     if settings.data.uri.startswith(SCENES):
         own = dict(enumerate(CLASS_NAMES))
     elif (own := single(shared(1))).keys() != {
