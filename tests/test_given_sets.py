@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_ind, ttest_rel
+from source_files import jpeg, write_parquet
 
 from mmdd_ray.cli import parse
 from mmdd_ray.config import Data, Evaluation, Students
@@ -374,6 +375,20 @@ def test_sets_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> None
         with pytest.raises(UserError, match=message):
             look_at_sets(settings)
     look_at_sets(settings_of(splits, set_split="train"))
+
+
+def test_a_set_may_have_its_captions_in_another_column_than_the_data(tmp_path: Path) -> None:
+    words = write_parquet(tmp_path / "words.parquet", {"image": [jpeg()], "words": ["a circle"]})
+    with pytest.raises(UserError) as refused:
+        look_at_sets(settings_of(words))
+    said = str(refused.value)
+    assert said.startswith(
+        f"none of data.caption_columns (captions, caption, text) is in {words}: the file has the"
+    )
+    *_, option, name, first, second, third = said.split()
+    assert (option, name) == ("--data.caption_columns", "NAME")
+    columns = ("words", first, second, third)
+    look_at_sets(settings_of(words, data=Data(uri="shapes:40?seed=1", caption_columns=columns)))
 
 
 def test_advice_on_text_encoders_names_their_width() -> None:

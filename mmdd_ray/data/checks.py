@@ -143,6 +143,9 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
         sentence = str(error).replace("data.uri", setting)
         for own in ("split", "image_root"):  # the other settings of the source are those of data
             sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
+        if sentence.startswith("none of data.caption_columns"):
+            columns = " ".join(["NAME", *data.caption_columns])
+            sentence += f"; the first that is there counts, so keep those of the data: --data.caption_columns {columns}"
         raise UserError(sentence) from error
     for part, source in evaluation.sources(data).items():
         try:
