@@ -48,6 +48,7 @@ def finish(
     prints: Mapping[str, str] | None = None,
     protocol: Mapping[str, Any] | None = None,
     published: bool = False,
+    notes: Mapping[str, Sequence[str]] | None = None,
     made_by: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     best_look: float | None = None,
@@ -89,7 +90,7 @@ def finish(
             "protocol": of_protocol,
             "models": "tiny-nf + tiny-bert at 32 px",
             "folder": "students",
-            "notes": {},
+            "notes": notes or {},
         }
         result = {"task": task, **panel, "sets": found, "chance": by_chance, "others": []}
         if published:
@@ -344,6 +345,13 @@ def test_sets_of_other_sizes_and_runs_of_other_versions_are_told(tmp_path: Path)
     assert [note.partition(" in a, ")[2] for note in told] == [
         "0.0.1 in b; its changelog says what these do differently."
     ]
+
+
+def test_what_was_noted_of_a_set_is_said_beside_runs_too(tmp_path: Path) -> None:
+    learnt = {"edge": ["its students had the learning rates that were learnt with it: 0.2 and 0.3"]}
+    one = finish(tmp_path / "a", {"edge": [9.0, 11.0]}, notes=learnt)
+    other = finish(tmp_path / "b", {"covmatch": [9.0, 12.0]})
+    assert f"edge: {learnt['edge'][0]}." in compare_runs([one, other])["notes"]
 
 
 def test_a_run_named_by_a_link_is_named_twice(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Protocols: their schedules against tables written by hand, and what students under them are made of."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import caption_batches, redrawn_batches
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.labelled_sets import _train_teacher
+from mmdd_ray.evaluation.labelled_sets import _name_teacher, _train_teacher
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
@@ -30,6 +31,7 @@ from mmdd_ray.evaluation.tasks.students import (
 )
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.evaluation.tasks.texts import texts_of
+from mmdd_ray.methods.evaluate_labelled.presets import local
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.open_clip_export import export_open_clip
 from mmdd_ray.models.students import load_student, load_text_encoder, plain_caption
@@ -43,6 +45,7 @@ from mmdd_ray.protocols import (
 from mmdd_ray.protocols.hard_label import epochs_of
 from mmdd_ray.protocols.soft_label import batch_of
 from mmdd_ray.protocols.trainings import other_students, trainings
+from mmdd_ray.storage.store import Store
 
 PX = 32
 STUDENTS = Students(image_px=PX, embed_dim=32, steps=4, batch_pairs=8)
@@ -401,6 +404,38 @@ def test_a_teacher_says_how_far_it_is_while_it_is_trained(images: LabelledSet) -
     assert safetensors.torch.load(last["weights"])
     with pytest.raises(UserError, match=f"the images have {PX} px"):
         list(_train_teacher(images, replace(CLASSIFIERS, image_px=2 * PX), 0, "cpu"))
+
+
+def test_the_teacher_is_named_beside_what_was_chosen(tmp_path: Path) -> None:
+    both = LabelledEvaluation(test="x", protocols=("soft-label", "hard-label"))
+    settings = replace(local(), classifiers=CLASSIFIERS, evaluation=both)
+
+    def chosen(teacher: Store | None, settings: Any) -> list[str]:
+        names = ("hard-label-small", "soft-label-small")
+        first, second = ({"protocol": {"name": name, "chosen": "as published"}} for name in names)
+        _name_teacher(first | {"others": [second]}, teacher, settings)
+        return [panel["protocol"]["chosen"] for panel in (first, second)]
+
+    store = Store(str(tmp_path))
+    store.write_json("manifest.json", {"rows_in": 4500, "extra": {"training_top_1": 83.24}})
+    told = "teacher: trained by this run in 60 steps on 4,500 real images, 83.2 % of which it names rightly"
+    assert chosen(store, settings) == ["as published", f"as published; {told}"]
+    given = replace(settings, classifiers=replace(CLASSIFIERS, teacher="s3://key:secret@bucket/t.pth"))
+    assert chosen(None, given) == ["as published", "as published; teacher: s3://[redacted]@bucket/t.pth"]
+
+
+def test_our_protocol_says_what_its_settings_do() -> None:
+    plain = label_protocol(
+        "equal-budget", replace(CLASSIFIERS, cutmix=0.0, flip=False, learning_rates=(0.1,))
+    )
+    assert plain.summary.endswith("one learning rate for all sets; images are shifted")
+    mixed = label_protocol("equal-budget", replace(CLASSIFIERS, cutmix=0.5, learning_rates=(0.1, 0.2)))
+    assert mixed.summary.endswith(
+        "its learning rate from one grid on validation data; images are shifted and mirrored, 50 % of the batches mixed "
+        "by CutMix"
+    )
+    pairs = pair_protocol("equal-budget", Students(learning_rates=(0.1,)))
+    assert pairs.summary.endswith("one learning rate for all sets; images are shifted")
 
 
 def test_weights_of_another_network_are_no_teacher(tmp_path: Any) -> None:

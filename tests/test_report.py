@@ -369,14 +369,14 @@ def test_a_table_of_all_baselines_fits_a_terminal_in_two_parts(run: Store) -> No
     names = ("edge", "random", "herding", "k-center", "clip-score", "full")
     sets = {name: _set(100, 10.0 + place, 12.0 + place) for place, name in enumerate(names)}
     lines = _after_verdict(build_report(run, EVALUATION | {"sets": sets}))
-    table = lines[3 : lines.index("", lines.index("", 3) + 1)]
+    table = lines[4 : lines.index("", lines.index("", 4) + 1)]
     assert max(map(len, table)) <= 80
     first, second = table[: len(table) // 2], table[len(table) // 2 + 1 :]
     assert [part[0].split() for part in (first, second)] == [list(names[:5]), ["full", "chance"]]
     assert [line[:11] for line in first] == [line[:11] for line in second]
     figures = [re.split(r"\s{2,}", line) for line in first if line.startswith("mean recall")]
     assert figures == [["mean recall", *(f"{11 + place}.0 ± 1.4" for place in range(5))]]
-    assert re.split(r"\s{2,}", second[-2]) == ["mean recall", "16.0 ± 1.4", "0.8"]
+    assert re.split(r"\s{2,}", second[-3]) == ["mean recall", "16.0 ± 1.4", "0.8"]
 
 
 @pytest.mark.parametrize(
@@ -405,12 +405,13 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "EDGE is within the spread of all its baselines: random real pairs (10.0 %) and",
         "k-center (13.9 %).",
     )
-    assert max(map(len, lines[:12])) <= 80
-    assert lines[:2] == [
+    assert max(map(len, lines[:14])) <= 80
+    assert lines[:3] == [
         "equal-budget, version 1: tiny-nf + tiny-bert at 32 px",
         "recall in percent, mean ± standard deviation over students",
+        "learning rate of each set by its figures on validation data",
     ]
-    assert lines[3].split() == ["edge", "random", "k-center", "full", "chance"]
+    assert lines[4].split() == ["edge", "random", "k-center", "full", "chance"]
     assert re.split(r"\s{2,}", next(line for line in lines if line.startswith("mean recall"))) == [
         "mean recall",
         "13.5 ± 1.5",
@@ -419,13 +420,14 @@ def test_headline_and_summary_table_give_the_figures(run: Store) -> None:
         "42.0 ± 2.0",
         "0.8",
     ]
-    assert lines[11].split() == ["pairs", "100", "100", "100", "4,000"]
-    assert lines[13:16] == [
+    assert lines[12].split() == ["pairs", "100", "100", "100", "4,000"]
+    assert re.split(r"\s{2,}", lines[13]) == ["size", "4 kB", "4 kB", "4 kB", "4 kB"]
+    assert lines[15:18] == [
         "mean recall of EDGE, difference to … (95 % interval)",
         "  Random real data  +3.5 [−2.7, +9.7]  3 paired students",
         "  k-center          −0.4 [−4.1, +3.3]  3 paired students",
     ]
-    assert "3 images, 7 pairs" in lines[18]
+    assert "3 images, 7 pairs" in lines[20]
     assert f"report.html  {run.uri}/report.html" in lines
 
 

@@ -32,13 +32,13 @@ def compare_runs(uris: Sequence[str]) -> dict[str, Any]:
         people; and ``tables``, one for each protocol: ``protocol``, ``chosen`` (how learning rates were, and on what),
         ``runs``, ``sets``, ``chance`` by metric, and ``differences``. A set has ``label``, ``set`` (its name in the
         run), ``runs`` (several, where they have the same baseline with the same figures), ``distilled``, ``draws``,
-        ``students`` of each draw, ``scores`` and ``best_look`` (None without looks on the way) as the report has them,
-        ``fingerprints`` of its draws, ``making_seconds``, the time that the run took to make it (None where that is not
-        known), ``untimed``, why it is not, ``pairs``, ``images``, ``bytes``, ``seconds`` of all its students,
-        ``learning_rate`` and ``images_seen``, the images that one student sees in training. A difference has ``ours``,
-        ``theirs`` (labels), ``over`` ("students", paired by their seeds, or "draws"), ``count``, and ``metrics``:
-        ``mean``, ``low`` and ``high`` in percentage points, the latter two the 95 % confidence interval (``Compared``),
-        null where there is none; then ``lack`` says why, as in a report.
+        ``students`` of each draw, ``scores`` and ``best_look`` (None without looks on the way) and ``notes`` (of how
+        its students took it) as the report has them, ``fingerprints`` of its draws, ``making_seconds``, the time that
+        the run took to make it (None where that is not known), ``untimed``, why it is not, ``pairs``, ``images``,
+        ``bytes``, ``seconds`` of all its students, ``learning_rate`` and ``images_seen``, the images that one student
+        sees in training. A difference has ``ours``, ``theirs`` (labels), ``over`` ("students", paired by their seeds,
+        or "draws"), ``count``, and ``metrics``: ``mean``, ``low`` and ``high`` in percentage points, the latter two the
+        95 % confidence interval (``Compared``), null where there is none; then ``lack`` says why, as in a report.
 
     Raises:
         UserError: There are fewer than two runs; one is none, is not finished or is damaged; or they may not stand in
@@ -207,6 +207,7 @@ def _set(entry: _Entry, is_distilled: bool) -> dict[str, Any]:
         "fingerprints": sorted(run.fingerprints(entry.name)),
         "scores": scores,
         "best_look": run.report["best_looks"].get(entry.name),
+        "notes": list(run.report["notes"].get(entry.name, ())),
         "making_seconds": run.report.get("seconds_of_sets", {}).get(entry.name),  # older reports have none
         "untimed": run.report.get("untimed_sets", {}).get(entry.name, ""),
         **{
@@ -275,6 +276,7 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
                 f"The runs have different numbers of students of a set ({told}), so their means are not equally "
                 "certain, and none is marked as the best."
             )
+        yield from (f"{one['label']}: {note}." for one in table["sets"] for note in one["notes"])
         yield from _sizes(table, TASK_TEXTS[runs[0].task]["unit"])
         yield from _same_sets(table)
         once = [one["label"] for one in table["sets"] if one["distilled"] and one["draws"] == 1]

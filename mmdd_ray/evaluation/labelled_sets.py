@@ -17,7 +17,7 @@ from mmdd_ray.engine.cluster import actor_resources
 from mmdd_ray.engine.devices import device_with
 from mmdd_ray.engine.memory import out_of_memory
 from mmdd_ray.engine.progress import progress
-from mmdd_ray.engine.run_dir import StageDir, StageResult
+from mmdd_ray.engine.run_dir import MANIFEST, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.bench import RETRIES
@@ -30,6 +30,7 @@ from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore, image_features
 from mmdd_ray.protocols import LabelProtocol
 from mmdd_ray.protocols.trainings import trainings
+from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 TEACHER = "teacher.safetensors"
@@ -212,6 +213,26 @@ def needs_teacher(settings: LabelledSettings) -> bool:
     return wanted and settings.classifiers.teacher is None
 
 
+def _name_teacher(found: Mapping[str, Any], teacher: Store | None, settings: LabelledSettings) -> None:
+    """Adds the teacher to what was chosen under the protocols that have one."""
+    if teacher is None:
+        about = f"teacher: {redact(str(settings.classifiers.teacher))}"
+    else:
+        made = teacher.read_json(MANIFEST)
+        about = (
+            f"teacher: trained by this run in {settings.classifiers.teacher_steps:,} steps on {made['rows_in']:,} real "
+            f"images, {made['extra']['training_top_1']:.1f} % of which it names rightly"
+        )
+    taught = {
+        protocol.shown_name(kind.image_px)
+        for protocol, kind in _label_trainings(settings)
+        if protocol.needs_teacher
+    }
+    for panel in (found, *found["others"]):
+        if panel["protocol"]["name"] in taught:
+            panel["protocol"]["chosen"] += f"; {about}"
+
+
 def _label_trainings(settings: LabelledSettings) -> list[tuple[LabelProtocol, Classifiers]]:
     found = trainings(settings.classifiers, settings.evaluation)
     return [(protocol, kind) for protocol, kind in found if isinstance(protocol, LabelProtocol)]
@@ -313,6 +334,7 @@ def compare_classifiers(
     found = compare(
         sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage, weights
     )
+    _name_teacher(found, teacher, settings)
     stage.store.write_json(EVALUATION, found | {"held_out": found_in, "given": dict(about or {})})
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,

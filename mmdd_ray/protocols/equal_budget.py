@@ -6,6 +6,7 @@ validation data, because sets differ most in the rate that suits them. The test 
 looks before that are for the learning curve alone, and choose nothing.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from mmdd_ray.config import Classifiers, Students
@@ -23,7 +24,7 @@ def pairs_of_settings(students: Students) -> PairProtocol:
         version=2,  # which 1 differs from for sets with learnt similarities alone
         source=SOURCE,
         summary=f"{students.steps:,} steps of SGD on {students.batch_pairs} pairs, whatever the size of the set; "
-        "its learning rate from one grid on validation data; images are shifted",
+        f"{_rates(students.learning_rates)}; images are shifted",
         learning_rates=students.learning_rates,
         momentum=students.momentum,
         weight_decay=students.weight_decay,
@@ -34,6 +35,12 @@ def pairs_of_settings(students: Students) -> PairProtocol:
         by_caption=False,
         training=partial(_pairs_training, students.steps, students.batch_pairs, students.looks),
     )
+
+
+def _rates(learning_rates: Sequence[float]) -> str:
+    if len(learning_rates) > 1:
+        return "its learning rate from one grid on validation data"
+    return "one learning rate for all sets"
 
 
 def _pairs_training(steps: int, batch: int, looks: int, images: int) -> Training:
@@ -48,11 +55,14 @@ def _pairs_training(steps: int, batch: int, looks: int, images: int) -> Training
 
 def labels_of_settings(classifiers: Classifiers) -> LabelProtocol:
     """The protocol with the steps, batches and rates of `classifiers`."""
+    changes = "shifted and mirrored" if classifiers.flip else "shifted"
+    if classifiers.cutmix:
+        changes += f", {100 * classifiers.cutmix:.0f} % of the batches mixed by CutMix"
     return LabelProtocol(
         name=EQUAL_BUDGET,
         source=SOURCE,
         summary=f"{classifiers.steps:,} steps of SGD on {classifiers.batch_images} images with hard labels, whatever "
-        "the size of the set; images are shifted, mirrored and mixed",
+        f"the size of the set; {_rates(classifiers.learning_rates)}; images are {changes}",
         learning_rates=classifiers.learning_rates,
         momentum=classifiers.momentum,
         weight_decay=classifiers.weight_decay,

@@ -54,6 +54,8 @@ SOFT_LABEL = LabelProtocol(
         "twice as fast",
     ),
     unsure=(
+        "how good a teacher has to be: classifiers.teacher names one; otherwise the run trains one with hard labels, "
+        "crops and mirrors, for classifiers.teacher_steps",
         "batches for other numbers of images per class than 1, 10 and 50: those of the next smaller one",
         "the number of repeats: three here",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, table_lines
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, table_lines
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     about_given,
@@ -103,6 +103,7 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         cells = [mean_std(best[name][main]) if name in best else "" for name in scores]
         rows += [["best look", *cells]]
     rows += [[unit, *[f"{sets[name][unit]:,}" if name in sets else "" for name in scores]]]
+    rows += [["size", *[bytes_text(sets[name]["bytes"]) if name in sets else "" for name in scores]]]
     what = "recall" if task == "retrieval" else "accuracy"
     over = "of one student" if has_one_student(scores) else "mean ± standard deviation over students"
     notes = [f"{what} in percent, {over}"]
@@ -112,6 +113,8 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         notes.append(f"of draws: standard deviation between the means of {draws} draws")
     if best:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
+    if protocol:
+        notes.append(textwrap.fill(protocol["chosen"], TERMINAL_COLUMNS))
     lines = ["\n".join(notes) + "\n", *table_lines(rows)]
     if differences := difference_rows(panel, report):
         lines += _difference_lines(differences, TASK_TEXTS[task]["main"])
@@ -137,5 +140,8 @@ def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[s
     main = TASK_TEXTS[report["task"]]["main"]
     title = f"{protocol_title(across['protocol'])}: {main} with other students"
     named = [f"{column} {models}" for column, models in zip(columns, across["models"], strict=True)]
-    note = "drop: how far the mean of the others is below (1), in points"
-    return ["\n".join([title, *named, note]) + "\n", *table_lines(rows)]
+    notes = [
+        textwrap.fill(across["protocol"]["chosen"], TERMINAL_COLUMNS),
+        "drop: how far the mean of the others is below (1), in points",
+    ]
+    return ["\n".join([title, *named, *notes]) + "\n", *table_lines(rows)]
