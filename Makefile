@@ -10,6 +10,10 @@ TEST_PROCESSES ?= 2
 # Ray, torch and BLAS on a laptop: one thread per worker process, as many processes as cores.
 export OMP_NUM_THREADS ?= 1
 
+# a target that needs photographs fails before hours of work without them
+with_data = @test -d "$(DATA)/flickr8k" -a -d "$(DATA)/tiny-imagenet32" || \
+    { echo "make $@ DATA=FOLDER: the folder that has flickr8k/ and tiny-imagenet32/, not '$(DATA)'"; exit 1; }
+
 .PHONY: setup demo test-fast test test-all docs lint fuzz chaos bench scale claims flickr8k results lock
 
 setup: $(READY)
@@ -76,11 +80,13 @@ claims: setup
 
 # `make flickr8k DATA=FOLDER`: FOLDER holds flickr8k/ and tiny-imagenet32/; what is done is not done again
 flickr8k: setup
+	$(with_data)
 	@echo "== CovMatch against coresets on Flickr8k (hours on two cores)"
 	$(BIN)/python benchmarks/flickr8k.py --photos $(DATA)/flickr8k --tiny-imagenet $(DATA)/tiny-imagenet32
 
 # `make results DATA=FOLDER`: what is done is not done again; the tables of docs/results.md that benchmarks record
 results: setup
+	$(with_data)
 	@echo "== procedural worlds, published protocols and photographs, then docs/results.md (a day on two cores)"
 	for table in claims noise demo; do $(BIN)/python benchmarks/claims.py $$table || exit 1; done
 	$(BIN)/python benchmarks/protocols.py --tiny-imagenet $(DATA)/tiny-imagenet32

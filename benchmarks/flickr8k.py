@@ -14,6 +14,8 @@ done. Killed at any point, the same command goes on.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -378,11 +380,13 @@ def beside(found: dict[str, Any], ours: str) -> str:
 
 def main() -> None:
     asked = tyro.cli(Flickr8k)
-    files: dict[str, list[str]] = {}
-    for name, shown in measure(asked):
-        print(f"\n{shown}\n", flush=True)
-        files.setdefault(name, []).append(shown)
-        (TABLES / f"{name}.md").write_text("\n\n".join(files[name]) + "\n")
+    for name, measured in groupby(measure(asked), key=itemgetter(0)):
+        tables = []
+        for _, shown in measured:
+            print(f"\n{shown}\n", flush=True)
+            tables.append(shown)
+        # once all protocols are measured: one that was interrupted leaves the table of before
+        (TABLES / f"{name}.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

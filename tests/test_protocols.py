@@ -431,8 +431,7 @@ def test_our_protocol_says_what_its_settings_do() -> None:
     assert plain.summary.endswith("one learning rate for all sets; images are shifted")
     mixed = label_protocol("equal-budget", replace(CLASSIFIERS, cutmix=0.5, learning_rates=(0.1, 0.2)))
     assert mixed.summary.endswith(
-        "its learning rate from one grid on validation data; images are shifted and mirrored, 50 % of the batches mixed "
-        "by CutMix"
+        "one grid on validation data; images are shifted and mirrored, 50 % of the batches mixed by CutMix"
     )
     pairs = pair_protocol("equal-budget", Students(learning_rates=(0.1,)))
     assert pairs.summary.endswith("one learning rate for all sets; images are shifted")

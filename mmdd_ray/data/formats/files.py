@@ -110,13 +110,17 @@ class FilesFormat:
             return Seen(rows, complaint=why)
         spoken = any(entry.captions or entry.beside for entry in head)
         if not spoken and not (not data.needs_captions and any(entry.label is not None for entry in head)):
-            return Seen(
-                rows,
-                complaint=f"none of the first {len(head)} images of {data.uri} has a caption; put NAME.txt with the "
-                "caption beside each image, or a metadata.jsonl with file_name and text; if another file says what is "
-                "in them, name that file; only where labels are wanted, put each image into the folder of its class "
-                "(docs/data.md)",
+            complaint = (
+                f"none of the first {len(head)} images of {data.uri} has a caption; put NAME.txt with the caption "
+                "beside each image, or a metadata.jsonl with file_name and text; if another file says what is in them, "
+                "name that file; only where labels are wanted, put each image into the folder of its class "
+                "(docs/data.md)"
             )
+            if any(entry.label is not None for entry in head):
+                complaint += (
+                    "; mmdd vlcp and mmdd evaluate-labelled take images in folders of classes, as these are"
+                )
+            return Seen(rows, complaint=complaint)
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
             starts = list(pool.map(lambda entry: _start(shard, entry), head))
         if not any(start is not None for start in starts):
