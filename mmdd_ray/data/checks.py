@@ -194,10 +194,16 @@ def _refuse_common(
     """Refuses to test on what is trained on, by the files: those of one setting that are among those of another."""
     own = _addresses(shards)
     if common := _addresses(others) & own:
-        raise UserError(
+        sentence = (
             f"{setting}: {len(common):,} of its {len(own):,} files are among those of {other}, too, e.g. "
             f"{min(common)}; name others, or leave them out of {other}"
         )
+        if len(common) == len(own):  # whoever has a single folder
+            sentence += (
+                "; a folder holds both where some of its images are moved into sub-folders train, validation and test, "
+                "which data.split and evaluation.test_split name (docs/data.md)"
+            )
+        raise UserError(sentence)
 
 
 def _refuse_other_classes(setting: str, training: Sequence[str], held_out: Sequence[str]) -> None:
