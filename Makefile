@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 1
 
 # a target that needs photographs fails before hours of work without them
-with_data = @test -d "$(DATA)/flickr8k" -a -d "$(DATA)/tiny-imagenet32" || \
+with_data = @test -d $(DATA)/flickr8k -a -d $(DATA)/tiny-imagenet32 || \
     { echo "make $@ DATA=FOLDER: the folder that has flickr8k/ and tiny-imagenet32/, not '$(DATA)'"; exit 1; }
 
 .PHONY: setup demo test-fast test test-all docs lint fuzz chaos bench scale claims flickr8k results lock

@@ -14,8 +14,6 @@ done. Killed at any point, the same command goes on.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +216,15 @@ def measure_size(asked: Flickr8k, pairs: int) -> Iterator[tuple[str, str]]:
         settings = with_rates(settings, chosen)
         matched = {arm: learn(arm, run, features, encoded, settings, [chosen]) for arm in arms}
         sets = sets_of(pairs, features, matched, settings)
-        panels, rates = {}, about_rates(chosen)
+        panels, rates, shown = {}, about_rates(chosen), []
         for protocol in asked.protocols:
             judged = replace(settings, evaluation=replace(settings.evaluation, protocols=(protocol,)))
             panel = panels[protocol] = judge(f"evaluate-{protocol}", run, sets, judged, matched.values())
             title = f"*{protocol_title(panel['protocol'])}*"
             shown_below = f"{beside(panel, arms[0].set)} {rates}"
-            yield f"flickr8k-{pairs}", f"{title}:\n\n{table(panel, matched)}\n\n{shown_below}"
+            shown.append(f"{title}:\n\n{table(panel, matched)}\n\n{shown_below}")
+            print(f"\n{shown[-1]}\n", flush=True)
+        yield f"flickr8k-{pairs}", "\n\n".join(shown)  # once all protocols are measured
         if asked.ablate and pairs == min(asked.sizes):
             ablated = {
                 arm: learn(arm, run, features, encoded, settings, [chosen])
@@ -380,13 +380,8 @@ def beside(found: dict[str, Any], ours: str) -> str:
 
 def main() -> None:
     asked = tyro.cli(Flickr8k)
-    for name, measured in groupby(measure(asked), key=itemgetter(0)):
-        tables = []
-        for _, shown in measured:
-            print(f"\n{shown}\n", flush=True)
-            tables.append(shown)
-        # once all protocols are measured: one that was interrupted leaves the table of before
-        (TABLES / f"{name}.md").write_text("\n\n".join(tables) + "\n")
+    for name, shown in measure(asked):
+        (TABLES / f"{name}.md").write_text(f"{shown}\n")
 
 
 if __name__ == "__main__":

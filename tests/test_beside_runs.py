@@ -339,12 +339,13 @@ def test_sets_of_other_sizes_and_runs_of_other_versions_are_told(tmp_path: Path)
     assert not any("versions of mmdd-ray" in note for note in alike)
     store = Store(other)
     report = store.read_json("report.json")
-    report["versions"]["mmdd-ray"] = "0.0.1"
-    store.write_json("report.json", report)
-    told = [note for note in compare_runs([one, other])["notes"] if "versions of mmdd-ray" in note]
-    assert [note.partition(" in a, ")[2] for note in told] == [
-        "0.0.1 in b; its changelog says what these do differently."
-    ]
+    for versions, said in (("0.0.1", "0.0.1"), (["0.0.1", "0.0.2"], "0.0.1 and 0.0.2")):
+        report["versions"]["mmdd-ray"] = versions
+        store.write_json("report.json", report)
+        told = [note for note in compare_runs([one, other])["notes"] if "versions of mmdd-ray" in note]
+        assert [note.partition(" in a, ")[2] for note in told] == [
+            f"{said} in b; its changelog says what these do differently."
+        ]
 
 
 def test_what_was_noted_of_a_set_is_said_beside_runs_too(tmp_path: Path) -> None:

@@ -222,7 +222,8 @@ def test_a_single_class_is_refused_before_ray(tmp_path: Path) -> None:
 
 def test_the_plan_knows_how_many_images_the_first_set_has(tmp_path: Path, birds: str) -> None:
     given = class_folders(tmp_path / "given", 1, 2, 3)
-    assert METHOD.size(asking(given, birds), Source(rows=100)) == ("set", 6)
+    settings = asking(given, birds)
+    assert METHOD.size(settings, METHOD.look(settings)) == ("set", 6)
 
 
 def test_all_classes_of_the_data_are_known_once_all_images_are_read(tmp_path: Path, birds: str) -> None:

@@ -385,9 +385,9 @@ def test_a_set_may_have_its_captions_in_another_column_than_the_data(tmp_path: P
     assert said.startswith(
         f"none of data.caption_columns (captions, caption, text) is in {words}: the file has the"
     )
-    *_, option, name, first, second, third = said.split()
+    *_, option, first, second, third, name = said.split()
     assert (option, name) == ("--data.caption_columns", "NAME")
-    columns = ("words", first, second, third)
+    columns = (first, second, third, "words")
     look_at_sets(settings_of(words, data=Data(uri="shapes:40?seed=1", caption_columns=columns)))
 
 
@@ -406,10 +406,13 @@ def test_the_plan_counts_the_students_of_every_set() -> None:
 def test_the_plan_knows_how_many_pairs_the_first_set_has(tmp_path: Path) -> None:
     rows = photos(tmp_path / "photos", pairs=7)
     for uri, pairs in ((ours(tmp_path / "ours"), 6), (vectors(tmp_path / "four.pt"), 4), (rows, 7)):
-        assert METHOD.size(settings_of(uri, "not looked at"), Source(rows=40)) == ("set", pairs)
+        settings = settings_of(uri, "not looked at")
+        source = METHOD.look(settings)
+        assert (source.rows, METHOD.size(settings, source)) == (40, ("set", pairs))
     manifest = tmp_path / "ours/manifest.json"
     manifest.write_text(manifest.read_text().replace('"pairs"', '"couples"'))
-    assert METHOD.size(settings_of(tmp_path / "ours"), Source(rows=40)) == ("set", 0)
+    assert METHOD.look(settings_of(tmp_path / "ours")).given == 0
+    assert METHOD.size(settings_of("not there"), Source(rows=40)) == ("set", 0)  # as a rehearsal asks
 
 
 def test_a_set_with_more_pairs_than_the_data_is_refused_before_the_features(tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def test_the_teacher_is_named_beside_what_was_chosen(tmp_path: Path) -> None:
 
     store = Store(str(tmp_path))
     store.write_json("manifest.json", {"rows_in": 4500, "extra": {"training_top_1": 83.24}})
-    told = "teacher: trained by this run in 60 steps on 4,500 real images, 83.2 % of which it names rightly"
+    told = "teacher: trained by the run in 60 steps on 4,500 real images, 83.2 % of which it names rightly"
     assert chosen(store, settings) == ["as published", f"as published; {told}"]
     given = replace(settings, classifiers=replace(CLASSIFIERS, teacher="s3://key:secret@bucket/t.pth"))
     assert chosen(None, given) == ["as published", "as published; teacher: s3://[redacted]@bucket/t.pth"]

@@ -144,8 +144,10 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
         for own in ("split", "image_root"):  # the other settings of the source are those of data
             sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
         if sentence.startswith("none of data.caption_columns"):
-            columns = " ".join(["NAME", *data.caption_columns])
-            sentence += f"; the first that is there counts, so keep those of the data: --data.caption_columns {columns}"
+            columns = " ".join([*data.caption_columns, "NAME"])
+            sentence += (
+                f"; add the name of the set's column to those of the data: --data.caption_columns {columns}"
+            )
         raise UserError(sentence) from error
     for part, source in evaluation.sources(data).items():
         try:
@@ -198,10 +200,10 @@ def _refuse_common(
             f"{setting}: {len(common):,} of its {len(own):,} files are among those of {other}, too, e.g. "
             f"{min(common)}; name others, or leave them out of {other}"
         )
-        if len(common) == len(own):  # whoever has a single folder
+        if len(common) == len(own) and all(shard.kind == "files" for shard in shards) and other == "data.uri":
             sentence += (
-                "; a folder holds both where some of its images are moved into sub-folders train, validation and test, "
-                "which data.split and evaluation.test_split name (docs/data.md)"
+                "; one folder can hold all data in sub-folders train, validation and test, which data.split, "
+                "evaluation.val_split and evaluation.test_split name (docs/data.md)"
             )
         raise UserError(sentence)
 

@@ -98,6 +98,8 @@ class Source:
     """Labels of all images of a folder, otherwise those seen in the head."""
     holds: str = ""
     """Description of its first shard, for people."""
+    given: int = 0
+    """Pairs or images of a set that is judged beside it; 0 where there is none before the run, or nothing says it."""
 
 
 def look_at(data: Data) -> Source:

@@ -261,7 +261,7 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
         ):
             if any(one != found[0] for one in found[1:]):
                 yield f"The {what} of {', '.join(own)} differ, and so do figures by rounding."
-        versions = {name: run.report["versions"].get("mmdd-ray", "not known") for name, run in own.items()}
+        versions = {name: _version(run) for name, run in own.items()}
         if len({*versions.values()}) > 1:
             told = ", ".join(f"{version} in {name}" for name, version in versions.items())
             yield (
@@ -276,12 +276,19 @@ def _notes(runs: Sequence[FinishedRun], tables: Sequence[Mapping[str, Any]]) -> 
                 f"The runs have different numbers of students of a set ({told}), so their means are not equally "
                 "certain, and none is marked as the best."
             )
-        yield from (f"{one['label']}: {note}." for one in table["sets"] for note in one["notes"])
+        under = f" under {table['protocol']['name']}" if len(tables) > 1 else ""
+        yield from (f"{one['label']}{under}: {note}." for one in table["sets"] for note in one["notes"])
         yield from _sizes(table, TASK_TEXTS[runs[0].task]["unit"])
         yield from _same_sets(table)
         once = [one["label"] for one in table["sets"] if one["distilled"] and one["draws"] == 1]
         if once:
             yield MADE_ONCE.format(sets=listed(once), were="was" if len(once) == 1 else "were")
+
+
+def _version(run: FinishedRun) -> str:
+    """The version of mmdd-ray that a run was made by; of one that went on under another, all of them."""
+    found = run.report["versions"].get("mmdd-ray", "not known")
+    return " and ".join(found) if isinstance(found, list) else found
 
 
 def _sizes(table: Mapping[str, Any], unit: str) -> Iterator[str]:

@@ -220,7 +220,7 @@ def _name_teacher(found: Mapping[str, Any], teacher: Store | None, settings: Lab
     else:
         made = teacher.read_json(MANIFEST)
         about = (
-            f"teacher: trained by this run in {settings.classifiers.teacher_steps:,} steps on {made['rows_in']:,} real "
+            f"teacher: trained by the run in {settings.classifiers.teacher_steps:,} steps on {made['rows_in']:,} real "
             f"images, {made['extra']['training_top_1']:.1f} % of which it names rightly"
         )
     taught = {

@@ -1,6 +1,5 @@
 """Runs side by side, for a terminal and as a page; imports neither Ray nor torch."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import Any
@@ -11,7 +10,13 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
 from mmdd_ray.evaluation.report import charts
 from mmdd_ray.evaluation.report.differences import SAME_SET
-from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, page_environment, table_lines
+from mmdd_ray.evaluation.report.layout import (
+    TERMINAL_COLUMNS,
+    bytes_text,
+    filled,
+    page_environment,
+    table_lines,
+)
 from mmdd_ray.evaluation.report.page_charts import AT_ONCE
 from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import (
@@ -144,7 +149,7 @@ def comparison_table(found: Mapping[str, Any]) -> str:
     blocks = [f"{name:<{width}}  {run['dir']}" for name, run in found["runs"].items()]
     for table in found["tables"]:
         blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
-        blocks += [f"percent, {_over(table)}", textwrap.fill(table["chosen"], TERMINAL_COLUMNS)]
+        blocks += [f"percent, {_over(table)}", filled(table["chosen"])]
         if has_looks := _has_looks(table):
             blocks.append(
                 f"best look: {metric_label(main)} at each student's best test, chosen on the test data"
@@ -160,10 +165,7 @@ def comparison_table(found: Mapping[str, Any]) -> str:
                 f"{task['main']}, differences in points over the same student seeds, 95 % intervals"
             )
             blocks += [line for one in table["differences"] for line in _difference(one, main)] + [""]
-    blocks += [
-        textwrap.fill(note, TERMINAL_COLUMNS, break_on_hyphens=False, break_long_words=False)
-        for note in found["notes"]
-    ]
+    blocks += [filled(note) for note in found["notes"]]
     return "\n".join(blocks)
 
 

@@ -1,5 +1,6 @@
 """How pages and tables are laid out, whatever they show: templates, columns and sizes."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def bytes_text(count: int) -> str:
     if count < 10**6:
         return f"{count / 10**3:,.0f} kB"
     return f"{count / 10**6:,.1f} MB" if count < 10**9 else f"{count / 10**9:,.1f} GB"
+
+
+def filled(text: str) -> str:
+    """The text in lines of a terminal; paths and URIs stay whole."""
+    return textwrap.fill(text, TERMINAL_COLUMNS, break_on_hyphens=False, break_long_words=False)
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from mmdd_ray.data.inventory import about_source
 from mmdd_ray.evaluation.held_out import about_held_out
 from mmdd_ray.evaluation.metrics import MAIN_METRIC, METRICS
-from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, table_lines
+from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, filled, table_lines
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     about_given,
@@ -114,7 +114,7 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     if best:
         notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
     if protocol:
-        notes.append(textwrap.fill(protocol["chosen"], TERMINAL_COLUMNS))
+        notes.append(filled(protocol["chosen"]))
     lines = ["\n".join(notes) + "\n", *table_lines(rows)]
     if differences := difference_rows(panel, report):
         lines += _difference_lines(differences, TASK_TEXTS[task]["main"])
@@ -141,7 +141,7 @@ def _of_students(across: Mapping[str, Any], report: Mapping[str, Any]) -> list[s
     title = f"{protocol_title(across['protocol'])}: {main} with other students"
     named = [f"{column} {models}" for column, models in zip(columns, across["models"], strict=True)]
     notes = [
-        textwrap.fill(across["protocol"]["chosen"], TERMINAL_COLUMNS),
+        filled(across["protocol"]["chosen"]),
         "drop: how far the mean of the others is below (1), in points",
     ]
     return ["\n".join([title, *named, *notes]) + "\n", *table_lines(rows)]

@@ -49,12 +49,6 @@ def _look(settings: Evaluate) -> Source:
     return look_at_data(settings)
 
 
-def _size(settings: Evaluate, source: Source) -> tuple[str, int]:
-    from mmdd_ray.methods.evaluate.look import count_pairs
-
-    return "set", count_pairs(settings)
-
-
 def _shortened(settings: Evaluate, batch: Callable[[int], int], folder: Path) -> Evaluate:
     """A set of a few scenes in place of those that are given."""
     from mmdd_ray.data import shapes
@@ -86,7 +80,7 @@ METHOD = Method(
     models=_models,
     preflight=_check,
     steps=_steps,
-    size=_size,
+    size=lambda settings, source: ("set", source.given),
     look=_look,
     shortened=_shortened,
 )

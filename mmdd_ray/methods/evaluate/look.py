@@ -15,7 +15,7 @@ from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.evaluate.settings import Evaluate
-from mmdd_ray.methods.named_sets import SETTING, NamedSet, count_of, kind_of, named_sets
+from mmdd_ray.methods.named_sets import SETTING, NamedSet, count_of, named_sets
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import BERT
 from mmdd_ray.protocols import PairProtocol
@@ -128,25 +128,21 @@ def _check_students(one: NamedSet, found: LearntPairs, students: Students, evalu
             )
 
 
-def count_pairs(settings: Evaluate) -> int:
-    """Pairs of the first set; about as many, where it is a source of rows."""
-    first = named_sets(settings.set[:1])[0]
-    if first.kind == "vectors":
-        return vectors_of(first, settings).n_pairs
-    return count_of(first, "pairs", source_of(first, settings))
-
-
 def look_at_data(settings: Evaluate) -> Source:
-    """A look at the real data.
+    """A look at the real data, and at how many pairs the first set has; about as many, where it is a source of rows.
 
     Raises:
         UserError: They are known to have fewer rows than the first set has pairs, and baselines of as many are wanted.
     """
-    source = look_at(settings.data)
-    is_known = source.exact and kind_of(settings.set[0]) != "pairs"
+    source, first = look_at(settings.data), named_sets(settings.set[:1])[0]
+    if first.kind == "vectors":
+        pairs = vectors_of(first, settings).n_pairs
+    else:
+        pairs = count_of(first, "pairs", source_of(first, settings))
+    is_known = source.exact and first.kind != "pairs"
     if is_known and {*settings.evaluation.baselines} - {"full"}:
-        require_as_many(count_pairs(settings), source.rows, settings.data.uri)
-    return source
+        require_as_many(pairs, source.rows, settings.data.uri)
+    return replace(source, given=pairs)
 
 
 def text_width(students: Students) -> int | None:

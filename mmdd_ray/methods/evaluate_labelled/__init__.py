@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmdd_ray.config import Data
-from mmdd_ray.data.inventory import Source
+from mmdd_ray.data.inventory import Source, look_at
 from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate_labelled.presets import PRESETS
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
@@ -43,12 +43,12 @@ def _steps() -> Steps[EvaluateLabelled]:
     return STEPS
 
 
-def _size(settings: EvaluateLabelled, source: Source) -> tuple[str, int]:
+def _look(settings: EvaluateLabelled) -> Source:
     from mmdd_ray.methods.evaluate_labelled.reading import source_of
     from mmdd_ray.methods.named_sets import count_of, named_sets
 
     first = named_sets(settings.set[:1])[0]
-    return "set", count_of(first, "images", source_of(first, settings))
+    return replace(look_at(settings.data), given=count_of(first, "images", source_of(first, settings)))
 
 
 def _shortened(settings: EvaluateLabelled, batch: Callable[[int], int], folder: Path) -> EvaluateLabelled:
@@ -87,7 +87,8 @@ METHOD = Method(
     models=lambda settings: {"features.clip": settings.features.clip},
     preflight=_check,
     steps=_steps,
-    size=_size,
+    size=lambda settings, source: ("set", source.given),
+    look=_look,
     shortened=_shortened,
     labelled=True,
 )
