@@ -93,6 +93,19 @@ def test_baselines_are_the_coresets_rows_and_each_row_is_fetched_once(
     assert found["k-center"].n_pairs == 5
 
 
+def test_a_set_larger_than_the_data_may_stand_beside_all_of_them_alone(
+    features: FeatureStore, fetched: list[list[tuple[str, int]]]
+) -> None:
+    with pytest.raises(UserError, match=r"the set has 41 pairs, but .* has only 40 usable ones"):
+        dict(
+            sets.baseline_sets(
+                features, DATA, replace(EVALUATION, baselines=("random", "full")), 41, 32, 1, {}
+            )
+        )
+    alone = dict(sets.baseline_sets(features, DATA, replace(EVALUATION, baselines=("full",)), 41, 32, 1, {}))
+    assert (list(alone), alone["full"].n_images) == (["full"], 30)
+
+
 def chosen(run: RunDir, features: FeatureStore, asked: Evaluate, pairs: int) -> dict[str, np.ndarray]:
     stage = run.stage("coresets", lambda stage: sets.save_coresets(stage, features, asked, pairs))
     return sets.read_coresets(stage.store, asked.evaluation)
