@@ -223,7 +223,6 @@ def measure_size(asked: Flickr8k, pairs: int) -> Iterator[tuple[str, str]]:
             title = f"*{protocol_title(panel['protocol'])}*"
             shown_below = f"{beside(panel, arms[0].set)} {rates}"
             shown.append(f"{title}:\n\n{table(panel, matched)}\n\n{shown_below}")
-            print(f"\n{shown[-1]}\n", flush=True)
         yield f"flickr8k-{pairs}", "\n\n".join(shown)  # once all protocols are measured
         if asked.ablate and pairs == min(asked.sizes):
             ablated = {
@@ -381,6 +380,7 @@ def beside(found: dict[str, Any], ours: str) -> str:
 def main() -> None:
     asked = tyro.cli(Flickr8k)
     for name, shown in measure(asked):
+        print(f"\n{shown}\n", flush=True)
         (TABLES / f"{name}.md").write_text(f"{shown}\n")
 
 

@@ -21,6 +21,7 @@ from mmdd_ray.evaluation.report.page_charts import AT_ONCE
 from mmdd_ray.evaluation.report.standing import listed
 from mmdd_ray.evaluation.report.text import (
     about_lack,
+    about_looks,
     best_scores,
     duration_text,
     mean_stds,
@@ -151,9 +152,7 @@ def comparison_table(found: Mapping[str, Any]) -> str:
         blocks += ["", f"{task['title']}, protocol {table['protocol']['name']}"]
         blocks += [f"percent, {_over(table)}", filled(table["chosen"])]
         if has_looks := _has_looks(table):
-            blocks.append(
-                f"best look: {metric_label(main)} at each student's best test, chosen on the test data"
-            )
+            blocks.append(about_looks(main))
         headings = ["best look", *HEADINGS] if has_looks else HEADINGS
         rows = [["", *map(metric_label, METRICS[found["task"]]), *headings]]
         rows += [_row(one, METRICS[found["task"]], main if has_looks else None) for one in table["sets"]]

@@ -11,6 +11,7 @@ from mmdd_ray.evaluation.report.layout import TERMINAL_COLUMNS, bytes_text, fill
 from mmdd_ray.evaluation.report.panels import across_students, of_other_protocols, protocol_title
 from mmdd_ray.evaluation.report.text import (
     about_given,
+    about_looks,
     difference_rows,
     duration_text,
     full_is_part,
@@ -112,7 +113,7 @@ def _of_panel(panel: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     if draws > 1:
         notes.append(f"of draws: standard deviation between the means of {draws} draws")
     if best:
-        notes.append(f"best look: {metric_label(main)} at each student's best test, chosen on the test data")
+        notes.append(about_looks(main))
     if protocol:
         notes.append(filled(protocol["chosen"]))
     lines = ["\n".join(notes) + "\n", *table_lines(rows)]

@@ -249,6 +249,11 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
+def about_looks(metric: str) -> str:
+    """The row or column of best looks in a terminal's table."""
+    return f"best look: {metric_label(metric)} at each student's best test, chosen on the test data"
+
+
 def metric_label(name: str) -> str:
     return (
         name.replace("_", " ")
