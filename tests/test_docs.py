@@ -168,8 +168,9 @@ PHOTOS = """
 from pathlib import Path
 from mmdd_ray.data import shapes
 
-for split, count, seed in (("train", 300, 1), ("validation", 150, 2), ("test", 150, 3)):
-    folder = Path("photos", split)
+splits = ("photos/train", 300, 1), ("photos/validation", 150, 2), ("photos/test", 150, 3)
+for name, count, seed in (*splits, ("pictures", 600, 4)):
+    folder = Path(name)
     folder.mkdir(parents=True)
     for number in range(count):
         scene = shapes.scene(number, seed=seed)
@@ -197,7 +198,7 @@ RUN = [page for page in sorted(PAGES, key=in_reading_order) if untitled(page)]
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader sits: the checkout's scripts, photos in splits, and runs of the pages before."""
+    """Where a reader sits: the checkout's scripts, photos in splits, pictures without, and runs of the pages before."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("jobs", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)

@@ -26,7 +26,7 @@ class Data:
     split: Essential[str | None] = None
     """Split to keep, where a source holds several: of Karpathy JSON ("train" also takes "restval"), or of files and
     folders that "train", "validation" or "test" names; "all" keeps everything. Where there are several, it must be
-    given."""
+    given. A slice in percent, "train[20%:]" or "[:10%]", keeps a share of the images, by their content."""
     image_column: str = "image"
     """Parquet column with the encoded image: binary, or Hugging Face's {bytes, path} struct; if there is no "image",
     img2dataset's "jpg", "png" or "webp". Column of CSV and JSON lines with the path of the image; if there is no

@@ -22,9 +22,10 @@ class Evaluation:
     """Comparing sets by the students they make."""
 
     val: Essential[str]
-    """Pairs on which learning rates are chosen: a URI of the same kind as data.uri."""
+    """Pairs on which learning rates are chosen: a URI of the same kind as data.uri; or a share of the images of
+    data.uri, such as 10%, by their content, which training then lacks."""
     test: Essential[str]
-    """Pairs on which students are tested; never looked at before."""
+    """Pairs on which students are tested, never looked at before: a URI, or a share of the images of data.uri."""
     val_split: str | None = None
     """Split of `val`, where its source holds several."""
     test_split: str | None = None
@@ -160,7 +161,8 @@ class LabelledEvaluation(Evaluation):
     """Comparing labelled sets by the classifiers they make."""
 
     val: Essential[str | None] = None  # type: ignore[assignment]
-    """Images on which learning rates are chosen, where classifiers.learning_rates has several."""
+    """Images on which learning rates are chosen, where classifiers.learning_rates has several: a URI, or a share of the
+    images of data.uri, such as 10%."""
     protocols: Essential[LabelProtocols] = extending(("equal-budget",))  # type: ignore[assignment]
     """How classifiers are trained and tested; each protocol has tables of its own. "equal-budget" gives every set the
     same steps; "hard-label" (Minimax Diffusion, VLCP) and "soft-label" (RDED, on a teacher's answers) are as published,

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.config.data import SCENES
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.class_names import check_same_names, names_to_recognise, shared_captions
 from mmdd_ray.data.contrasts import ImageContrasts, list_contrasts
 from mmdd_ray.data.formats.format import PROBE_ROWS
@@ -50,16 +51,17 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
                 sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
             sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
             raise UserError(sentence if sentence.startswith(setting) else f"{setting}: {sentence}") from error
-        _refuse_common(setting, listings["data"].shards, listings[setting].shards)
+        if _may_share(data, source):
+            _refuse_common(setting, training.shards, listings[setting].shards)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
             check_same_names(f"{setting}={source.uri}", _names(rows), data.uri, names)
     says = {setting: listing.says for setting, listing in listings.items()}
     for check in (_check_zero_shot, _check_compositional):
         says |= check(data, evaluation, training.shards)
-    both = [listings.get(f"evaluation.{name}") for name in ("val", "test")]
-    if all(both):
-        val, test = (_addresses(listing.shards) for listing in both if listing)
+    sources = evaluation.sources(data)
+    if "val" in sources and _may_share(sources["val"], sources["test"]):
+        val, test = (_addresses(listings[f"evaluation.{name}"].shards) for name in ("val", "test"))
         if common := val & test:
             says["evaluation.test"].append(
                 f"{len(common):,} files are those of evaluation.val, e.g. {min(common)}: learning rates are chosen on "
@@ -84,7 +86,8 @@ def _check_zero_shot(data: Data, evaluation: Evaluation, training: Sequence[Shar
         for own in ("split", "image_root"):  # the other settings of the source are those of data
             sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
         raise UserError(sentence) from error
-    _refuse_common(setting, training, listing.shards)
+    if _may_share(data, source):
+        _refuse_common(setting, training, listing.shards)
     examples = ", ".join(list(names.values())[:3])
     return {setting: [*listing.says, f"classes are called {examples}, …"]}
 
@@ -154,7 +157,8 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
             held_out = find_shards(source).shards
         except UserError:  # which check_data puts into words
             continue
-        _refuse_common(f"{setting}={given.uri}", held_out, listing.shards, f"evaluation.{part}")
+        if _may_share(given, source):
+            _refuse_common(f"{setting}={given.uri}", held_out, listing.shards, f"evaluation.{part}")
     return listing.says
 
 
@@ -190,6 +194,11 @@ def _names(rows: Sequence[Row]) -> dict[int | None, set[str]]:
     return shared_captions(labelled, at_least=NAMED_BY)
 
 
+def _may_share(one: Data, other: Data) -> bool:
+    """Whether an image may be in both sources; slices that lie apart have none in common, whatever their files."""
+    return sliced(one.split)[1].overlaps(sliced(other.split)[1])
+
+
 def _refuse_common(
     setting: str, others: Sequence[Shard], shards: Sequence[Shard], other: str = "data.uri"
 ) -> None:
@@ -200,11 +209,8 @@ def _refuse_common(
             f"{setting}: {len(common):,} of its {len(own):,} files are among those of {other}, too, e.g. "
             f"{min(common)}; name others, or leave them out of {other}"
         )
-        if len(common) == len(own) and all(shard.kind == "files" for shard in shards) and other == "data.uri":
-            sentence += (
-                "; one folder can hold all data in sub-folders train, validation and test, which data.split, "
-                "evaluation.val_split and evaluation.test_split name (docs/data.md)"
-            )
+        if other == "data.uri" and setting in ("evaluation.val", "evaluation.test"):
+            sentence += f"; or hold a share of its images out: {setting}=10%"
         raise UserError(sentence)
 
 

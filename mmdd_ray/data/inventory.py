@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.formats import FORMATS
 from mmdd_ray.data.formats.format import HEAD_ROWS, Head
 from mmdd_ray.data.readers import iter_shard
@@ -87,7 +88,7 @@ class Source:
 
     rows: int
     exact: bool = True
-    """False where `rows` is estimated from the head of the first shard."""
+    """False where `rows` is estimated from the head of the first shard, or as the share of a slice."""
     shards: int = 1
     bytes: int | None = None
     """Size in storage, where files say so."""
@@ -114,11 +115,15 @@ def look_at(data: Data) -> Source:
     head = [replace(row, image=None) for row in rows_seen if row.reject is None]  # images may be large
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
-    inside = FORMATS[shards[0].kind].head(shards[0], data)
-    rows, exact = _count_rows(shards, inside, data)
+    split, part = sliced(data.split)
+    whole = replace(data, split=split)
+    inside = FORMATS[shards[0].kind].head(shards[0], whole)
+    rows, exact = _count_rows(shards, inside, whole)
     if data.limit is not None and rows > data.limit:
         known = [size * data.limit // rows for size in known]
         rows = data.limit
+    if not part.is_all:
+        rows, exact = max(round(rows * part.share), 1), False
     labels = {entry.label for shard in shards for entry in shard.entries} or {row.label for row in head}
     texts = [sum(len(text.encode()) for text in (row.key, *row.captions)) for row in head]
     return Source(

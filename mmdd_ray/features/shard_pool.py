@@ -19,6 +19,7 @@ import ray
 import ray.data
 
 from mmdd_ray.config import Data
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.engine.cluster import ActorPool, missing, retry_faults
 from mmdd_ray.engine.memory import peak_bytes
@@ -104,7 +105,7 @@ def map_shards(
         StorageError: The storage failed.
     """
     committed = set(stage.store.files(SHARDS))
-    with progress(stage.name, total=total_rows(shards), unit="pairs", missing=missing) as bar:
+    with progress(stage.name, total=total_rows(shards, data), unit="pairs", missing=missing) as bar:
         todo = [shard for shard in shards if shard_file(shard.name) not in committed]
         saved = [
             counted(shard.name, stage.store.read_json(name))
@@ -223,7 +224,8 @@ def shard_file(shard: str) -> str:
     return f"{SHARDS}/{shard}.json"
 
 
-def total_rows(shards: Sequence[Shard]) -> int | None:
-    """Rows of all shards, or None where that of one is not known."""
+def total_rows(shards: Sequence[Shard], data: Data) -> int | None:
+    """Rows that all shards hold, about so many where a slice of them is read; None where that of one is not known."""
     counts = [shard.rows for shard in shards]
-    return None if None in counts else sum(count for count in counts if count is not None)
+    _, part = sliced(data.split)
+    return None if None in counts else round(part.share * sum(count for count in counts if count is not None))

@@ -103,7 +103,8 @@ def check_own_tests(settings: RunSettings, presets: Iterable[RunSettings]) -> No
         raise UserError(
             f"{' and '.join(f'evaluation.{name}' for name in left)} {verb} still the procedural scenes of the preset, "
             f"but data.uri={redact(settings.data.uri)} is not: students would be tested on what their data never show; "
-            f"say where yours {verb}, as in {' '.join(f'--evaluation.{name} URI' for name in left)}"
+            f"say where yours {verb}, as in {' '.join(f'--evaluation.{name} URI' for name in left)}, or hold a share "
+            f"of your data out, as in {' '.join(f'--evaluation.{name} 10%' for name in left)}"
         )
 
 

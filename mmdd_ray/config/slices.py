@@ -1,0 +1,118 @@
+"""Slices of a split in percent, as Hugging Face writes them, ``train[20%:]``; and sources that are slices of others."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from mmdd_ray.errors import UserError
+
+S = TypeVar("S")
+_PERCENT = r"(\d+(?:\.\d+)?(?:e-\d+)?)%"
+_SLICE = re.compile(rf"(.*)\[(?:{_PERCENT})?:(?:{_PERCENT})?\]")
+_SHARE = re.compile(_PERCENT)
+HELD_OUT = ("test", "val")
+"""Settings of evaluation that may be a share of the training data, in the order in which these are cut."""
+
+
+class Slice(NamedTuple):
+    """The images of a source whose content hashes to a percentage from `first` up to `last`, which is outside."""
+
+    first: float = 0.0
+    last: float = 100.0
+
+    @property
+    def is_all(self) -> bool:
+        """Whether it leaves nothing out."""
+        return self == Slice()
+
+    @property
+    def share(self) -> float:
+        """The share of the images that it has, about: between 0 and 1."""
+        return (self.last - self.first) / 100
+
+    def overlaps(self, other: "Slice") -> bool:
+        """Whether an image may be in both."""
+        return self.first < other.last and other.first < self.last
+
+    def within(self, split: str | None) -> str:
+        """The setting that names this slice of a split."""
+        first, last = (f"{one:g}%" if one not in (0, 100) else "" for one in self)
+        return f"{split or ''}[{first}:{last}]"
+
+
+def sliced(split: str | None) -> tuple[str | None, Slice]:
+    """The split that a setting names, None for none, and the slice of it.
+
+    Raises:
+        UserError: What stands in brackets is no slice.
+
+    Examples:
+        >>> sliced("train[20%:]")
+        ('train', Slice(first=20.0, last=100.0))
+    """
+    if split is None or not split.endswith("]"):
+        return split, Slice()
+    found = _SLICE.fullmatch(split)
+    if found is None:
+        raise UserError(
+            f"data.split={split!r} has something else than a slice in its brackets; give it in percent, as in "
+            "'train[20%:]', '[:10%]' or 'train[10%:20%]'"
+        )
+    name, first, last = found.groups()
+    part = Slice(float(first or 0), float(last or 100))
+    if not 0 <= part.first < part.last <= 100:
+        raise UserError(f"data.split={split!r} holds nothing; a slice goes up, from 0% to 100% at most")
+    return name or None, part
+
+
+def cut(settings: S) -> S:
+    """The settings with validation and test data that are a share of the training data, ``evaluation.test=10%``,
+    written as slices of these, which the training data then lack.
+
+    Args:
+        settings: Those of any job; others than such come back as they are.
+
+    Raises:
+        UserError: A share is nothing or leaves nothing, or is given a split or images of its own.
+    """
+    whole: Any = settings
+    if (evaluation := getattr(whole, "evaluation", None)) is None:
+        return settings
+    named = {part: getattr(evaluation, part) for part in HELD_OUT}
+    asked = {part: float(found[1]) for part, uri in named.items() if uri and (found := _SHARE.fullmatch(uri))}
+    if not asked:
+        return settings
+    for part in asked:
+        _check(evaluation, part)
+    if sum(asked.values()) >= 100:
+        said = " and ".join(f"evaluation.{part}={named[part]}" for part in asked)
+        raise UserError(f"{said} leave nothing of data.uri to train on; lower them")
+    split, own = sliced(whole.data.split)
+    ends = _ends(own, list(asked.values()))
+    changes: dict[str, Any] = {}
+    for part, first, last in zip(asked, ends, ends[1:], strict=False):
+        changes |= {part: whole.data.uri, f"{part}_split": Slice(first, last).within(split)}
+        changes[f"{part}_image_root"] = whole.data.image_root
+    data = replace(whole.data, split=Slice(ends[-1], own.last).within(split))
+    return replace(whole, data=data, evaluation=replace(evaluation, **changes))
+
+
+def _check(evaluation: Any, part: str) -> None:
+    share = getattr(evaluation, part)
+    if not float(share.rstrip("%")):
+        raise UserError(f"evaluation.{part}={share} holds nothing; give a share such as 10%")
+    for name in (f"{part}_split", f"{part}_image_root"):
+        if (value := getattr(evaluation, name)) is not None:
+            raise UserError(
+                f"evaluation.{name}={value} is for a source of its own, but evaluation.{part}={share} is a share of "
+                f"data.uri; leave evaluation.{name} out, or name a source"
+            )
+
+
+def _ends(own: Slice, percents: Sequence[float]) -> list[float]:
+    """Where slices of so many percent of a slice begin and end, one behind the other from its beginning."""
+    ends = [own.first]
+    for percent in percents:
+        ends.append(ends[-1] + percent * own.share)
+    return ends

@@ -1,0 +1,260 @@
+"""Slices of a source, and validation and test data that are held out of the training data."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_files import fates, jpeg, pair, read, write_images, write_json, write_tar
+
+import mmdd_ray
+from mmdd_ray.config import Data, Evaluation, Features
+from mmdd_ray.config.slices import Slice, cut, sliced
+from mmdd_ray.data import shapes
+from mmdd_ray.data.checks import check_data, check_given
+from mmdd_ray.data.inventory import look_at
+from mmdd_ray.data.shapes_shards import write_shards
+from mmdd_ray.data.shards import find_shards
+from mmdd_ray.engine.run_dir import RunDir
+from mmdd_ray.errors import UserError
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.storage.store import Store
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("[:20%]", "[20%:30%]", "[30%:]")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images with captions beside them, and nothing else."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, one in enumerate(shapes.pairs(0, 60, seed=6)):
+        folder.joinpath(f"{i:02d}.png").write_bytes(one["image"])
+        folder.joinpath(f"{i:02d}.txt").write_text("\n".join(one["captions"]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "name", "part"),
+    [
+        (None, None, Slice(0, 100)),
+        ("train", "train", Slice(0, 100)),
+        ("[:10%]", None, Slice(0, 10)),
+        ("train[12.5%:]", "train", Slice(12.5, 100)),
+        ("all[10%:20%]", "all", Slice(10, 20)),
+        ("test[:]", "test", Slice(0, 100)),
+    ],
+)
+def test_a_slice_is_written_as_hugging_face_writes_it(
+    split: str | None, name: str | None, part: Slice
+) -> None:
+    assert sliced(split) == (name, part)
+    assert sliced(part.within(name)) == (name, part)
+    assert part.share == pytest.approx((part.last - part.first) / 100)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train[:100]", "give it in percent"),
+        ("[10]", "give it in percent"),
+        ("[-10%:]", "give it in percent"),
+        ("[20%:10%]", "holds nothing"),
+        ("[10%:10%]", "holds nothing"),
+        ("[:120%]", "holds nothing"),
+    ],
+)
+def test_what_is_no_slice_is_refused(split: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_shards(Data(uri="shapes:10?seed=1", split=split))
+
+
+def _layouts(folder: Path) -> dict[str, Data]:
+    """The same forty images as scenes, tars, Parquet, files, and a table of them."""
+    scenes = Data(uri="shapes:40?seed=3&captions=2", rows_per_shard=9)
+    rows = [(f"{i:02d}", row.image or b"", row.captions) for i, row in enumerate(read(scenes))]
+    (folder / "files").mkdir()
+    (folder / "images").mkdir()
+    for key, image, captions in rows:
+        (folder / "files" / f"{key}.png").write_bytes(image)
+        (folder / "files" / f"{key}.txt").write_text(captions[0])
+        (folder / "images" / f"{key}.png").write_bytes(image)
+    for number in (0, 1):
+        members = [
+            member
+            for key, image, captions in rows[number::2]
+            for member in ((f"{key}.png", image), (f"{key}.txt", captions[0].encode()))
+        ]
+        write_tar(folder / f"{number}.tar", members)
+    keys, images, captions_of = zip(*rows, strict=True)
+    table = pa.table({"key": keys, "image": images, "captions": captions_of})
+    pq.write_table(table, folder / "pairs.parquet")
+    listed = [{"image": f"{key}.png", "caption": one} for key, _, captions in rows for one in captions]
+    write_json(folder / "pairs.json", listed)
+    return {
+        "scenes": scenes,
+        "tars": Data(uri=str(folder / "*.tar")),
+        "parquet": Data(uri=str(folder / "pairs.parquet")),
+        "files": Data(uri=str(folder / "files"), rows_per_shard=7),
+        "table": Data(uri=str(folder / "pairs.json"), image_root=str(folder / "images")),
+    }
+
+
+def test_slices_of_every_layout_share_out_its_images_alike(tmp_path: Path) -> None:
+    found = {
+        name: [{row.image for row in read(replace(data, split=part))} for part in PARTS]
+        for name, data in _layouts(tmp_path).items()
+    }
+    first, *others = found.values()
+    assert all(other == first for other in others)
+    assert [len(part) > 0 for part in first] == [True, True, True]
+    assert sum(map(len, first)) == len(set.union(*first)) == 40
+
+
+def test_a_slice_has_its_share_and_rows_keep_their_addresses() -> None:
+    whole = read(Data(uri="shapes:3000?seed=4&captions=1"))
+    tenth = read(Data(uri="shapes:3000?seed=4&captions=1", split="[40%:50%]"))
+    assert len(tenth) == pytest.approx(300, abs=4 * (3000 * 0.1 * 0.9) ** 0.5)
+    assert all(row == whole[1000 * int(row.shard[-5:]) + row.index] for row in tenth)
+    only = {row.index for row in tenth if row.shard.endswith("00001")}
+    again = read(Data(uri="shapes:3000?seed=4&captions=1", split="[40%:50%]"), only={*only, 0, 1, 2})
+    assert [row.index for row in again if row.shard.endswith("00001")] == sorted(only)
+
+
+def test_equal_images_are_in_one_slice_and_a_refused_row_in_one_of_them(tmp_path: Path) -> None:
+    members = [member for i in range(60) for member in pair(f"{i:02d}", f"caption {i}", level=8 * (i % 30))]
+    uri = write_tar(tmp_path / "0.tar", [*members, *((f"x{i}.jpg", jpeg(0)) for i in range(40))])
+    parts = [read(Data(uri=uri, split=part)) for part in PARTS]
+    images = [{row.image for row in rows if row.image} for rows in parts]
+    assert sum(map(len, images)) == len(set.union(*images)) == 30
+    assert sum(map(len, parts)) == 100
+    refused = [sum(reject is not None for _, reject in fates(rows)) for rows in parts]
+    assert sum(refused) == 40
+    assert min(refused) > 0
+
+
+def test_a_split_has_slices_too(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{split}/c{n % 2}/{n}.jpg" for split in ("train", "test") for n in range(20)))
+    whole = read(Data(uri=str(tmp_path), split="train"))
+    parts = [read(Data(uri=str(tmp_path), split=f"train{part}")) for part in PARTS]
+    assert sorted(row.index for rows in parts for row in rows) == list(range(20)) == [r.index for r in whole]
+    with pytest.raises(UserError, match="holds folders of splits"):
+        find_shards(Data(uri=str(tmp_path), split="[:50%]"))
+
+
+def test_a_source_is_told_to_be_sliced_and_counted_as_about_so_many(photos: Path) -> None:
+    data = Data(uri=str(photos), split="[:25%]")
+    assert "0 to 25 % of the images are read, by their content, the same in every run" in (
+        find_shards(data).says
+    )
+    source = look_at(data)
+    assert (source.rows, source.exact) == (15, False)
+
+
+# ---- held out of the training data
+
+
+def test_shares_are_cut_from_the_training_data() -> None:
+    settings = mmdd_ray.settings(
+        "covmatch", "local", {"data.uri": "photos", "evaluation": {"val": "10%", "test": "20%"}}
+    )
+    found = cut(settings)
+    assert (found.data.uri, found.data.split) == ("photos", "[30%:]")
+    assert (found.evaluation.test, found.evaluation.test_split) == ("photos", "[:20%]")
+    assert (found.evaluation.val, found.evaluation.val_split) == ("photos", "[20%:30%]")
+    assert cut(found) == found
+    assert cut(mmdd_ray.settings("covmatch")) == mmdd_ray.settings("covmatch")
+    assert cut(mmdd_ray.settings("precompute")) == mmdd_ray.settings("precompute")
+
+
+def test_a_share_is_one_of_the_slice_that_is_there_and_of_labelled_images_too() -> None:
+    settings = mmdd_ray.settings(
+        "vlcp",
+        "local",
+        {"data.uri": "a.json", "data.image_root": "images", "data.split": "train[50%:]"}
+        | {"evaluation.test": "held out", "evaluation.val": "10%"},
+    )
+    found = cut(settings)
+    assert found.data.split == "train[55%:]"
+    assert found.evaluation.val_split == "train[50%:55%]"
+    assert found.evaluation.val_image_root == "images"
+    assert (found.evaluation.test, found.evaluation.test_split) == ("held out", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val": "50%", "test": "50%"}, "leave nothing of data.uri to train on"),
+        ({"val": "0%"}, "evaluation.val=0% holds nothing; give a share such as 10%"),
+        ({"val": "10%", "val_split": "train"}, "evaluation.val_split=train is for a source of its own"),
+        ({"test": "10%", "test_image_root": "x"}, "evaluation.test_image_root=x is for a source of its own"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cut(mmdd_ray.settings("covmatch", "local", {"evaluation": changes}))
+
+
+def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
+    uri = str(photos)
+    apart = Evaluation(val=uri, test=uri, val_split="[:10%]", test_split="[10%:20%]")
+    says = check_data(Data(uri=uri, split="[20%:]"), apart)
+    assert not any("learning rates are chosen" in line for lines in says.values() for line in lines)
+    for training in (None, "[15%:]", "[:5%]"):
+        with pytest.raises(
+            UserError, match=r"files are among those of data\.uri.*hold a share of its images out"
+        ):
+            check_data(Data(uri=uri, split=training), apart)
+    both = Evaluation(val=uri, test=uri, val_split="[:15%]", test_split="[10%:20%]")
+    assert any(
+        "learning rates are chosen on what is tested" in line
+        for line in check_data(Data(uri=uri, split="[20%:]"), both)["evaluation.test"]
+    )
+    with pytest.raises(UserError, match=r"files are among those of evaluation\.val"):
+        check_given(Data(uri=uri), "set", Data(uri=uri, split="[20%:]"), apart)
+    assert check_given(Data(uri=uri, split="[50%:]"), "set", Data(uri=uri, split="[20%:]"), apart)
+
+
+@pytest.mark.ray
+def test_features_of_a_slice_are_those_of_its_rows_and_lack_no_download(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    from mmdd_ray.features.precompute import precompute
+
+    write_shards(Store(str(tmp_path / "tars")), 40, seed=3, layout="webdataset", rows_per_shard=20)
+    for shard in ("00000", "00001"):
+        write_json(tmp_path / "tars" / f"{shard}_stats.json", {"count": 25, "successes": 20})
+    data = Data(uri=str(tmp_path / "tars"), split="[30%:]")
+    rows = read(data)
+    with RunDir.open(str(tmp_path / "run"), "features", "test", data) as run:
+        stage = run.stage("features", lambda one: precompute(one, run.store, data, Features(chunk_pairs=16)))
+    assert stage.manifest["rows_in"] == stage.manifest["rows_out"] == len(rows)
+    assert 0 < len(rows) < 40
+    assert sorted(FeatureStore(stage.store).addresses) == sorted((row.shard, row.index) for row in rows)
+
+
+@pytest.mark.job
+@pytest.mark.timeout(600)
+def test_one_folder_of_images_with_captions_is_enough(photos: Path, tmp_path: Path) -> None:
+    """A table with baselines, confidence and bytes from one command."""
+    command = [sys.executable, "jobs/covmatch_flickr30k.py", "local", "--data.uri", str(photos)]
+    command += ["--evaluation.val", "10%", "--evaluation.test", "20%", "--run.dir", str(tmp_path / "run")]
+    command += ["--match.pairs", "6", "--match.iterations", "2", "--match.real_batch", "16"]
+    command += ["--evaluation.baselines", "random", "--evaluation.seeds", "3", "--run.num_cpus", "2"]
+    command += ["--students.steps", "10", "--students.learning_rates", "0.1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    held_out = {part: found["images"] for part, found in report["held_out"].items()}
+    images = {part: found["common"] for part, found in report["held_out"].items()}
+    assert report["real_images"] + sum(held_out.values()) == 60
+    assert images == {"val": {"training": 0}, "test": {"training": 0, "val": 0}}
+    assert set(report["scores"]) == {"covmatch", "random", "chance"}
+    assert report["differences"]["covmatch"]["random"]["metrics"]["mean_recall"]["low"] is not None
+    for text in ("30 to 100 % of the images are read", "95 % interval", "size"):
+        assert text in result.stdout
