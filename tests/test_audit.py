@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from mmdd_ray.config import Data, Evaluation, Students
@@ -21,7 +22,7 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.audit import _about_copies, audit_set
+from mmdd_ray.evaluation.audit import AuditedSet, _about_copies, audit_set
 from mmdd_ray.evaluation.copies import Closest
 from mmdd_ray.evaluation.copies_sheet import CELL_PX, COPY_INK, BesideReal, copies_sheet
 from mmdd_ray.evaluation.learnt_texts import encode_learnt, first_texts, nearest_captions, shown_bytes
@@ -30,6 +31,7 @@ from mmdd_ray.evaluation.spectrum import singular_values
 from mmdd_ray.features.moments import Moments
 from mmdd_ray.features.store import MOMENTS, FeatureStore, chunk_file, feature_table
 from mmdd_ray.methods.evaluate.presets import local
+from mmdd_ray.methods.evaluate.reading import audited_set
 from mmdd_ray.storage.store import Store
 
 DATA = Data(uri="shapes:60?seed=3&world=clean", rows_per_shard=25)
@@ -101,7 +103,7 @@ def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_pat
         set=str(tmp_path / "set"),
     )
     stage = StageDir("audit", Store(str(tmp_path / "audit")), "audit")
-    audit_set(stage, Store(settings.set[0]), features, settings)
+    audit_set(stage, AuditedSet.distilled(Store(settings.set[0])), features, settings)
 
     about = stage.store.read_json("audit.json")
     copies = about["copies"]
@@ -137,6 +139,62 @@ def test_planted_copies_and_near_duplicates_are_found(ray_cluster: None, tmp_pat
     fewer = replace(DATA, uri="shapes:55?seed=3&world=clean")
     with pytest.raises(UserError, match=r"has changed since its features were made: 5 images are missing"):
         read_real(fewer, features, np.arange(60), 32)
+
+
+def given_kinds(folder: Path) -> dict[str, Path]:
+    """The scenes 7 and 31 of the real data and three others, as photographs with captions and as LoRS saves pairs."""
+    from mmdd_ray.config import StudentForm
+    from mmdd_ray.distilled.published import MEAN, STD
+    from mmdd_ray.models.students import load_text_encoder
+
+    rows = [row for shard in list_shards(DATA) for row in iter_shard(shard, DATA)]
+    images = [decode_image(rows[at].image or b"", max_pixels=10**6, image_px=32) for at in (7, 31)] + [
+        np.asarray(shapes.scene(number, seed=8).render(32)) for number in range(3)
+    ]
+    captions = [rows[7].captions[0], rows[31].captions[0], "a", "b", "c"]
+    photos = folder / "photos"
+    photos.mkdir()
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        Image.fromarray(image).resize((96, 96)).save(photos / f"{number}.jpg", quality=90)
+        (photos / f"{number}.txt").write_text(caption)
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+    level_NCHW = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
+    encoder = load_text_encoder(Students(), "cpu", StudentForm(pooling="cls"))
+    content = {
+        "image": torch.tensor((level_NCHW - mean) / std),
+        "text": encoder.encode_captions(captions),
+    }
+    torch.save(content, folder / "lors.pt")
+    return {"photos": photos, "vectors": folder / "lors.pt"}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["photos", "vectors"])
+def test_sets_that_others_made_are_audited(kind: str, ray_cluster: None, tmp_path: Path) -> None:
+    features = feature_store(tmp_path / "features", DATA)
+    settings = replace(
+        local(),
+        data=DATA,
+        evaluation=Evaluation(val="shapes:6?seed=4", test="shapes:6?seed=5", protocols=("lors-frozen-text",)),
+        set=(str(given_kinds(tmp_path)[kind]),),
+    )
+    stage = StageDir("audit", Store(str(tmp_path / "audit")), "audit")
+    audit_set(stage, audited_set(settings), features, settings)
+    about = stage.store.read_json("audit.json")
+    rows = [row for shard in list_shards(DATA) for row in iter_shard(shard, DATA)]
+    assert (about["copies"]["copies"], about["copies"]["images"]) == (2, 5)
+    assert {one["real"] for one in about["copies"]["closest"][:2]} == {rows[7].name, rows[31].name}
+    assert about["saturation"]["image_px"] == 32
+    if kind == "photos":
+        assert about["spectrum"]["set"]["pairs"] == 5
+        assert about["learnt"] is None
+        return
+    assert about["spectrum"] is None
+    texts = about["learnt"]["texts"]
+    assert [one["began_as"] for one in texts] == [""] * 5
+    assert [one["nearest_caption"] for one in texts[:2]] == [rows[7].captions[0], rows[31].captions[0]]
+    assert texts[0]["cosine"] == pytest.approx(1, abs=1e-3)
 
 
 def test_nearest_captions_are_those_of_brute_force() -> None:

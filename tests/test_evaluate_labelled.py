@@ -414,7 +414,7 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     command += ["--set", given, other, "--evaluation.test", planted, "--data.uri", source]
     command += ["--run.num_cpus", "2", "--classifiers.steps", "4"]
     command += ["--classifiers.width", "8", "--evaluation.seeds", "3", "--evaluation.max_pairs", "60"]
-    command += ["--evaluation.baselines", "random", "clip-score"]
+    command += ["--evaluation.baselines", "random", "clip-score", "--evaluation.audit"]
 
     def run() -> tuple[str, dict]:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
@@ -440,6 +440,8 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     assert (test["common"]["set other"], len(test["common_keys"]["set other"])) == (3, 3)
     assert test["common_keys"]["set other"][0] in shown
     assert "Top-1" in shown
+    assert report["audit"]["copies"]["images"] == len(real) + 1
+    assert "Looked at is given, the first set." in (tmp_path / "run" / "report.html").read_text()
     flat = " ".join(shown.split())
     assert "given: it has 1 to 2 images of each class, and baselines have as many of each" in flat
     size = f"given {len(real) + 1} images like the baselines, other {len(real)}"

@@ -91,9 +91,9 @@ class Evaluation:
     compositional_image_root: str | None = None
     """Folder of the image files that `compositional` names. Default: the folder of its JSON files."""
     audit: Essential[bool] = extending(False)
-    """The report then says whether the distilled set (of the first draw) has copies of real images, whether test images
-    are nearly training images, and what spectrum and saturation the set has. Takes a pass over the data, since the
-    nearest real images are read again. A finished run takes it on."""
+    """The report then says whether the set (of the first draw; the first of several given ones) has copies of real
+    images, whether test images are nearly training images, and what spectrum and saturation the set has. Takes a pass
+    over the data, since the nearest real images are read again. A finished run takes it on."""
     gpus_per_student: Weight = operational(0.25)
     """Share of a GPU for each student; ignored on clusters without GPUs."""
 

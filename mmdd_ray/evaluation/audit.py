@@ -1,4 +1,4 @@
-"""Questions that reviewers ask of a distilled set: copies, near-duplicate test images, spectrum, saturation, bytes.
+"""Questions that reviewers ask of a set: copies, near-duplicate test images, spectrum, saturation, bytes.
 
 Formulas are in `copies.py`, `spectrum.py` and `learnt_texts.py`, real images are read in `real_images.py`; here
 features and pixels are brought together. CLIP features of the real images are read from the store; those of the set and
@@ -66,6 +66,32 @@ STREAM = 17  # of seeds: other than those of coresets and of draws
 
 
 @dataclass(frozen=True)
+class AuditedSet:
+    """A set as an audit looks at it."""
+
+    uri: str
+    """Its place, for messages."""
+    samples: Sequence[Sample]
+    """Image files of any kind that is read, each with its captions, if it has some."""
+    learnt: LearntPairs | None = None
+    """The pairs that students are trained on, where they are more than the samples show."""
+    max_pixels: int = MAX_PIXELS
+    """Images that declare more are not decoded."""
+    image_px: int | None = None
+    """Side at which its images are compared with real ones. None: that of the first, as all images of a distilled set
+    have the same."""
+
+    @classmethod
+    def distilled(cls, folder: Store) -> "AuditedSet":
+        """A distilled set by its folder.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return cls(folder.uri, read_distilled(folder), read_learnt(folder))
+
+
+@dataclass(frozen=True)
 class _Encoded:
     """CLIP features, float32 of unit norm; images that cannot be decoded have none."""
 
@@ -77,19 +103,19 @@ class _Encoded:
 
 
 def audit_set(
-    stage: StageDir, distilled: Store, features: FeatureStore, settings: PairSettings | LabelledSettings
+    stage: StageDir, audited: AuditedSet, features: FeatureStore, settings: PairSettings | LabelledSettings
 ) -> StageResult:
     """Writes `audit.json`, which the report repeats; `nearest.json` with the nearest real image of every image;
     `nearest_images.parquet` with small pictures of those that the report shows; and the picture `copies.png`.
 
     Raises:
-        UserError: The set is damaged or has no image that can be decoded, the test data cannot be read, or the data
-            have changed since their features were made.
+        UserError: The set has no image that can be decoded, the test data cannot be read, or the data have changed
+            since their features were made.
     """
-    samples, learnt = read_distilled(distilled), read_learnt(distilled)
+    samples, learnt, most = list(audited.samples), audited.learnt, audited.max_pixels
     seed = derive_seed(settings.run.seed, STREAM)
     test = read_held_out(settings.evaluation.sources(settings.data)["test"], settings.evaluation.max_pairs)
-    encoding = _start_encoding(samples, test.rows, settings)
+    encoding = _start_encoding(audited, test.rows, settings)
     texts = _start_texts(learnt, features, settings, seed)
     # while both tasks start
     scale_rows = _sample(len(features.addresses), REFERENCE, seed)
@@ -97,7 +123,7 @@ def audit_set(
     scale_nearest = nearest_rows(scale_RD, features.image_blocks(), NEIGHBOURS, digest_R)
     encoded, progress.peak_bytes = ray.get(encoding)
     if not len(encoded.usable[0]):
-        raise UserError(f"{redact(distilled.uri)} has no image that can be decoded; write the set again")
+        raise UserError(f"{redact(audited.uri)} has no image that can be decoded; write the set again")
     clip = settings.features.clip
     about: dict[str, Any] = {"clip": clip, "spectrum": _about_spectrum(samples, encoded, features, clip)}
     about["map"] = feature_map(np.stack(spread(list(encoded.image[0]), REFERENCE)), scale_RD)
@@ -105,13 +131,13 @@ def audit_set(
     tested = [test.rows[at] for at in encoded.usable[1]]
     nearest, test_nearest = _nearest_of_both(features, encoded)
 
-    side = min(decode_image(samples[0].image, max_pixels=MAX_PIXELS).shape[:2])
+    side = audited.image_px or min(decode_image(samples[0].image, max_pixels=most).shape[:2])
     drawn = _sample(len(samples), MOST_CHECKED, seed)
     checked = np.union1d(drawn, np.argsort(-nearest.cosine_NK[:, 0], kind="stable")[:MOST_CHECKED])
     wanted = (scale_rows, scale_nearest.row_NK, nearest.row_NK[checked], test_nearest.row_NK)
     real = read_real(settings.data, features, np.concatenate([rows.ravel() for rows in wanted]), side)
 
-    own = [_small(samples[at].image, MAX_PIXELS, side) for at in checked]
+    own = [_small(samples[at].image, most, side) for at in checked]
     found = closest_by_pixels(own, nearest.of(checked), real.smalls)
     scale = closest_by_pixels([real.smalls[row] for row in scale_rows.tolist()], scale_nearest, real.smalls)
     own = [_small(row.image or b"", settings.data.max_image_pixels, side) for row in tested]
@@ -126,7 +152,7 @@ def audit_set(
     }
     about["leakage"] = _about_leakage(tested, test_found, features, real)
     about["saturation"] = {
-        "set": 100 * float(np.mean([_saturated(samples[at].image) for at in drawn])),
+        "set": 100 * float(np.mean([_saturated(samples[at].image, most, side) for at in drawn])),
         "real": 100 * float(np.mean([real.saturated[row] for row in scale_rows.tolist()])),
         "image_px": side,
     }
@@ -154,15 +180,18 @@ def _sample(count: int, at_most: int, seed: int) -> np.ndarray:
 
 
 def _start_encoding(
-    samples: Sequence[Sample], tested: Sequence[Row], settings: PairSettings | LabelledSettings
+    audited: AuditedSet, tested: Sequence[Row], settings: PairSettings | LabelledSettings
 ) -> "ray.ObjectRef[Any]":
     resources = actor_resources(settings.features.gpus_per_actor)
     encode = ray.remote(max_retries=RETRIES, **resources)(_encode)
     most = settings.data.max_image_pixels
     return encode.remote(
         settings.features.clip,
-        [([one.image for one in samples], MAX_PIXELS), ([row.image or b"" for row in tested], most)],
-        [text for sample in samples for text in sample.captions],
+        [
+            ([one.image for one in audited.samples], audited.max_pixels),
+            ([row.image or b"" for row in tested], most),
+        ],
+        [text for sample in audited.samples for text in sample.captions],
         settings.features.image_px,
         settings.features.chunk_pairs,
         device_with(resources),
@@ -193,7 +222,8 @@ def _encode(
                     parts.append(encoder.encode_images(np.stack(pixels)).cpu().numpy())
             feature_lists.append(np.concatenate(parts))
             usable_lists.append(np.array(usable, np.int64))
-        text_parts = [
+        text_parts = [np.empty((0, encoder.dim), np.float32)]
+        text_parts += [
             encoder.encode_texts(texts[at : at + batch]).cpu().numpy() for at in range(0, len(texts), batch)
         ]
     return _Encoded(feature_lists, usable_lists, np.concatenate(text_parts)), peak_bytes()
@@ -227,8 +257,8 @@ def _start_texts(
     return captions, encode.remote(settings.students, texts, [text for text, _ in captions], device)
 
 
-def _saturated(image: bytes) -> float:
-    return saturated_share(decode_image(image, max_pixels=MAX_PIXELS))
+def _saturated(image: bytes, most: int, side: int) -> float:
+    return saturated_share(decode_image(image, max_pixels=most, image_px=side))
 
 
 def _small(image: bytes, most: int, side: int) -> np.ndarray:
@@ -312,8 +342,12 @@ def _about_leakage(
 
 def _about_spectrum(
     samples: Sequence[Sample], encoded: _Encoded, features: FeatureStore, clip: str
-) -> dict[str, Any]:
-    """Of the cross-covariance of images and captions by CLIP; an image with c captions is c pairs."""
+) -> dict[str, Any] | None:
+    """Of the cross-covariance of images and captions by CLIP; an image with c captions is c pairs. None where the set
+    has no captions, but vectors of another encoder.
+    """
+    if not len(encoded.text_PD):
+        return None
     owner_P = np.repeat(np.arange(len(samples)), [len(sample.captions) for sample in samples])
     usable = encoded.usable[0]
     has_image_P = np.isin(owner_P, usable)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdd_ray.config import EncoderSettings
+from mmdd_ray.config import EncoderSettings, StudentForm
 from mmdd_ray.distilled.learnt import LearntPairs
 
 
@@ -42,6 +42,7 @@ def first_texts(learnt: LearntPairs, count: int) -> dict[str, Any]:
         "vectors": None if learnt.vectors is None else learnt.vectors[:count],
         "vocabulary": learnt.vocabulary,
         "encoder": learnt.encoder,
+        "pooling": learnt.pooling,
     }
 
 
@@ -59,7 +60,8 @@ def encode_learnt(
 
     from mmdd_ray.models.students import Tokens, load_text_encoder
 
-    encoder = load_text_encoder(settings, device)
+    form = StudentForm(pooling=texts["pooling"]) if texts["pooling"] else StudentForm()
+    encoder = load_text_encoder(settings, device, form)
     vectors = texts["vectors"]
     if vectors is None and texts["vocabulary"] == encoder.vocabulary_digest():
         tokens = Tokens(*(torch.tensor(texts[name], device=device) for name in ("ids", "mask", "offsets")))

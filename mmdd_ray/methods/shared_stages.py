@@ -9,7 +9,7 @@ from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import note_protocols, write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, versions
 from mmdd_ray.engine.settings_changes import resolved
-from mmdd_ray.evaluation.audit import audit_set, is_current_audit
+from mmdd_ray.evaluation.audit import AuditedSet, audit_set, is_current_audit
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
 from mmdd_ray.evaluation.report.words import AUDIT_STAGE
@@ -148,27 +148,29 @@ def coresets_stage(pairs: Callable[[Any], int]) -> Stage[Any]:
     )
 
 
+def _own_set(context: Context[Any]) -> AuditedSet:
+    return AuditedSet.distilled(set_folder(context))
+
+
 def audit_stage(
-    folder: Callable[[Context[Any]], Store],
     images: Callable[[Any, Source], float] | None = None,
+    audited: Callable[[Context[Any]], AuditedSet] = _own_set,
     needs: str = "export",
-    can_be: Callable[[Any], bool] = lambda settings: True,
 ) -> Stage[Any]:
     """The stage `audit`, which looks for copies in the set of the first draw, and at its spectrum, for the report.
 
     Args:
-        folder: Where the set lies.
         images: Of the set, for the plan; None where only the set itself tells, which may be gone when a later run is
             planned by this one.
+        audited: Reads the set; default: the one that the draw has distilled.
         needs: The stage that says which set it is.
-        can_be: Whether the set is one of ours.
     """
     return Stage(
         name=AUDIT_STAGE,
         needs=("features", needs),
         is_current=lambda context: is_current_audit(context.run.store.child(AUDIT_STAGE)),
-        run=lambda stage, context: audit_set(stage, folder(context), features_of(context), context.settings),
-        wanted=lambda settings: settings.evaluation.audit and can_be(settings),
+        run=lambda stage, context: audit_set(stage, audited(context), features_of(context), context.settings),
+        wanted=lambda settings: settings.evaluation.audit,
         cost=lambda settings, source: (
             audit_cost(settings.features, settings.evaluation, images(settings, source), source)
             if images

@@ -107,17 +107,15 @@ def _of_trainings(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart
 def _of_sets(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
     if not report["audit"]:
         return
-    spectrum = report["audit"]["spectrum"]
-    ranks = [f"{spectrum[part]['effective_rank']:.1f}" for part in ("set", "real")]
-    yield (
-        "spectrum",
-        charts.described(
-            charts.spectra(
-                {"distilled set": spectrum["set"]["values"], "real data": spectrum["real"]["values"]}
+    if spectrum := report["audit"]["spectrum"]:  # a set of sentence vectors has none
+        ranks = [f"{spectrum[part]['effective_rank']:.1f}" for part in ("set", "real")]
+        yield (
+            "spectrum",
+            charts.described(
+                charts.spectra({"set": spectrum["set"]["values"], "real data": spectrum["real"]["values"]}),
+                f"Singular values of the set and of the real data; effective ranks {ranks[0]} and {ranks[1]}",
             ),
-            f"Singular values of the distilled set and of the real data; effective ranks {ranks[0]} and {ranks[1]}",
-        ),
-    )
+        )
     if found := report["audit"].get("map"):
         axes = [
             f"component {number} ({share:g} % of the variance)"
@@ -126,7 +124,7 @@ def _of_sets(report: Mapping[str, Any]) -> Iterator[tuple[str, charts.Chart]]:
         yield (
             "map",
             charts.described(
-                charts.scatter({"real images": found["real"], "distilled set": found["set"]}, *axes),
+                charts.scatter({"real images": found["real"], "set": found["set"]}, *axes),
                 f"Map of {len(found['real']):,} real images and {len(found['set']):,} images of the set by their CLIP "
                 "features",
             ),

@@ -20,7 +20,6 @@ from mmdd_ray.methods.shared_stages import (
     coresets_stage,
     export_stage,
     features_of,
-    set_folder,
     students_comparison,
 )
 
@@ -140,7 +139,7 @@ STEPS: Steps[Covmatch] = Steps(
             inputs=_inputs,
         ),
         coresets_stage(lambda settings: settings.match.pairs),
-        audit_stage(set_folder, lambda settings, source: settings.match.pairs),
+        audit_stage(lambda settings, source: settings.match.pairs),
     ),
     compare=students_comparison(lambda settings: TITLE.lower()),
     before=lambda context: check_size(features_of(context), context.settings),

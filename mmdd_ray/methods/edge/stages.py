@@ -30,7 +30,6 @@ from mmdd_ray.methods.shared_stages import (
     coresets_stage,
     export_stage,
     features_of,
-    set_folder,
     students_comparison,
 )
 from mmdd_ray.planning.costs import StageCost, drawing_cost, finetune_cost
@@ -259,7 +258,7 @@ STEPS: Steps[Edge] = Steps(
         ),
         export_stage(("synthesize", "choose", "recaption", "refine"), _made, method=title, models=_roles),
         coresets_stage(lambda settings: settings.synthesis.pairs),
-        audit_stage(set_folder, lambda settings, source: settings.images),
+        audit_stage(lambda settings, source: settings.images),
     ),
     compare=students_comparison(lambda settings: set_name(title(settings))),
     before=lambda context: check_size(features_of(context), context.settings),

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from mmdd_ray.data.inventory import Source
-from mmdd_ray.errors import UserError
 from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Method, Steps
 from mmdd_ray.planning.preflight import check_all_match, check_one_draw, encoder_models
-from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 REHEARSED_PAIRS = 4
@@ -21,16 +19,10 @@ REHEARSED_PAIRS = 4
 def _check(settings: Evaluate) -> None:
     # seconds that --help need not pay
     from mmdd_ray.methods.evaluate.look import look_at_sets
-    from mmdd_ray.methods.named_sets import kind_of
 
     check_all_match(settings)
     check_one_draw(settings.evaluation)
     look_at_sets(settings)
-    if settings.evaluation.audit and kind_of(settings.set[0]) != "distilled":
-        raise UserError(
-            f"evaluation.audit looks at distilled sets, and set={redact(settings.set[0])} is none; leave it out, or "
-            "name a distilled set first"
-        )
 
 
 def _models(settings: Evaluate) -> dict[str, str]:

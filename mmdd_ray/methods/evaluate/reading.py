@@ -9,10 +9,13 @@ import numpy as np
 
 from mmdd_ray.config import StudentForm, Students
 from mmdd_ray.config.data import SCENES
+from mmdd_ray.data.images import encode_png
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import POOLING
 from mmdd_ray.distilled.read import read_manifest
+from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.audit import AuditedSet
 from mmdd_ray.evaluation.held_out import read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import distilled_set
@@ -110,6 +113,30 @@ def _known(one: GivenSet, width: int, digest: str) -> GivenSet:
             f"gives {width}; set students.text_model to the encoder that they are of"
         )
     return replace(one, pairs=replace(one.pairs, encoder=digest))
+
+
+def audited_set(settings: Evaluate) -> AuditedSet:
+    """The first set as an audit looks at it: its files as they are stored, of learnt pixels what people see of them."""
+    one = named_sets(settings.set[:1])[0]
+    if one.kind == "distilled":
+        return AuditedSet.distilled(Store(one.uri))
+    if one.kind == "vectors":
+        (known,) = of_text_model([_read_vectors(one, settings)], settings.students)
+        assert isinstance(known.pairs, LearntPairs)
+        learnt = replace(vectors_of(one, settings), encoder=known.pairs.encoder)
+        samples = [
+            _sample(f"{number:06d}", encode_png(image)) for number, image in enumerate(learnt.images())
+        ]
+        return AuditedSet(one.uri, samples, learnt)
+    data = source_of(one, settings)
+    rows = read_held_out(data, sys.maxsize).rows
+    samples = [_sample(row.name, row.image or b"", row.captions) for row in rows]
+    side = settings.students.image_px
+    return AuditedSet(one.uri, samples, max_pixels=data.max_image_pixels, image_px=side)
+
+
+def _sample(key: str, image: bytes, captions: Sequence[str] = ()) -> Sample:
+    return Sample(key=key, image=image, captions=tuple(captions), seed=0, source_key="")
 
 
 def _read(one: NamedSet, settings: Evaluate, listed: RejectList | None) -> GivenSet:

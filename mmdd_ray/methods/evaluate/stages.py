@@ -13,13 +13,12 @@ from mmdd_ray.evaluation.sets import (
     save_coresets,
 )
 from mmdd_ray.features.rejects import RejectList
-from mmdd_ray.methods.evaluate.reading import GivenSet, of_text_model, read_sets
+from mmdd_ray.methods.evaluate.reading import GivenSet, audited_set, of_text_model, read_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.method import Comparison, Context, Figures, Stage, Steps
-from mmdd_ray.methods.named_sets import SETTING, kind_of
+from mmdd_ray.methods.named_sets import SETTING
 from mmdd_ray.methods.shared_stages import FEATURES, audit_stage, features_of
 from mmdd_ray.planning.costs import evaluation_cost
-from mmdd_ray.storage.store import Store
 
 SETS = "sets.json"
 
@@ -95,11 +94,7 @@ STEPS: Steps[Evaluate] = Steps(
             run=_coresets,
             wanted=lambda settings: bool(compared_coresets(settings.evaluation)),
         ),
-        audit_stage(
-            lambda context: Store(context.settings.set[0]),
-            needs="set",
-            can_be=lambda settings: kind_of(settings.set[0]) == "distilled",
-        ),
+        audit_stage(audited=lambda context: audited_set(context.settings), needs="set"),
     ),
     compare=Comparison(
         run=_compare,

@@ -28,10 +28,6 @@ def _check(settings: EvaluateLabelled) -> None:
         raise UserError(
             "evaluation.baselines has prompts, but this job has no generator to draw from them; leave it out"
         )
-    if settings.evaluation.audit:
-        raise UserError(
-            "evaluation.audit looks at distilled sets alone, in the job that makes them; leave it out"
-        )
     sets = look_at_sets(settings)
     listing, rows = probed(settings.data, labelled=True)
     check_classes(sets, seen_classes(settings, rows, listing.classes), settings)

@@ -6,15 +6,24 @@ from typing import Any
 
 import ray
 
+from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.audit import AuditedSet
 from mmdd_ray.evaluation.labelled_sets import compare_classifiers
 from mmdd_ray.methods.evaluate_labelled.classes import DataClasses, all_classes, check_classes, templates
 from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, read_sets
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.named_sets import SETTING
-from mmdd_ray.methods.shared_stages import FEATURES, classifiers_comparison, features_of, teacher_stage
+from mmdd_ray.methods.shared_stages import (
+    FEATURES,
+    audit_stage,
+    classifiers_comparison,
+    features_of,
+    teacher_stage,
+)
+from mmdd_ray.storage.store import Store
 
 SETS = "sets.json"
 
@@ -57,6 +66,26 @@ def _are_same_sets(context: Context[EvaluateLabelled]) -> bool:
     return list(noted.read_json(SETS).items()) == list(_noted(read_sets(context.settings)).items())
 
 
+def _audited(settings: EvaluateLabelled) -> AuditedSet:
+    """The first set as an audit looks at it: its files as they are stored."""
+    first = read_sets(settings)[0]
+    if first.named.kind == "distilled":
+        return AuditedSet.distilled(Store(first.named.uri))
+    samples = [
+        Sample(
+            key=row.name,
+            image=row.image or b"",
+            captions=tuple(row.captions),
+            seed=0,
+            source_key="",
+            label=row.label,
+        )
+        for row in first.rows
+    ]
+    side = settings.classifiers.image_px
+    return AuditedSet(first.named.uri, samples, max_pixels=settings.data.max_image_pixels, image_px=side)
+
+
 def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> StageResult:
     (context,) = contexts
     settings, sets, classes = context.settings, read_sets(context.settings), _classes(context)
@@ -94,6 +123,7 @@ STEPS: Steps[EvaluateLabelled] = Steps(
         FEATURES,
         Stage(name="set", run=_note_sets, is_current=_are_same_sets),
         teacher_stage(("features",), lambda context: tuple(_classes(context).labels)),
+        audit_stage(audited=lambda context: _audited(context.settings), needs="set"),
     ),
     compare=classifiers_comparison(_compare, ("features", "set"), given=lambda settings: len(settings.set)),
     before=_check,

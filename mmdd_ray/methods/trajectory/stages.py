@@ -13,7 +13,6 @@ from mmdd_ray.methods.shared_stages import (
     coresets_stage,
     export_stage,
     features_of,
-    set_folder,
     students_comparison,
 )
 from mmdd_ray.methods.trajectory.preflight import image_bytes, needs
@@ -121,7 +120,7 @@ STEPS: Steps[Trajectory] = Steps(
             },
         ),
         coresets_stage(lambda settings: settings.match.pairs),
-        audit_stage(set_folder, lambda settings, source: settings.match.pairs),
+        audit_stage(lambda settings, source: settings.match.pairs),
     ),
     compare=students_comparison(lambda settings: NAME),
     before=lambda context: check_size(features_of(context), context.settings),

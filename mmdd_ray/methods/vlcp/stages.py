@@ -306,7 +306,7 @@ STEPS: Steps[Vlcp] = Steps(
             ),
         ),
         teacher_stage(("features", "describe"), lambda context: tuple(_texts(context).names)),
-        audit_stage(set_folder, _images),
+        audit_stage(_images),
     ),
     compare=classifiers_comparison(_compare, ("features", "describe", "export", "prompts")),
     before=_check,
