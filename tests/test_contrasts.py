@@ -1,5 +1,6 @@
 """Captions with hard negatives: of scenes, where truth is known, and from files as SugarCrepe publishes them."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 
 from mmdd_ray.config import Data, Evaluation
@@ -157,6 +159,31 @@ def test_files_of_sugarcrepe_are_read(tmp_path: Path) -> None:
     assert read.images[:, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
     (one,) = list_contrasts(f"{uri}/add_obj.json", str(tmp_path / "images"), 10).images
     assert [contrast.caption for contrast in one.contrasts] == ["one"]
+
+
+def test_the_folder_of_clip_benchmark_is_read_as_it_reads_it(tmp_path: Path) -> None:
+    kinds = {
+        "swap_att": {"0": entry("1.png", "a red cat and a dog", "a cat and a red dog"), "7": entry("2.png")},
+        "add_obj": {"0": entry("1.png", "one", "other")},
+    }
+    uri = write(tmp_path, **kinds)
+    for name, colour in (("1.png", "red"), ("2.png", "blue")):
+        picture(tmp_path / "val2017" / name, colour)
+    theirs = {
+        (kind, image.tobytes(), *texts)
+        for kind in kinds
+        for image, texts in build_dataset(
+            f"sugar_crepe/{kind}", root=uri, download=False, task="image_caption_selection"
+        )
+    }
+    found = list_contrasts(uri, f"{uri}/val2017", 10)
+    ours = {
+        (contrast.kind, Image.open(io.BytesIO(one.read())).tobytes(), contrast.caption, contrast.negative)
+        for one in found.images
+        for contrast in one.contrasts
+    }
+    assert ours == theirs
+    assert len(ours) == 3
 
 
 def test_damaged_entries_are_refused_and_counted(tmp_path: Path) -> None:
