@@ -1,5 +1,6 @@
 """Protocols: their schedules against tables written by hand, and what students under them are made of."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
 from mmdd_ray.evaluation.tasks.augment import cropped, draw_crops, jittered
+from mmdd_ray.evaluation.tasks.classifiers import _optimizer as classifier_optimizer
 from mmdd_ray.evaluation.tasks.classifiers import augmented, soft_loss, train_classifier
+from mmdd_ray.evaluation.tasks.students import _optimizer as student_optimizer
 from mmdd_ray.evaluation.tasks.students import (
     evaluate_student,
     frozen_text_features,
@@ -31,6 +34,7 @@ from mmdd_ray.evaluation.tasks.students import (
 )
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.evaluation.tasks.texts import texts_of
+from mmdd_ray.evaluation.tasks.trainer import descend
 from mmdd_ray.methods.evaluate_labelled.presets import local
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.open_clip_export import export_open_clip
@@ -299,6 +303,61 @@ def test_students_are_trained_and_looked_at_as_published(protocol: Any, pairs: P
         pairs, STUDENTS, learning_rate=0.01, seed=1, device="cpu", text_PT=text_PT, protocol=short
     )
     np.testing.assert_array_equal(losses, same)  # a look changes nothing
+
+
+def rates_in(optimizer: torch.optim.Optimizer, training: Training) -> list[list[float]]:
+    """The rate of each group of weights at each step of a training, which is taken on a loss that moves nothing."""
+    weight, found = optimizer.param_groups[0]["params"][0], []
+
+    def losses() -> Iterator[torch.Tensor]:
+        for _ in range(training.steps):
+            found.append([group["lr"] for group in optimizer.param_groups])
+            yield 0 * weight.sum()
+
+    descend(losses(), optimizer, training)
+    return found
+
+
+def test_the_optimiser_of_published_students_has_the_published_rates_at_each_step() -> None:
+    student = load_student(STUDENTS, 0, "cpu")
+    # heads of images and texts, the image encoder and, where it is trained, the text encoder
+    tables = {
+        "lors-frozen-text": [[0.1, 0.1, 0.1]] * 51 * 4 + [[0.01, 0.01, 0.01]] * 50 * 4,
+        "covmatch-both-encoders": [[0.1, 0.1, 0.01, 0.01]] * 50 * 4 + [[0.01, 0.01, 0.001, 0.001]] * 50 * 4,
+    }
+    for name, table in tables.items():
+        protocol = PUBLISHED_FOR_PAIRS[name]
+        (rate,) = protocol.learning_rates
+        optimizer = student_optimizer(student, protocol, rate, rate)
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert {(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups} == {
+            (0.9, 5e-4)
+        }
+        np.testing.assert_allclose(rates_in(optimizer, protocol.training(500)), table)
+
+
+def test_the_optimiser_of_published_classifiers_has_the_published_rates_at_each_step() -> None:
+    epochs = {
+        "hard-label": [0.01] * 1333 + [0.002] * 333 + [0.0004] * 334,  # a fifth after 2/3 and 5/6 of 2,000
+        "soft-label": [1e-3 * (1 + np.cos(np.pi * epoch / 600)) / 2 for epoch in range(300)],
+    }
+    for name, table in epochs.items():
+        protocol = PUBLISHED_FOR_LABELS[name]
+        (rate,) = protocol.learning_rates
+        network = build_classifier(CLASSIFIERS, 10, protocol.norm)
+        optimizer = classifier_optimizer(
+            network, protocol, protocol.rate_of(rate, 10), protocol.decay_of(protocol.weight_decay, 10)
+        )
+        decays = {group["weight_decay"] for group in optimizer.param_groups}
+        if name == "hard-label":
+            assert isinstance(optimizer, torch.optim.SGD)
+            assert (decays, optimizer.param_groups[0]["momentum"]) == ({5e-4}, 0.9)
+        else:
+            assert isinstance(optimizer, torch.optim.AdamW)
+            assert decays == {0.01, 0.0}
+        found = rates_in(optimizer, protocol.training(100, 10))
+        assert {len(set(groups)) for groups in found} == {1}  # all groups have one rate
+        np.testing.assert_allclose([groups[0] for groups in found], np.repeat(table, 2))
 
 
 # ---- classifiers
