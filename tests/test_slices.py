@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,18 +14,24 @@ from source_files import fates, jpeg, pair, read, write_images, write_json, writ
 
 import mmdd_ray
 from mmdd_ray.config import Data, Evaluation, Features
-from mmdd_ray.config.slices import Slice, cut, sliced
+from mmdd_ray.config.slices import Slice, hold_out_shares, sliced
 from mmdd_ray.data import shapes
 from mmdd_ray.data.checks import check_data, check_given
 from mmdd_ray.data.inventory import look_at
+from mmdd_ray.data.pair import Row
+from mmdd_ray.data.readers import is_in
 from mmdd_ray.data.shapes_shards import write_shards
 from mmdd_ray.data.shards import find_shards
+from mmdd_ray.distilled.sample import Sample
+from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.methods.named_sets import named_sets, refuse_origin
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
+FIRST_THIRTY = [0, 2, 4, 6, 8]
 PARTS = ("[:20%]", "[20%:30%]", "[30%:]")
 
 
@@ -138,6 +145,12 @@ def test_equal_images_are_in_one_slice_and_a_refused_row_in_one_of_them(tmp_path
     assert min(refused) > 0
 
 
+def test_the_slice_of_an_image_is_the_same_for_ever() -> None:
+    """A resumed run would otherwise be trained on what it is tested on."""
+    rows = [Row("s", i, "k", f"image {i}".encode(), ["a"], None, None) for i in range(12)]
+    assert [i for i, row in enumerate(rows) if is_in(row, Slice(0, 30))] == FIRST_THIRTY
+
+
 def test_a_split_has_slices_too(tmp_path: Path) -> None:
     write_images(tmp_path, *(f"{split}/c{n % 2}/{n}.jpg" for split in ("train", "test") for n in range(20)))
     whole = read(Data(uri=str(tmp_path), split="train"))
@@ -149,11 +162,11 @@ def test_a_split_has_slices_too(tmp_path: Path) -> None:
 
 def test_a_source_is_told_to_be_sliced_and_counted_as_about_so_many(photos: Path) -> None:
     data = Data(uri=str(photos), split="[:25%]")
-    assert "0 to 25 % of the images are read, by their content, the same in every run" in (
-        find_shards(data).says
-    )
-    source = look_at(data)
+    said = "0 to 25 % of the images (about 15) are read, by their content, the same in every run"
+    assert said in find_shards(data).says
+    source, whole = look_at(data), look_at(replace(data, split=None))
     assert (source.rows, source.exact) == (15, False)
+    assert look_at(replace(data, split="[:0.01%]")).captions_per_row == whole.captions_per_row > 0
 
 
 # ---- held out of the training data
@@ -163,13 +176,13 @@ def test_shares_are_cut_from_the_training_data() -> None:
     settings = mmdd_ray.settings(
         "covmatch", "local", {"data.uri": "photos", "evaluation": {"val": "10%", "test": "20%"}}
     )
-    found = cut(settings)
+    found = hold_out_shares(settings)
     assert (found.data.uri, found.data.split) == ("photos", "[30%:]")
     assert (found.evaluation.test, found.evaluation.test_split) == ("photos", "[:20%]")
     assert (found.evaluation.val, found.evaluation.val_split) == ("photos", "[20%:30%]")
-    assert cut(found) == found
-    assert cut(mmdd_ray.settings("covmatch")) == mmdd_ray.settings("covmatch")
-    assert cut(mmdd_ray.settings("precompute")) == mmdd_ray.settings("precompute")
+    assert hold_out_shares(found) == found
+    assert hold_out_shares(mmdd_ray.settings("covmatch")) == mmdd_ray.settings("covmatch")
+    assert hold_out_shares(mmdd_ray.settings("precompute")) == mmdd_ray.settings("precompute")
 
 
 def test_a_share_is_one_of_the_slice_that_is_there_and_of_labelled_images_too() -> None:
@@ -179,25 +192,95 @@ def test_a_share_is_one_of_the_slice_that_is_there_and_of_labelled_images_too() 
         {"data.uri": "a.json", "data.image_root": "images", "data.split": "train[50%:]"}
         | {"evaluation.test": "held out", "evaluation.val": "10%"},
     )
-    found = cut(settings)
+    found = hold_out_shares(settings)
     assert found.data.split == "train[55%:]"
     assert found.evaluation.val_split == "train[50%:55%]"
     assert found.evaluation.val_image_root == "images"
     assert (found.evaluation.test, found.evaluation.test_split) == ("held out", None)
 
 
+def test_a_share_takes_the_place_of_a_source_that_a_preset_names() -> None:
+    settings = mmdd_ray.settings(
+        "covmatch", "flickr30k", {"data": {"uri": "pictures", "split": None, "image_root": None}}
+    )
+    assert settings.evaluation.test_split is not None
+    changed = replace(settings, evaluation=replace(settings.evaluation, val="10%", test="10%"))
+    found = hold_out_shares(changed).evaluation
+    assert (found.test, found.test_split, found.test_image_root) == ("pictures", "[:10%]", None)
+
+
+def test_boundaries_are_written_as_exactly_as_they_are() -> None:
+    settings = mmdd_ray.settings(
+        "covmatch", "local", {"data.split": "[:66.6666666%]", "evaluation.val": "33.3333333%"}
+    )
+    found = hold_out_shares(settings)
+    (_, val), (_, training) = sliced(found.evaluation.val_split), sliced(found.data.split)
+    assert val.last == training.first == pytest.approx(66.6666666 * 0.333333333)
+    assert training.last == 66.6666666
+    third = Slice(0, 100 / 3)
+    assert sliced(third.within(None))[1].last == pytest.approx(100 / 3, rel=1e-14)
+
+
+def test_slices_of_one_source_are_of_its_first_rows_where_these_are_limited() -> None:
+    settings = mmdd_ray.settings(
+        "covmatch", "local", {"data": {"uri": "pictures", "limit": 50}, "evaluation.test": "10%"}
+    )
+    found = hold_out_shares(settings)
+    sources = found.evaluation.sources(found.data)
+    assert {part: source.limit for part, source in sources.items()} == {"val": None, "test": 50}
+
+
+def test_runs_from_python_hold_shares_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def check(settings: Any) -> None:
+        seen.append(settings)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("mmdd_ray.methods.execute.check", check)
+    settings = mmdd_ray.settings("covmatch", "local", {"data.uri": "pictures", "evaluation.test": "20%"})
+    with pytest.raises(UserError, match="far enough"):
+        mmdd_ray.distill(settings)
+    assert seen[0].data.split == "[20%:]"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"val": "50%", "test": "50%"}, "leave nothing of data.uri to train on"),
+        ({"val": "50%", "test": "50%"}, "test=50% and evaluation.val=50% leave nothing of data.uri"),
+        ({"val": "100%"}, "evaluation.val=100% leaves nothing of data.uri to train on"),
         ({"val": "0%"}, "evaluation.val=0% holds nothing; give a share such as 10%"),
-        ({"val": "10%", "val_split": "train"}, "evaluation.val_split=train is for a source of its own"),
-        ({"test": "10%", "test_image_root": "x"}, "evaluation.test_image_root=x is for a source of its own"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(changes: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        cut(mmdd_ray.settings("covmatch", "local", {"evaluation": changes}))
+        hold_out_shares(mmdd_ray.settings("covmatch", "local", {"evaluation": changes}))
+
+
+def test_a_slice_without_an_image_is_refused_before_the_run(photos: Path) -> None:
+    uri = str(photos)
+    evaluation = Evaluation(val=uri, test=uri, val_split="[:10%]", test_split="[10%:10.01%]")
+    with pytest.raises(UserError, match=r"^evaluation\.test_split=\[10%:10\.01%\] holds no usable image"):
+        check_data(Data(uri=uri, split="[20%:]"), evaluation)
+    with pytest.raises(UserError, match=r"^set_split=\[:0\.01%\] holds no usable image"):
+        check_given(Data(uri=uri, split="[:0.01%]"), "set", Data(uri=uri, split="[20%:]"), evaluation)
+
+
+def test_a_set_is_not_tested_on_the_images_that_it_was_distilled_from(photos: Path, tmp_path: Path) -> None:
+    sample = Sample(
+        key="0", image=photos.joinpath("00.png").read_bytes(), captions=("a",), seed=0, source_key=""
+    )
+    settings = {"data": {"uri": str(photos), "split": "[20%:]"}}
+    write_distilled([sample], Store(str(tmp_path / "set")), method="m", settings=settings, seed=0, inputs={})
+    (one,) = named_sets([str(tmp_path / "set")])
+    data = Data(uri=str(photos), split="[30%:]")
+    apart = Evaluation(val=str(photos), test=str(photos), val_split="[10%:20%]", test_split="[:10%]")
+    refuse_origin(one, data, apart)
+    with pytest.raises(UserError, match=r"split \[20%:\], which has the images of evaluation\.val, split"):
+        refuse_origin(one, data, replace(apart, val_split="[10%:30%]"))
+    with pytest.raises(UserError, match=r"which has the images of evaluation\.test; validate and test"):
+        refuse_origin(one, data, replace(apart, test_split=None))
+    refuse_origin(one, data, replace(apart, test_split="test"))  # another split of the same folder
 
 
 def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
@@ -207,9 +290,11 @@ def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
     assert not any("learning rates are chosen" in line for lines in says.values() for line in lines)
     for training in (None, "[15%:]", "[:5%]"):
         with pytest.raises(
-            UserError, match=r"files are among those of data\.uri.*hold a share of its images out"
+            UserError, match=r"files are among those of data\.uri.*slices .* overlap; take slices"
         ):
             check_data(Data(uri=uri, split=training), apart)
+    with pytest.raises(UserError, match=r"hold a share of its images out: evaluation\.val=10%"):
+        check_data(Data(uri=uri), Evaluation(val=uri, test=uri))
     both = Evaluation(val=uri, test=uri, val_split="[:15%]", test_split="[10%:20%]")
     assert any(
         "learning rates are chosen on what is tested" in line
@@ -221,20 +306,21 @@ def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
 
 
 @pytest.mark.ray
-def test_features_of_a_slice_are_those_of_its_rows_and_lack_no_download(
+def test_features_of_a_slice_are_those_of_its_rows_and_cut_tars_are_found(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     from mmdd_ray.features.precompute import precompute
 
     write_shards(Store(str(tmp_path / "tars")), 40, seed=3, layout="webdataset", rows_per_shard=20)
     for shard in ("00000", "00001"):
-        write_json(tmp_path / "tars" / f"{shard}_stats.json", {"count": 25, "successes": 20})
+        write_json(tmp_path / "tars" / f"{shard}_stats.json", {"count": 25, "successes": 22})
     data = Data(uri=str(tmp_path / "tars"), split="[30%:]")
     rows = read(data)
     with RunDir.open(str(tmp_path / "run"), "features", "test", data) as run:
         stage = run.stage("features", lambda one: precompute(one, run.store, data, Features(chunk_pairs=16)))
-    assert stage.manifest["rows_in"] == stage.manifest["rows_out"] == len(rows)
+    assert stage.manifest["rows_out"] == len(rows)
     assert 0 < len(rows) < 40
+    assert stage.manifest["rejects"] == {"missing row of img2dataset's count": 4}  # whatever the slice
     assert sorted(FeatureStore(stage.store).addresses) == sorted((row.shard, row.index) for row in rows)
 
 
@@ -256,5 +342,6 @@ def test_one_folder_of_images_with_captions_is_enough(photos: Path, tmp_path: Pa
     assert images == {"val": {"training": 0}, "test": {"training": 0, "val": 0}}
     assert set(report["scores"]) == {"covmatch", "random", "chance"}
     assert report["differences"]["covmatch"]["random"]["metrics"]["mean_recall"]["low"] is not None
-    for text in ("30 to 100 % of the images are read", "95 % interval", "size"):
+    for text in ("30 to 100 % of the images (about 42) are read", "95 % interval", "size         "):
         assert text in result.stdout
+    assert report["sets"]["random"]["bytes"] > 0

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from mmdd_ray.cli.arguments import parse
-from mmdd_ray.config.slices import cut
+from mmdd_ray.config.slices import hold_out_shares
 
 
 def start(job: str, argv: Sequence[str] | None = None, called: str | None = None) -> int:
@@ -23,7 +23,7 @@ def start(job: str, argv: Sequence[str] | None = None, called: str | None = None
     called = shlex.join(["python", sys.argv[0]]) if called is None else called
     method = METHODS[job]
     preset, settings = parse(called, method.presets, arguments, job)
-    settings = cut(settings)
+    settings = hold_out_shares(settings)
     if settings.rehearse.show:
         from mmdd_ray.methods.rehearsal import rehearse
 

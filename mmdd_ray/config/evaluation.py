@@ -7,6 +7,7 @@ from annotated_types import Gt, Le, MinLen
 
 from mmdd_ray.config.data import Data
 from mmdd_ray.config.fields import Count, Essential, Weight, extending, operational
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.errors import UserError
 
 SLOT = "{}"  # the place of a class's name in a template
@@ -114,7 +115,9 @@ class Evaluation:
         if image_root is None and uri == data.uri:
             image_root = data.image_root
         split = getattr(self, f"{part}_split")
-        return replace(data, uri=uri, split=split, image_root=image_root, limit=None)
+        # slices of one source are slices of the same rows
+        limit = data.limit if uri == data.uri and not sliced(split)[1].is_all else None
+        return replace(data, uri=uri, split=split, image_root=image_root, limit=limit)
 
     def check_probes(self, *, labelled: bool) -> None:
         """Looks whether the settings of zero-shot, linear and compositional tests fit each other.

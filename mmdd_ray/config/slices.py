@@ -37,7 +37,7 @@ class Slice(NamedTuple):
 
     def within(self, split: str | None) -> str:
         """The setting that names this slice of a split."""
-        first, last = (f"{one:g}%" if one not in (0, 100) else "" for one in self)
+        first, last = (f"{one:.15g}%" if one not in (0, 100) else "" for one in self)
         return f"{split or ''}[{first}:{last}]"
 
 
@@ -66,48 +66,39 @@ def sliced(split: str | None) -> tuple[str | None, Slice]:
     return name or None, part
 
 
-def cut(settings: S) -> S:
+def hold_out_shares(settings: S) -> S:
     """The settings with validation and test data that are a share of the training data, ``evaluation.test=10%``,
-    written as slices of these, which the training data then lack.
+    written as slices of these, which the training data then lack. Other settings come back as they are.
 
-    Args:
-        settings: Those of any job; others than such come back as they are.
+    A share is one of what ``data.split`` names, whatever splits and image folders a preset has for sources of their
+    own.
 
     Raises:
-        UserError: A share is nothing or leaves nothing, or is given a split or images of its own.
+        UserError: A share is nothing, or shares leave nothing.
     """
-    whole: Any = settings
-    if (evaluation := getattr(whole, "evaluation", None)) is None:
+    given: Any = settings  # of any job
+    evaluation: Any = getattr(given, "evaluation", None)
+    named = {part: getattr(evaluation, part, None) for part in HELD_OUT}
+    shares = {
+        part: float(found[1]) for part, uri in named.items() if uri and (found := _SHARE.fullmatch(uri))
+    }
+    if not shares:
         return settings
-    named = {part: getattr(evaluation, part) for part in HELD_OUT}
-    asked = {part: float(found[1]) for part, uri in named.items() if uri and (found := _SHARE.fullmatch(uri))}
-    if not asked:
-        return settings
-    for part in asked:
-        _check(evaluation, part)
-    if sum(asked.values()) >= 100:
-        said = " and ".join(f"evaluation.{part}={named[part]}" for part in asked)
-        raise UserError(f"{said} leave nothing of data.uri to train on; lower them")
-    split, own = sliced(whole.data.split)
-    ends = _ends(own, list(asked.values()))
+    said = [f"evaluation.{part}={named[part]}" for part in shares]
+    if nothing := [one for one, share in zip(said, shares.values(), strict=True) if not share]:
+        raise UserError(f"{nothing[0]} holds nothing; give a share such as 10%")
+    if sum(shares.values()) >= 100:
+        verb = "leaves" if len(said) == 1 else "leave"
+        raise UserError(f"{' and '.join(said)} {verb} nothing of data.uri to train on; give less")
+    data = given.data
+    split, own = sliced(data.split)
+    ends = _ends(own, list(shares.values()))
     changes: dict[str, Any] = {}
-    for part, first, last in zip(asked, ends, ends[1:], strict=False):
-        changes |= {part: whole.data.uri, f"{part}_split": Slice(first, last).within(split)}
-        changes[f"{part}_image_root"] = whole.data.image_root
-    data = replace(whole.data, split=Slice(ends[-1], own.last).within(split))
-    return replace(whole, data=data, evaluation=replace(evaluation, **changes))
-
-
-def _check(evaluation: Any, part: str) -> None:
-    share = getattr(evaluation, part)
-    if not float(share.rstrip("%")):
-        raise UserError(f"evaluation.{part}={share} holds nothing; give a share such as 10%")
-    for name in (f"{part}_split", f"{part}_image_root"):
-        if (value := getattr(evaluation, name)) is not None:
-            raise UserError(
-                f"evaluation.{name}={value} is for a source of its own, but evaluation.{part}={share} is a share of "
-                f"data.uri; leave evaluation.{name} out, or name a source"
-            )
+    for part, first, last in zip(shares, ends, ends[1:], strict=False):
+        changes |= {part: data.uri, f"{part}_split": Slice(first, last).within(split)}
+        changes[f"{part}_image_root"] = data.image_root
+    training = replace(data, split=Slice(ends[-1], own.last).within(split))
+    return replace(given, data=training, evaluation=replace(evaluation, **changes))
 
 
 def _ends(own: Slice, percents: Sequence[float]) -> list[float]:

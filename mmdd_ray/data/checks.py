@@ -33,7 +33,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
 
     Raises:
         UserError: as ``find_shards``; for validation and test data it names the setting in ``evaluation``. They also
-            may not have files in common with the training data.
+            may not have files in common with the training data, but in slices that lie apart.
     """
     evaluation.check_probes(labelled=labelled)
     training, rows = probed(data, labelled)
@@ -51,8 +51,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
                 sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
             sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
             raise UserError(sentence if sentence.startswith(setting) else f"{setting}: {sentence}") from error
-        if _may_share(data, source):
-            _refuse_common(setting, training.shards, listings[setting].shards)
+        _refuse_common(setting, source, listings[setting].shards, data, training.shards)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
             check_same_names(f"{setting}={source.uri}", _names(rows), data.uri, names)
@@ -60,9 +59,9 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
     for check in (_check_zero_shot, _check_compositional):
         says |= check(data, evaluation, training.shards)
     sources = evaluation.sources(data)
-    if "val" in sources and _may_share(sources["val"], sources["test"]):
-        val, test = (_addresses(listings[f"evaluation.{name}"].shards) for name in ("val", "test"))
-        if common := val & test:
+    if "val" in sources:
+        val, test = (listings[f"evaluation.{name}"].shards for name in ("val", "test"))
+        if common := _in_common(sources["val"], val, sources["test"], test):
             says["evaluation.test"].append(
                 f"{len(common):,} files are those of evaluation.val, e.g. {min(common)}: learning rates are chosen on "
                 "what is tested"
@@ -86,8 +85,7 @@ def _check_zero_shot(data: Data, evaluation: Evaluation, training: Sequence[Shar
         for own in ("split", "image_root"):  # the other settings of the source are those of data
             sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
         raise UserError(sentence) from error
-    if _may_share(data, source):
-        _refuse_common(setting, training, listing.shards)
+    _refuse_common(setting, source, listing.shards, data, training)
     examples = ", ".join(list(names.values())[:3])
     return {setting: [*listing.says, f"classes are called {examples}, …"]}
 
@@ -101,7 +99,8 @@ def _check_compositional(
         return {}
     found = list_contrasts(uri, image_root, evaluation.max_pairs)
     if uri.startswith(SCENES):
-        _refuse_common(setting, training, find_shards(replace(data, uri=uri, split=None)).shards)
+        scenes = replace(data, uri=uri, split=None)
+        _refuse_common(setting, scenes, find_shards(scenes).shards, data, training)
     elif not any(_is_there(image, image_root or uri) for image in found.images[:PROBE_ROWS]):
         raise UserError(
             f"{setting}={uri}: the image {found.images[0].name} is not there, nor are others, in {image_root or uri}; "
@@ -129,7 +128,8 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
     """Looks at a source of pairs to train on that is compared with the training data of a run.
 
     Args:
-        given: The source, which may share files with the training data, and not with validation or test data.
+        given: The source, which may share files with the training data, and with validation or test data only in slices
+            that lie apart.
         setting: The one that names it, for messages; those for its split and images begin with it.
 
     Returns:
@@ -140,6 +140,7 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
     """
     try:
         listing = find_shards(given)
+        _require_slice(given, listing.shards)
         if listing.missing:
             raise UserError(f"data.uri={given.uri}: {listing.missing[0]} is not there; correct the range")
     except UserError as error:
@@ -157,8 +158,8 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
             held_out = find_shards(source).shards
         except UserError:  # which check_data puts into words
             continue
-        if _may_share(given, source):
-            _refuse_common(f"{setting}={given.uri}", held_out, listing.shards, f"evaluation.{part}")
+        named = f"{setting}={given.uri}"
+        _refuse_common(named, given, listing.shards, source, held_out, f"evaluation.{part}")
     return listing.says
 
 
@@ -166,7 +167,7 @@ def check_source(data: Data, labelled: bool) -> Listing:
     """Looks at one source.
 
     Raises:
-        UserError: as ``find_shards``; or rows must be labelled, and none is.
+        UserError: as ``find_shards``; rows must be labelled, and none is; or its slice has no row.
     """
     return probed(data, labelled)[0]
 
@@ -174,11 +175,13 @@ def check_source(data: Data, labelled: bool) -> Listing:
 def probed(data: Data, labelled: bool) -> tuple[Listing, list[Row]]:
     """The listing of a source, and the first rows of its first shards if they must be labelled."""
     listing = find_shards(data)
+    _require_slice(data, listing.shards)
     if not labelled:
         return listing, []
+    whole = replace(data, split=sliced(data.split)[0])
     with reachable("data.uri", data.uri):
         shards = listing.shards[:PROBE_SHARDS]
-        rows = list(chain.from_iterable(islice(iter_shard(shard, data), PROBE_ROWS) for shard in shards))
+        rows = list(chain.from_iterable(islice(iter_shard(shard, whole), PROBE_ROWS) for shard in shards))
     labels = [row.label for row in rows if row.reject in (None, UNSAID)]
     if labels and labels.count(None) == len(labels):
         raise UserError(
@@ -194,24 +197,47 @@ def _names(rows: Sequence[Row]) -> dict[int | None, set[str]]:
     return shared_captions(labelled, at_least=NAMED_BY)
 
 
-def _may_share(one: Data, other: Data) -> bool:
-    """Whether an image may be in both sources; slices that lie apart have none in common, whatever their files."""
-    return sliced(one.split)[1].overlaps(sliced(other.split)[1])
+def _require_slice(data: Data, shards: Sequence[Shard]) -> None:
+    """Refuses a slice without a usable row, which a source of few images may have."""
+    if sliced(data.split)[1].is_all:
+        return
+    with reachable("data.uri", data.uri):
+        if not any(row.reject is None for shard in shards for row in iter_shard(shard, data)):
+            raise UserError(
+                f"data.split={data.split} holds no usable image of {data.uri}; take a larger share"
+            )
+
+
+def _in_common(one: Data, shards: Sequence[Shard], other: Data, others: Sequence[Shard]) -> set[str]:
+    """Files of both sources; none where their slices lie apart, since no image is then in both."""
+    ours, theirs = (sliced(data.split)[1] for data in (one, other))
+    return _addresses(shards) & _addresses(others) if ours.overlaps(theirs) else set()
 
 
 def _refuse_common(
-    setting: str, others: Sequence[Shard], shards: Sequence[Shard], other: str = "data.uri"
+    setting: str,
+    source: Data,
+    shards: Sequence[Shard],
+    other: Data,
+    others: Sequence[Shard],
+    named: str = "data.uri",
 ) -> None:
-    """Refuses to test on what is trained on, by the files: those of one setting that are among those of another."""
-    own = _addresses(shards)
-    if common := _addresses(others) & own:
-        sentence = (
-            f"{setting}: {len(common):,} of its {len(own):,} files are among those of {other}, too, e.g. "
-            f"{min(common)}; name others, or leave them out of {other}"
-        )
-        if other == "data.uri" and setting in ("evaluation.val", "evaluation.test"):
-            sentence += f"; or hold a share of its images out: {setting}=10%"
-        raise UserError(sentence)
+    """Refuses to test on what is trained on, by the files: those of a setting that are among those of another."""
+    common = _in_common(source, shards, other, others)
+    if not common:
+        return
+    sentence = (
+        f"{setting}: {len(common):,} of its {len(_addresses(shards)):,} files are among those of {named}, too, e.g. "
+        f"{min(common)}"
+    )
+    ours, theirs = (sliced(data.split)[1] for data in (source, other))
+    if not (ours.is_all and theirs.is_all):
+        slices = f"{ours.within(None)} and {theirs.within(None)}"
+        raise UserError(f"{sentence}, and the slices {slices} overlap; take slices that lie apart")
+    sentence += f"; name others, or leave them out of {named}"
+    if named == "data.uri" and setting in ("evaluation.val", "evaluation.test"):
+        sentence += f"; or hold a share of its images out: {setting}=10%"
+    raise UserError(sentence)
 
 
 def _refuse_other_classes(setting: str, training: Sequence[str], held_out: Sequence[str]) -> None:

@@ -111,12 +111,12 @@ def look_at(data: Data) -> Source:
         StorageError: The storage failed.
     """
     shards = list_shards(data)
-    rows_seen = islice(iter_shard(shards[0], data), HEAD_ROWS)
+    split, part = sliced(data.split)
+    whole = replace(data, split=split)  # a slice may have no row of a head
+    rows_seen = islice(iter_shard(shards[0], whole), HEAD_ROWS)
     head = [replace(row, image=None) for row in rows_seen if row.reject is None]  # images may be large
     sizes = [shard.size_bytes for shard in shards]
     known = [size for size in sizes if size is not None]
-    split, part = sliced(data.split)
-    whole = replace(data, split=split)
     inside = FORMATS[shards[0].kind].head(shards[0], whole)
     rows, exact = _count_rows(shards, inside, whole)
     if data.limit is not None and rows > data.limit:

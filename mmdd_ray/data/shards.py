@@ -98,8 +98,10 @@ def find_shards(data: Data) -> Listing:
             )
         shards = kept
     if not part.is_all:
+        counts = [shard.rows for shard in shards]
+        about = "" if None in counts else f" (about {round(part.share * sum(n or 0 for n in counts)):,})"
         says.append(
-            f"{part.first:g} to {part.last:g} % of the images are read, by their content, the same in every run"
+            f"{part.first:g} to {part.last:g} % of the images{about} are read, by their content, the same in every run"
         )
     if missing:
         says.append(f"{len(missing):,} files of the range are not there: {', '.join(sorted(missing)[:3])}, …")

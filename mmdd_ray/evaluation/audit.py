@@ -7,7 +7,7 @@ of the test images are encoded in one task.
 
 # N images of the set, M test images, R real images that are the scale
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,17 @@ class AuditedSet:
             UserError: It is damaged.
         """
         return cls(folder.uri, read_distilled(folder), read_learnt(folder))
+
+    @classmethod
+    def of_files(
+        cls, uri: str, images: Iterable[tuple[str, bytes, Sequence[str]]], max_pixels: int, image_px: int
+    ) -> "AuditedSet":
+        """A set of image files, each with its key and its captions."""
+        samples = [
+            Sample(key=key, image=image, captions=tuple(captions), seed=0, source_key="")
+            for key, image, captions in images
+        ]
+        return cls(uri, samples, None, max_pixels, image_px)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ shard that was not committed is read from its start, and those of its chunks tha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.config import Data
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.pair import Row, digest64
-from mmdd_ray.data.readers import iter_shard
+from mmdd_ray.data.readers import is_in, iter_shard
 from mmdd_ray.data.shard import Shard
 
 
@@ -36,7 +37,9 @@ class Chunk:
     is_written: bool = False
     """Whether an earlier attempt has left a file of it."""
     digest: str = ""
-    """Digest of all rows of the shard as they are stored; in its last chunk."""
+    """Digest of the shard's rows as they are stored, of those in the slice that is read; in its last chunk."""
+    stored_rows: int = 0
+    """Rows of the shard, those outside of the slice that is read included; in its last chunk."""
 
     def add(self, row: Row, data: Data, image_px: int) -> None:
         """Count a row, and decode its image if there is one."""
@@ -75,6 +78,7 @@ class Chunk:
             "rows_in": self.rows_in,
             "is_last": self.is_last,
             "digest": self.digest,
+            "stored_rows": self.stored_rows,
             "is_written": self.is_written,
             "image_px": self.images[0].shape[0] if self.images else 0,
             "pairs": _ipc(pairs),
@@ -88,8 +92,12 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
     Raises:
         StorageError: The storage failed.
     """
-    chunk, seen = Chunk(shard.name, 0), blake2b(digest_size=16)
-    for row in iter_shard(shard, data):
+    split, part = sliced(data.split)
+    chunk, seen, stored_rows = Chunk(shard.name, 0), blake2b(digest_size=16), 0
+    for row in iter_shard(shard, replace(data, split=split)):
+        stored_rows += 1
+        if not is_in(row, part):
+            continue
         facts = (row.key, row.captions, row.label, row.reject, len(row.image or b""))
         seen.update(repr(facts).encode())
         seen.update(row.image or b"")
@@ -97,7 +105,7 @@ def read_chunks(shard: Shard, data: Data, *, image_px: int, chunk_pairs: int) ->
             yield chunk
             chunk = Chunk(shard.name, chunk.number + 1)
         chunk.add(row, data, image_px)
-    chunk.is_last, chunk.digest = True, seen.hexdigest()
+    chunk.is_last, chunk.digest, chunk.stored_rows = True, seen.hexdigest(), stored_rows
     yield chunk
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.config import Data, Features
-from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.inventory import Download, about_source, read_downloads
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import find_shards
@@ -90,7 +89,7 @@ def precompute(
     if missing:
         print(f"{stage.name:<12} {len(missing):,} files are not there: {', '.join(missing)}", flush=True)
     listed = RejectList(stage.store, run_store)
-    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards, data))
+    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     chunks = map_shards(
         stage,
         shards,
@@ -153,15 +152,14 @@ def _commit(
 ) -> StageResult:
     """Adds the shards up in their order, takes duplicates out again, and writes moments and rejects."""
     listed = RejectList(store, run_store)
-    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards, data))
+    tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     usable: list[str] = []
     downloads = read_downloads(shards)
-    _, part = sliced(data.split)
     records = {shard.name: store.read_json(shard_file(shard.name)) for shard in shards}
     for name, record in records.items():
         tally.add(*counted(name, record))
-        if name in downloads and part.is_all:  # a tar that was cut between two samples looks whole
-            lacking = max(downloads[name].written - record["rows_in"], 0)
+        if name in downloads:  # a tar that was cut between two samples looks whole
+            lacking = max(downloads[name].written - record.get("stored_rows", record["rows_in"]), 0)
             tally.add(lacking, [(name, "", "missing row of img2dataset's count")] * lacking)
         if record["rows_out"]:
             usable.append(name)

@@ -105,7 +105,10 @@ def map_shards(
         StorageError: The storage failed.
     """
     committed = set(stage.store.files(SHARDS))
-    with progress(stage.name, total=total_rows(shards, data), unit="pairs", missing=missing) as bar:
+    expected = total_rows(shards)
+    if expected is not None:
+        expected = round(expected * sliced(data.split)[1].share)  # about so many are in a slice
+    with progress(stage.name, total=expected, unit="pairs", missing=missing) as bar:
         todo = [shard for shard in shards if shard_file(shard.name) not in committed]
         saved = [
             counted(shard.name, stage.store.read_json(name))
@@ -186,6 +189,7 @@ def _commit_shard(
         commit(store, shard, files)
     record = {
         "digest": chunks[-1]["digest"],
+        "stored_rows": chunks[-1]["stored_rows"],
         "rows_in": sum(chunk["rows_in"] for chunk in chunks),
         "rows_out": sum(chunk["rows_out"] for chunk in chunks),
         "rejects": [reject for chunk in chunks for reject in chunk["rejects"]],
@@ -220,12 +224,11 @@ def counted(shard: str, counts: dict[str, Any]) -> tuple[int, list[Reject]]:
 
 
 def shard_file(shard: str) -> str:
-    """Record of a committed shard: its digest, rows_in, rows_out, and rejects as (key, reason)."""
+    """Record of a committed shard: its digest, stored_rows, rows_in, rows_out, and rejects as (key, reason)."""
     return f"{SHARDS}/{shard}.json"
 
 
-def total_rows(shards: Sequence[Shard], data: Data) -> int | None:
-    """Rows that all shards hold, about so many where a slice of them is read; None where that of one is not known."""
+def total_rows(shards: Sequence[Shard]) -> int | None:
+    """Rows of all shards, or None where that of one is not known."""
     counts = [shard.rows for shard in shards]
-    _, part = sliced(data.split)
-    return None if None in counts else round(part.share * sum(count for count in counts if count is not None))
+    return None if None in counts else sum(count for count in counts if count is not None)

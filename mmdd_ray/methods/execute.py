@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmdd_ray.config import RunSettings
-from mmdd_ray.config.slices import cut
+from mmdd_ray.config.slices import hold_out_shares
 from mmdd_ray.engine import trackers
 from mmdd_ray.engine.environment import set_environment
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageDir
@@ -69,7 +69,7 @@ def distill(settings: RunSettings, preset: str | None) -> Run:
         preset: Default: the preset that has these very settings, or "custom".
     """
     set_environment()
-    settings = cut(settings)
+    settings = hold_out_shares(settings)
     check(settings)
     presets = method_of(settings).presets
     same = (name for name, preset_of in presets.items() if preset_of() == settings)

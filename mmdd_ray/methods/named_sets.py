@@ -8,8 +8,9 @@ from typing import Literal
 
 from fsspec.core import url_to_fs
 
-from mmdd_ray.config import Data
+from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.config.data import SCENES, SOURCES
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
@@ -113,6 +114,27 @@ def count_of(one: NamedSet, unit: Literal["pairs", "images"], source: Data) -> i
         return count if isinstance(count, int) else 0
     found = look_at(source)
     return round(found.rows * found.captions_per_row) if unit == "pairs" else found.rows
+
+
+def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
+    """Refuses a distilled set that was made from the images that its students are validated or tested on, as far as its
+    manifest tells: the same source and split, in slices that overlap.
+
+    Raises:
+        UserError: It was.
+    """
+    origin = read_manifest(Store(one.uri)).get("settings", {}).get("data", {})  # anyone may have written it
+    uri, split = origin.get("uri"), origin.get("split")
+    if not isinstance(uri, str) or not isinstance(split, str | None):
+        return
+    name, own = sliced(split)
+    for part, source in evaluation.sources(data).items():
+        their_name, theirs = sliced(source.split)
+        if _place(redact(source.uri)) == _place(uri) and name == their_name and own.overlaps(theirs):
+            raise UserError(
+                f"{one.shown} was distilled from {uri}{f', split {split}' if split else ''}, which has the images of "
+                f"evaluation.{part}{f', split {source.split}' if source.split else ''}; validate and test on others"
+            )
 
 
 def _kind_of_folder(store: Store) -> Kind:

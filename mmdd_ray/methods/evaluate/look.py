@@ -15,7 +15,7 @@ from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.evaluate.settings import Evaluate
-from mmdd_ray.methods.named_sets import SETTING, NamedSet, count_of, named_sets
+from mmdd_ray.methods.named_sets import SETTING, NamedSet, count_of, named_sets, refuse_origin
 from mmdd_ray.models import zoo
 from mmdd_ray.models.published import BERT
 from mmdd_ray.protocols import PairProtocol
@@ -52,6 +52,7 @@ def _says(one: NamedSet, settings: Evaluate) -> Sequence[str]:
         return [f"{what}; {note}" for note in [_resized(learnt.image_px, px)] if note] or [what]
     from mmdd_ray.evaluation.sets import distilled_set
 
+    refuse_origin(one, settings.data, settings.evaluation)
     store = Store(one.uri)
     pairs = distilled_set(store, px)  # small; finds what is missing or damaged
     own_px = own_side(store)

@@ -13,9 +13,9 @@ from mmdd_ray.data.images import encode_png
 from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import POOLING
 from mmdd_ray.distilled.read import read_manifest
-from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.audit import AuditedSet
+from mmdd_ray.evaluation.audit_pictures import MAX_PIXELS
 from mmdd_ray.evaluation.held_out import read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import distilled_set
@@ -97,46 +97,48 @@ def of_text_model(given: Sequence[GivenSet], students: Students) -> list[GivenSe
     """
     if all(one.named.kind != "vectors" for one in given):
         return list(given)
+    known = []
+    width, digest = _encoder_of(students)
+    for one in given:
+        if one.named.kind == "vectors":
+            assert isinstance(one.pairs, LearntPairs)
+            known.append(replace(one, pairs=_known(one.named, one.pairs, width, digest)))
+        else:
+            known.append(one)
+    return known
+
+
+def _encoder_of(students: Students) -> tuple[int, str]:
+    """Width and digest of ``students.text_model``."""
     from mmdd_ray.models.students import load_text_encoder
 
     encoder = load_text_encoder(students, "cpu", StudentForm(pooling=POOLING))
-    digest = encoder.weights_digest()
-    return [_known(one, encoder.width, digest) if one.named.kind == "vectors" else one for one in given]
+    return encoder.width, encoder.weights_digest()
 
 
-def _known(one: GivenSet, width: int, digest: str) -> GivenSet:
-    assert isinstance(one.pairs, LearntPairs)
-    assert one.pairs.vectors is not None
-    if one.pairs.vectors.shape[1] != width:
+def _known(one: NamedSet, pairs: LearntPairs, width: int, digest: str) -> LearntPairs:
+    assert pairs.vectors is not None
+    if pairs.vectors.shape[1] != width:
         raise UserError(
-            f"{one.named.shown} has sentence vectors of {one.pairs.vectors.shape[1]} numbers, but students.text_model "
-            f"gives {width}; set students.text_model to the encoder that they are of"
+            f"{one.shown} has sentence vectors of {pairs.vectors.shape[1]} numbers, but students.text_model gives "
+            f"{width}; set students.text_model to the encoder that they are of"
         )
-    return replace(one, pairs=replace(one.pairs, encoder=digest))
+    return replace(pairs, encoder=digest)
 
 
 def audited_set(settings: Evaluate) -> AuditedSet:
-    """The first set as an audit looks at it: its files as they are stored, of learnt pixels what people see of them."""
+    """The first set as an audit looks at it: its files as they are stored, of learnt pairs what people see of them."""
     one = named_sets(settings.set[:1])[0]
     if one.kind == "distilled":
         return AuditedSet.distilled(Store(one.uri))
     if one.kind == "vectors":
-        (known,) = of_text_model([_read_vectors(one, settings)], settings.students)
-        assert isinstance(known.pairs, LearntPairs)
-        learnt = replace(vectors_of(one, settings), encoder=known.pairs.encoder)
-        samples = [
-            _sample(f"{number:06d}", encode_png(image)) for number, image in enumerate(learnt.images())
-        ]
-        return AuditedSet(one.uri, samples, learnt)
+        learnt = _known(one, vectors_of(one, settings), *_encoder_of(settings.students))
+        images = ((f"{number:06d}", encode_png(image), ()) for number, image in enumerate(learnt.images()))
+        shown = AuditedSet.of_files(one.uri, images, MAX_PIXELS, learnt.image_px)
+        return replace(shown, learnt=learnt)
     data = source_of(one, settings)
-    rows = read_held_out(data, sys.maxsize).rows
-    samples = [_sample(row.name, row.image or b"", row.captions) for row in rows]
-    side = settings.students.image_px
-    return AuditedSet(one.uri, samples, max_pixels=data.max_image_pixels, image_px=side)
-
-
-def _sample(key: str, image: bytes, captions: Sequence[str] = ()) -> Sample:
-    return Sample(key=key, image=image, captions=tuple(captions), seed=0, source_key="")
+    files = ((row.name, row.image or b"", row.captions) for row in read_held_out(data, sys.maxsize).rows)
+    return AuditedSet.of_files(one.uri, files, data.max_image_pixels, settings.students.image_px)
 
 
 def _read(one: NamedSet, settings: Evaluate, listed: RejectList | None) -> GivenSet:

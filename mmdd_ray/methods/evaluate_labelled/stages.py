@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.audit import AuditedSet
@@ -66,36 +66,33 @@ def _are_same_sets(context: Context[EvaluateLabelled]) -> bool:
     return list(noted.read_json(SETS).items()) == list(_noted(read_sets(context.settings)).items())
 
 
-def _audited(settings: EvaluateLabelled) -> AuditedSet:
+def _audited(context: Context[EvaluateLabelled]) -> AuditedSet:
     """The first set as an audit looks at it: its files as they are stored."""
-    first = read_sets(settings)[0]
+    settings = context.settings
+    first = read_sets(replace(settings, set=settings.set[:1]))[0]
+    _require_same(first, context)
     if first.named.kind == "distilled":
         return AuditedSet.distilled(Store(first.named.uri))
-    samples = [
-        Sample(
-            key=row.name,
-            image=row.image or b"",
-            captions=tuple(row.captions),
-            seed=0,
-            source_key="",
-            label=row.label,
+    files = ((row.name, row.image or b"", row.captions) for row in first.rows)
+    px, most = settings.classifiers.image_px, settings.data.max_image_pixels
+    return AuditedSet.of_files(first.named.uri, files, most, px)
+
+
+def _require_same(one: GivenImages, context: Context[EvaluateLabelled]) -> None:
+    """Finds that a set is another than the one that the run began with."""
+    noted = context.store("set").read_json(SETS)
+    if one.checksum != noted[one.named.name]["identity"]:
+        raise UserError(
+            f"{one.named.shown} changed while it was evaluated; start the same command again to evaluate it as it is "
+            "now"
         )
-        for row in first.rows
-    ]
-    side = settings.classifiers.image_px
-    return AuditedSet(first.named.uri, samples, max_pixels=settings.data.max_image_pixels, image_px=side)
 
 
 def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> StageResult:
     (context,) = contexts
     settings, sets, classes = context.settings, read_sets(context.settings), _classes(context)
-    noted = context.store("set").read_json(SETS)
     for one in sets:
-        if one.checksum != noted[one.named.name]["identity"]:
-            raise UserError(
-                f"{one.named.shown} changed while it was evaluated; start the same command again to evaluate it as it "
-                "is now"
-            )
+        _require_same(one, context)
     labels = tuple(classes.labels)
     decoded = {one.named.name: one.decoded(labels, settings) for one in sets}
     return compare_classifiers(
@@ -108,7 +105,7 @@ def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> 
         per_class=sets[0].counts,
         captioned=False,
         teacher=context.store("teacher") if "teacher" in context.done else None,
-        about=noted,
+        about=context.store("set").read_json(SETS),
         images={name: one.images for name, one in decoded.items()},
     )
 
@@ -123,7 +120,7 @@ STEPS: Steps[EvaluateLabelled] = Steps(
         FEATURES,
         Stage(name="set", run=_note_sets, is_current=_are_same_sets),
         teacher_stage(("features",), lambda context: tuple(_classes(context).labels)),
-        audit_stage(audited=lambda context: _audited(context.settings), needs="set"),
+        audit_stage(audited=_audited, needs="set"),
     ),
     compare=classifiers_comparison(_compare, ("features", "set"), given=lambda settings: len(settings.set)),
     before=_check,
