@@ -29,7 +29,7 @@ def compositional_accuracy(
     unit_KD, caption, negative = (
         F.normalize(one.double(), dim=1) for one in (image_KD, caption_MD, negative_MD)
     )
-    image_MD = unit_KD[torch.from_numpy(owner_M).to(unit_KD.device)]
+    image_MD = unit_KD[torch.tensor(owner_M, device=unit_KD.device)]
     gain_M = torch.linalg.vecdot(image_MD, caption) - torch.linalg.vecdot(image_MD, negative)
     is_right_M, kind_M = (gain_M > TIE).cpu().numpy(), np.array(kinds)
     return compositional_scores(

@@ -35,7 +35,7 @@ class _Diverged(Exception):
 def _recognise(student: DualEncoder, classes: ClassSet) -> dict[str, float]:
     feature_NV = _image_features(student, classes.images.images)
     class_CD = class_embeddings(lambda texts: _embed_texts(student, texts), classes.prompts)
-    label_N = torch.from_numpy(classes.images.labels).to(feature_NV.device)
+    label_N = torch.tensor(classes.images.labels, device=feature_NV.device)  # read-only in the object store
     found = zero_shot_accuracy(student.embed_image(feature_NV), class_CD, label_N)
     if classes.linear:
         features = feature_NV.float().cpu().numpy()
