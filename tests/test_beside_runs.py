@@ -188,6 +188,26 @@ def test_differences_are_those_of_scipy(tmp_path: Path) -> None:
     assert difference["count"] == 5
 
 
+def test_sets_are_compared_with_the_small_baselines_of_their_runs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    random, full = rng.normal(6, 1, (2, 4)).tolist()
+    edge, covmatch, herding = rng.normal(9, 1, (3, 4)).tolist()
+    one = finish(tmp_path / "a", {"edge": edge, "random": random, "full": full})
+    other = finish(tmp_path / "b", {"covmatch": covmatch, "random": random, "herding": herding})
+    (table,) = compare_runs([one, other])["tables"]
+    found = {(one["ours"], one["theirs"]): one["metrics"]["mean_recall"] for one in table["differences"]}
+    expected = {
+        ("edge", "covmatch"): (edge, covmatch),
+        ("edge", "Random real data"): (edge, random),
+        ("covmatch", "Random real data"): (covmatch, random),
+        ("covmatch", "Herding"): (covmatch, herding),
+    }
+    assert list(found) == list(expected)
+    for sets, (ours, theirs) in expected.items():
+        interval = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+        np.testing.assert_allclose([found[sets]["low"], found[sets]["high"]], interval)
+
+
 def test_of_several_draws_the_means_are_compared(tmp_path: Path) -> None:
     draws = [8.0, 10.0, 12.0, 10.0, 13.0, 17.0, 9.0, 9.0, 15.0]
     one = finish(tmp_path / "a", {"edge": draws}, draws=3)

@@ -5,7 +5,7 @@ Imports neither Ray nor torch.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -136,7 +136,7 @@ class _Entry:
 
 
 def _table(runs: Sequence[FinishedRun], protocol: tuple[str, str]) -> dict[str, Any]:
-    """The sets of runs whose students are alike, and the differences of the distilled ones."""
+    """The sets of runs whose students are alike, and the differences of the distilled ones from others."""
     distilled = _labelled(
         [(label_of(name, run.report), name, [run]) for run in runs for name in run.distilled]
     )
@@ -155,10 +155,19 @@ def _table(runs: Sequence[FinishedRun], protocol: tuple[str, str]) -> dict[str, 
         "chance": {metric: score["mean"] for metric, score in runs[0].report["scores"][CHANCE].items()},
         "differences": [
             difference
-            for ours, theirs in combinations(distilled, 2)
+            for ours, theirs in _compared(distilled, baselines)
             if (difference := _difference(ours, theirs)) is not None
         ],
     }
+
+
+def _compared(distilled: Sequence[_Entry], baselines: Sequence[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+    """The distilled sets with each other, and with the small baselines of their runs."""
+    yield from combinations(distilled, 2)
+    for ours in distilled:
+        for theirs in baselines:
+            if theirs.name != FULL and any(run is ours.runs[0] for run in theirs.runs):
+                yield ours, replace(theirs, runs=ours.runs)
 
 
 def _labelled(found: Sequence[tuple[str, str, list[FinishedRun]]]) -> list[_Entry]:
