@@ -82,10 +82,10 @@ def ours(folder: Path, method: str = "EDGE", pairs: int = 6) -> Path:
     return folder
 
 
-def photos(folder: Path, pairs: int = 5, damaged: int = 0) -> Path:
+def photos(folder: Path, pairs: int = 5, damaged: int = 0, seed: int = 6) -> Path:
     """Images with a caption beside each, and some that are none."""
     folder.mkdir(parents=True)
-    for i, one in enumerate(shapes.pairs(0, pairs, seed=6)):
+    for i, one in enumerate(shapes.pairs(0, pairs, seed=seed)):
         folder.joinpath(f"{i}.png").write_bytes(b"no image" if i < damaged else one["image"])
         folder.joinpath(f"{i}.txt").write_text(f"{one['captions'][0]} {i}")
     return folder
@@ -648,7 +648,9 @@ def test_sets_of_several_kinds_are_compared_in_one_table(
     test = photos(tmp_path / "held out", pairs=12)
     command = [sys.executable, "jobs/evaluate.py", "local", "--run.dir", str(tmp_path / "run"), "--set"]
     command += [str(uri) for uri in uris]
-    command += ["--data.uri", "shapes:40?seed=1", "--evaluation.val", "shapes:6?seed=2"]
+    # validation images are held out of the training data
+    data = photos(tmp_path / "data", pairs=40, seed=1)
+    command += ["--data.uri", str(data), "--evaluation.val", "20%"]
     command += ["--evaluation.test", str(test), "--evaluation.baselines", "random", "--run.num_cpus", "2"]
     command += how
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
@@ -666,6 +668,8 @@ def test_sets_of_several_kinds_are_compared_in_one_table(
             left, right = (report["scores"][one]["mean_recall"]["runs"] for one in (first, name))
             interval = ttest_rel(left, right).confidence_interval(0.95)
             assert found["metrics"]["mean_recall"]["low"] == pytest.approx(interval.low, abs=1e-9)
+    assert report["held_out"]["val"]["images"] + report["real_images"] == 40
+    assert report["held_out"]["val"]["common"]["training"] == 0
     assert report["held_out"]["test"]["common"]["set photos"] == 5
     keys = report["held_out"]["test"]["common_keys"]
     assert {one: len(names) for one, names in keys.items()} == {"set photos": 5}

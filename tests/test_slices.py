@@ -124,12 +124,12 @@ def test_slices_of_every_layout_share_out_its_images_alike(tmp_path: Path) -> No
 
 
 def test_a_slice_has_its_share_and_rows_keep_their_addresses() -> None:
-    whole = read(Data(uri="shapes:3000?seed=4&captions=1"))
-    tenth = read(Data(uri="shapes:3000?seed=4&captions=1", split="[40%:50%]"))
-    assert len(tenth) == pytest.approx(300, abs=4 * (3000 * 0.1 * 0.9) ** 0.5)
+    whole = read(Data(uri="shapes:1100?seed=4&captions=1"))
+    tenth = read(Data(uri="shapes:1100?seed=4&captions=1", split="[40%:50%]"))
+    assert len(tenth) == pytest.approx(110, abs=4 * (1100 * 0.1 * 0.9) ** 0.5)
     assert all(row == whole[1000 * int(row.shard[-5:]) + row.index] for row in tenth)
     only = {row.index for row in tenth if row.shard.endswith("00001")}
-    again = read(Data(uri="shapes:3000?seed=4&captions=1", split="[40%:50%]"), only={*only, 0, 1, 2})
+    again = read(Data(uri="shapes:1100?seed=4&captions=1", split="[40%:50%]"), only={*only, 0, 1, 2})
     assert [row.index for row in again if row.shard.endswith("00001")] == sorted(only)
 
 
@@ -325,6 +325,7 @@ def test_features_of_a_slice_are_those_of_its_rows_and_cut_tars_are_found(
 
 
 @pytest.mark.job
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_one_folder_of_images_with_captions_is_enough(photos: Path, tmp_path: Path) -> None:
     """A table with baselines, confidence and bytes from one command."""
