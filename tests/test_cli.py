@@ -321,6 +321,15 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
     assert lines[0].endswith("   loss 0.25")
 
 
+def test_a_count_beyond_an_estimated_total_stands_alone() -> None:
+    with progress("features", total=62) as bar:
+        bar.update(62)
+        assert "62/62 rows" in str(bar)
+        bar.update(2)
+        assert "64 rows" in str(bar)
+        assert "/62" not in str(bar)
+
+
 def test_a_short_stage_leaves_a_log_file_alone(capsys):
     with progress("features", total=2000) as bar:
         bar.update(2000)

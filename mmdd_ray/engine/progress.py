@@ -131,7 +131,8 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     def __str__(self) -> str:
         state: dict[str, Any] = self.format_dict
         done, total = state["n"], state["total"]
-        count = f"{state['prefix']} {done:,}{f'/{total:,}' if total else ''} {state['unit']}"
+        of_total = f"/{total:,}" if total and done <= total else ""  # what is in a slice is an estimate
+        count = f"{state['prefix']} {done:,}{of_total} {state['unit']}"
         per_second = self.rate()
         rate = f"{_short(per_second)} {state['unit']}/s" if per_second else ""
         parts = [count, rate, self._times(), state["postfix"]]
