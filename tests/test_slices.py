@@ -281,6 +281,10 @@ def test_a_set_is_not_tested_on_the_images_that_it_was_distilled_from(photos: Pa
     with pytest.raises(UserError, match=r"which has the images of evaluation\.test; validate and test"):
         refuse_origin(one, data, replace(apart, test_split=None))
     refuse_origin(one, data, replace(apart, test_split="test"))  # another split of the same folder
+    file = tmp_path / "set" / "manifest.json"
+    for strange in ([], {"data": [1]}, {"data": {"uri": 3}}, None):  # anyone may have written it
+        write_json(file, json.loads(file.read_text()) | {"settings": strange})
+        refuse_origin(one, data, replace(apart, test_split=None))
 
 
 def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:

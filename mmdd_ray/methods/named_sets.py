@@ -1,7 +1,7 @@
 """The sets that `--set` names: the kind of each, and its name in tables. Imports neither Ray nor torch."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -123,7 +123,10 @@ def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
     Raises:
         UserError: It was.
     """
-    origin = read_manifest(Store(one.uri)).get("settings", {}).get("data", {})  # anyone may have written it
+    settings = read_manifest(Store(one.uri)).get("settings")  # anyone may have written it
+    origin = settings.get("data") if isinstance(settings, Mapping) else None
+    if not isinstance(origin, Mapping):
+        return
     uri, split = origin.get("uri"), origin.get("split")
     if not isinstance(uri, str) or not isinstance(split, str | None):
         return
