@@ -328,6 +328,7 @@ def test_a_count_beyond_an_estimated_total_stands_alone() -> None:
         bar.update(2)
         assert "64 rows" in str(bar)
         assert "/62" not in str(bar)
+        assert "eta" not in str(bar)
 
 
 def test_a_short_stage_leaves_a_log_file_alone(capsys):

@@ -27,6 +27,8 @@ from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import RunDir
 from mmdd_ray.errors import UserError
 from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.methods.evaluate.look import look_at_sets
+from mmdd_ray.methods.evaluate.presets import local as pairs_settings
 from mmdd_ray.methods.named_sets import named_sets, refuse_origin
 from mmdd_ray.storage.store import Store
 
@@ -205,8 +207,13 @@ def test_a_share_takes_the_place_of_a_source_that_a_preset_names() -> None:
     )
     assert settings.evaluation.test_split is not None
     changed = replace(settings, evaluation=replace(settings.evaluation, val="10%", test="10%"))
-    found = hold_out_shares(changed).evaluation
+    found = hold_out_shares(changed, [settings]).evaluation
     assert (found.test, found.test_split, found.test_image_root) == ("pictures", "[:10%]", None)
+    own = replace(changed, evaluation=replace(changed.evaluation, val_split="mine"))
+    with pytest.raises(
+        UserError, match=r"val_split=mine is for a source of its own.*; set evaluation\.val_split to"
+    ):
+        hold_out_shares(own, [settings])
 
 
 def test_boundaries_are_written_as_exactly_as_they_are() -> None:
@@ -228,6 +235,8 @@ def test_slices_of_one_source_are_of_its_first_rows_where_these_are_limited() ->
     found = hold_out_shares(settings)
     sources = found.evaluation.sources(found.data)
     assert {part: source.limit for part, source in sources.items()} == {"val": None, "test": 50}
+    other = replace(found.evaluation, test_split="test[:50%]")  # of another split
+    assert other.sources(found.data)["test"].limit is None
 
 
 def test_runs_from_python_hold_shares_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +289,44 @@ def test_a_set_is_not_tested_on_the_images_that_it_was_distilled_from(photos: Pa
         refuse_origin(one, data, replace(apart, val_split="[10%:30%]"))
     with pytest.raises(UserError, match=r"which has the images of evaluation\.test; validate and test"):
         refuse_origin(one, data, replace(apart, test_split=None))
-    refuse_origin(one, data, replace(apart, test_split="test"))  # another split of the same folder
+    with pytest.raises(UserError, match=r"which has the images of evaluation\.val"):
+        look_at_sets(
+            replace(pairs_settings(), set=(one.uri,), data=data, evaluation=replace(apart, val_split=None))
+        )
+
+
+ORIGINS = [
+    ({"uri": f"hf://datasets/o/n@{'a' * 40}", "split": "[20%:]"}, "hf://datasets/o/n", None, True),
+    ({"uri": "/a::/b", "split": "train"}, "/b", "train[:10%]", True),
+    ({"uri": "/a", "split": "all"}, "/a", "test", True),
+    ({"uri": "/a", "split": "dev"}, "/a", "validation", True),
+    ({"uri": "shapes:20?seed=1"}, "shapes:9?seed=1&captions=1", None, True),
+    ({"uri": "/a", "split": "train"}, "/a", "test", False),
+    ({"uri": "/a", "split": "train[:1000]"}, "/a", "train", False),  # no slice of ours
+    ({"uri": "/a", "split": "[20%:]"}, "/a", "[:20%]", False),
+    ({"uri": "/a"}, "/b", None, False),
+    ({"uri": 3}, "/a", None, False),
+    ([1], "/a", None, False),
+]
+
+
+@pytest.mark.parametrize(("origin", "uri", "split", "is_refused"), ORIGINS)
+def test_what_a_set_was_made_from_is_told_by_its_manifest(
+    origin: Any, uri: str, split: str | None, is_refused: bool, tmp_path: Path
+) -> None:
+    sample = Sample(key="0", image=b"x", captions=("a",), seed=0, source_key="")
+    store = Store(str(tmp_path / "set"))
+    image = next(iter(shapes.pairs(0, 1, seed=1)))["image"]
+    write_distilled([replace(sample, image=image)], store, method="m", settings={}, seed=0, inputs={})
     file = tmp_path / "set" / "manifest.json"
-    for strange in ([], {"data": [1]}, {"data": {"uri": 3}}, None):  # anyone may have written it
-        write_json(file, json.loads(file.read_text()) | {"settings": strange})
-        refuse_origin(one, data, replace(apart, test_split=None))
+    write_json(file, json.loads(file.read_text()) | {"settings": {"data": origin}})
+    (one,) = named_sets([store.uri])
+    evaluation = Evaluation(val="shapes:9?seed=77", test=uri, test_split=split)
+    if is_refused:
+        with pytest.raises(UserError, match=r"which has the images of evaluation\.test"):
+            refuse_origin(one, Data(uri="/other"), evaluation)
+    else:
+        refuse_origin(one, Data(uri="/other"), evaluation)
 
 
 def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
@@ -293,9 +335,7 @@ def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
     says = check_data(Data(uri=uri, split="[20%:]"), apart)
     assert not any("learning rates are chosen" in line for lines in says.values() for line in lines)
     for training in (None, "[15%:]", "[:5%]"):
-        with pytest.raises(
-            UserError, match=r"files are among those of data\.uri.*slices .* overlap; take slices"
-        ):
+        with pytest.raises(UserError, match=r"data\.uri.*lie apart, other than evaluation\.\w+_split="):
             check_data(Data(uri=uri, split=training), apart)
     with pytest.raises(UserError, match=r"hold a share of its images out: evaluation\.val=10%"):
         check_data(Data(uri=uri), Evaluation(val=uri, test=uri))
@@ -304,7 +344,9 @@ def test_slices_may_share_files_where_they_lie_apart(photos: Path) -> None:
         "learning rates are chosen on what is tested" in line
         for line in check_data(Data(uri=uri, split="[20%:]"), both)["evaluation.test"]
     )
-    with pytest.raises(UserError, match=r"files are among those of evaluation\.val"):
+    with pytest.raises(
+        UserError, match=r"among those of evaluation\.val.*trained on alone, set_split=\[20%:\]"
+    ):
         check_given(Data(uri=uri), "set", Data(uri=uri, split="[20%:]"), apart)
     assert check_given(Data(uri=uri, split="[50%:]"), "set", Data(uri=uri, split="[20%:]"), apart)
 
@@ -324,7 +366,7 @@ def test_features_of_a_slice_are_those_of_its_rows_and_cut_tars_are_found(
         stage = run.stage("features", lambda one: precompute(one, run.store, data, Features(chunk_pairs=16)))
     assert stage.manifest["rows_out"] == len(rows)
     assert 0 < len(rows) < 40
-    assert stage.manifest["rejects"] == {"missing row of img2dataset's count": 4}  # whatever the slice
+    assert stage.manifest["rejects"] == {"missing row of img2dataset's count": 2}  # 70 % of four
     assert sorted(FeatureStore(stage.store).addresses) == sorted((row.shard, row.index) for row in rows)
 
 

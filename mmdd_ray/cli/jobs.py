@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from mmdd_ray.cli.arguments import parse
-from mmdd_ray.config.slices import hold_out_shares
 
 
 def start(job: str, argv: Sequence[str] | None = None, called: str | None = None) -> int:
@@ -17,13 +16,13 @@ def start(job: str, argv: Sequence[str] | None = None, called: str | None = None
         called: The words before them, as the user typed them. Default: those of a script.
     """
     from mmdd_ray.methods import METHODS
-    from mmdd_ray.methods.execute import check, execute
+    from mmdd_ray.methods.execute import check, execute, with_held_out
 
     arguments = sys.argv[1:] if argv is None else argv
     called = shlex.join(["python", sys.argv[0]]) if called is None else called
     method = METHODS[job]
     preset, settings = parse(called, method.presets, arguments, job)
-    settings = hold_out_shares(settings)
+    settings = with_held_out(settings)
     if settings.rehearse.show:
         from mmdd_ray.methods.rehearsal import rehearse
 

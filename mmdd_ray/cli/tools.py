@@ -16,7 +16,7 @@ LIKE_LOSS = 0.1  # nats; not measured, but the losses of a student fall by one o
 
 @dataclass(frozen=True)
 class Compare:
-    """One table of several finished runs, and the paired differences of their distilled sets."""
+    """One table of several finished runs, with the paired differences of their sets."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")]
     """Run directories: local folders or URIs, at least two. Their students must be alike: the same task, settings and

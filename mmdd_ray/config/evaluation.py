@@ -115,8 +115,10 @@ class Evaluation:
         if image_root is None and uri == data.uri:
             image_root = data.image_root
         split = getattr(self, f"{part}_split")
-        # slices of one source are slices of the same rows
-        limit = data.limit if uri == data.uri and not sliced(split)[1].is_all else None
+        # slices of one split are slices of the same rows
+        (name, own), (trained_name, trained) = sliced(split), sliced(data.split)
+        is_cut = uri == data.uri and name == trained_name and not (own.is_all or trained.is_all)
+        limit = data.limit if is_cut else None
         return replace(data, uri=uri, split=split, image_root=image_root, limit=limit)
 
     def check_probes(self, *, labelled: bool) -> None:

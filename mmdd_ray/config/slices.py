@@ -1,7 +1,7 @@
 """Slices of a split in percent, as Hugging Face writes them, ``train[20%:]``; and sources that are slices of others."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,15 +66,17 @@ def sliced(split: str | None) -> tuple[str | None, Slice]:
     return name or None, part
 
 
-def hold_out_shares(settings: S) -> S:
+def hold_out_shares(settings: S, presets: Iterable[Any] = ()) -> S:
     """The settings with validation and test data that are a share of the training data, ``evaluation.test=10%``,
     written as slices of these, which the training data then lack. Other settings come back as they are.
 
-    A share is one of what ``data.split`` names, whatever splits and image folders a preset has for sources of their
-    own.
+    A share is one of what ``data.split`` names.
+
+    Args:
+        presets: Settings whose splits and image folders of validation and test data count as left out.
 
     Raises:
-        UserError: A share is nothing, or shares leave nothing.
+        UserError: A share is nothing, or shares leave nothing; or one has a split or an image folder of its own.
     """
     given: Any = settings  # of any job
     evaluation: Any = getattr(given, "evaluation", None)
@@ -87,17 +89,25 @@ def hold_out_shares(settings: S) -> S:
     said = [f"evaluation.{part}={named[part]}" for part in shares]
     if nothing := [one for one, share in zip(said, shares.values(), strict=True) if not share]:
         raise UserError(f"{nothing[0]} holds nothing; give a share such as 10%")
+    left_out = [None, *(getattr(preset, "evaluation", None) for preset in presets)]
+    for part in shares:
+        for name in (f"{part}_split", f"{part}_image_root"):
+            if (own := getattr(evaluation, name)) not in {getattr(one, name, None) for one in left_out}:
+                raise UserError(
+                    f"evaluation.{name}={own} is for a source of its own, but evaluation.{part}={named[part]} is a "
+                    f"share of data.uri; set evaluation.{name} to None, or name a source"
+                )
     if sum(shares.values()) >= 100:
         verb = "leaves" if len(said) == 1 else "leave"
         raise UserError(f"{' and '.join(said)} {verb} nothing of data.uri to train on; give less")
     data = given.data
-    split, own = sliced(data.split)
-    ends = _ends(own, list(shares.values()))
+    split, whole = sliced(data.split)
+    ends = _ends(whole, list(shares.values()))
     changes: dict[str, Any] = {}
     for part, first, last in zip(shares, ends, ends[1:], strict=False):
         changes |= {part: data.uri, f"{part}_split": Slice(first, last).within(split)}
         changes[f"{part}_image_root"] = data.image_root
-    training = replace(data, split=Slice(ends[-1], own.last).within(split))
+    training = replace(data, split=Slice(ends[-1], whole.last).within(split))
     return replace(given, data=training, evaluation=replace(evaluation, **changes))
 
 

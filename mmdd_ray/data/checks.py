@@ -51,7 +51,8 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
                 sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
             sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
             raise UserError(sentence if sentence.startswith(setting) else f"{setting}: {sentence}") from error
-        _refuse_common(setting, source, listings[setting].shards, data, training.shards)
+        advice = _apart(setting, source, data)
+        _refuse_common(setting, source, listings[setting].shards, data, training.shards, advice=advice)
         if labelled:
             _refuse_other_classes(setting, listings["data"].classes, listings[setting].classes)
             check_same_names(f"{setting}={source.uri}", _names(rows), data.uri, names)
@@ -158,8 +159,10 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
             held_out = find_shards(source).shards
         except UserError:  # which check_data puts into words
             continue
+        is_cut = not sliced(data.split)[1].is_all
+        advice = f"; or read what is trained on alone, {setting}_split={data.split}" if is_cut else ""
         named = f"{setting}={given.uri}"
-        _refuse_common(named, given, listing.shards, source, held_out, f"evaluation.{part}")
+        _refuse_common(named, given, listing.shards, source, held_out, f"evaluation.{part}", advice)
     return listing.says
 
 
@@ -221,23 +224,21 @@ def _refuse_common(
     other: Data,
     others: Sequence[Shard],
     named: str = "data.uri",
+    advice: str = "",
 ) -> None:
     """Refuses to test on what is trained on, by the files: those of a setting that are among those of another."""
-    common = _in_common(source, shards, other, others)
-    if not common:
-        return
-    sentence = (
-        f"{setting}: {len(common):,} of its {len(_addresses(shards)):,} files are among those of {named}, too, e.g. "
-        f"{min(common)}"
-    )
-    ours, theirs = (sliced(data.split)[1] for data in (source, other))
-    if not (ours.is_all and theirs.is_all):
-        slices = f"{ours.within(None)} and {theirs.within(None)}"
-        raise UserError(f"{sentence}, and the slices {slices} overlap; take slices that lie apart")
-    sentence += f"; name others, or leave them out of {named}"
-    if named == "data.uri" and setting in ("evaluation.val", "evaluation.test"):
-        sentence += f"; or hold a share of its images out: {setting}=10%"
-    raise UserError(sentence)
+    if common := _in_common(source, shards, other, others):
+        raise UserError(
+            f"{setting}: {len(common):,} of its {len(_addresses(shards)):,} files are among those of {named}, too, "
+            f"e.g. {min(common)}; name others, or leave them out of {named}{advice}"
+        )
+
+
+def _apart(setting: str, source: Data, data: Data) -> str:
+    """How validation or test data may be of the same files as the training data."""
+    if sliced(source.split)[1].is_all:
+        return f"; or hold a share of its images out: {setting}=10%"
+    return f"; or take slices that lie apart, other than {setting}_split={source.split} and data.split={data.split}"
 
 
 def _refuse_other_classes(setting: str, training: Sequence[str], held_out: Sequence[str]) -> None:

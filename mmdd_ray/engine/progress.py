@@ -169,7 +169,7 @@ class progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     def seconds_left(self) -> float | None:
         """Seconds until ``total`` at this rate; None while there is no rate, or where there is no total."""
         rate = self.rate()
-        return max(self.total - self.n, 0) / rate if rate and self.total else None
+        return (self.total - self.n) / rate if rate and self.total and self.n <= self.total else None
 
 
 def _fitted(parts: list[str], columns: int | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmdd_ray.config import Data, Features
+from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.inventory import Download, about_source, read_downloads
 from mmdd_ray.data.shard import Shard
 from mmdd_ray.data.shards import find_shards
@@ -155,11 +156,13 @@ def _commit(
     tally = RejectBudget("data.uri", data.max_reject_ratio, listed, total_rows(shards))
     usable: list[str] = []
     downloads = read_downloads(shards)
+    _, part = sliced(data.split)
     records = {shard.name: store.read_json(shard_file(shard.name)) for shard in shards}
     for name, record in records.items():
         tally.add(*counted(name, record))
         if name in downloads:  # a tar that was cut between two samples looks whole
-            lacking = max(downloads[name].written - record.get("stored_rows", record["rows_in"]), 0)
+            stored = record.get("stored_rows", record["rows_in"] if part.is_all else downloads[name].written)
+            lacking = round(part.share * max(downloads[name].written - stored, 0))
             tally.add(lacking, [(name, "", "missing row of img2dataset's count")] * lacking)
         if record["rows_out"]:
             usable.append(name)

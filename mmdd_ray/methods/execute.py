@@ -43,6 +43,16 @@ def method_of(settings: RunSettings) -> Method[Any]:
     return found[0]
 
 
+def with_held_out(settings: Any) -> Any:
+    """The settings with validation and test data that are shares of the training data as slices of these.
+
+    Raises:
+        UserError: A share cannot be.
+    """
+    presets = method_of(settings).presets.values()
+    return hold_out_shares(settings, [preset() for preset in presets])
+
+
 def check(settings: RunSettings) -> None:
     """Finds what would otherwise fail only hours later: settings, models and sources that cannot be.
 
@@ -69,7 +79,7 @@ def distill(settings: RunSettings, preset: str | None) -> Run:
         preset: Default: the preset that has these very settings, or "custom".
     """
     set_environment()
-    settings = hold_out_shares(settings)
+    settings = with_held_out(settings)
     check(settings)
     presets = method_of(settings).presets
     same = (name for name, preset_of in presets.items() if preset_of() == settings)

@@ -1,10 +1,12 @@
 """The sets that `--set` names: the kind of each, and its name in tables. Imports neither Ray nor torch."""
 
 import glob
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import parse_qs
 
 from fsspec.core import url_to_fs
 
@@ -15,6 +17,7 @@ from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
+from mmdd_ray.data.splits import ALL, word_split
 from mmdd_ray.distilled.published import SUFFIXES
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER, LEARNT, MANIFEST
@@ -26,6 +29,7 @@ from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store
 
 SETTING = "set"
+_AT_COMMIT = re.compile(r"@[^/]+")
 Kind = Literal["distilled", "pairs", "vectors"]
 """A folder with our manifest; a source as `data.uri` names it; a file of pixels and sentence vectors."""
 
@@ -118,7 +122,7 @@ def count_of(one: NamedSet, unit: Literal["pairs", "images"], source: Data) -> i
 
 def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
     """Refuses a distilled set that was made from the images that its students are validated or tested on, as far as its
-    manifest tells: the same source and split, in slices that overlap.
+    manifest tells: a source and a split in common, in slices that overlap.
 
     Raises:
         UserError: It was.
@@ -130,14 +134,38 @@ def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
     uri, split = origin.get("uri"), origin.get("split")
     if not isinstance(uri, str) or not isinstance(split, str | None):
         return
-    name, own = sliced(split)
+    try:
+        name, own = sliced(split)
+    except UserError:  # another way to write a split says nothing here
+        return
     for part, source in evaluation.sources(data).items():
         their_name, theirs = sliced(source.split)
-        if _place(redact(source.uri)) == _place(uri) and name == their_name and own.overlaps(theirs):
-            raise UserError(
-                f"{one.shown} was distilled from {uri}{f', split {split}' if split else ''}, which has the images of "
-                f"evaluation.{part}{f', split {source.split}' if source.split else ''}; validate and test on others"
-            )
+        are_apart = _split(name) != _split(their_name) and not {_split(name), _split(their_name)} & {
+            None,
+            ALL,
+        }
+        if are_apart or not own.overlaps(theirs) or not _origins(uri) & _origins(redact(source.uri)):
+            continue
+        raise UserError(
+            f"{one.shown} was distilled from {uri}{f', split {split}' if split else ''}, which has the images of "
+            f"evaluation.{part}{f', split {source.split}' if source.split else ''}; validate and test on others, or "
+            "rename one of the two, if that was another place of the same name"
+        )
+
+
+def _split(name: str | None) -> str | None:
+    return name and (word_split(name) or name)
+
+
+def _origins(uri: str) -> set[str]:
+    """What tells the parts of a source from others: real paths, URIs without the commit, and the seeds of scenes."""
+    found = set()
+    for part in uri.split(SOURCES):
+        if part.startswith(SCENES):
+            found.add(f"seed {parse_qs(part.partition('?')[2]).get('seed', ['0'])[0]}")
+        else:
+            found.add(_place(_AT_COMMIT.sub("", part) if part.startswith(SCHEME) else part))
+    return found
 
 
 def _kind_of_folder(store: Store) -> Kind:
