@@ -22,7 +22,8 @@ from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.write import write_distilled
 from mmdd_ray.engine.run_dir import StageDir
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.audit import AuditedSet, _about_copies, audit_set
+from mmdd_ray.evaluation.audit import _about_copies, audit_set
+from mmdd_ray.evaluation.audited_set import AuditedSet
 from mmdd_ray.evaluation.copies import Closest
 from mmdd_ray.evaluation.copies_sheet import CELL_PX, COPY_INK, BesideReal, copies_sheet
 from mmdd_ray.evaluation.learnt_texts import encode_learnt, first_texts, nearest_captions, shown_bytes

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from urllib.parse import parse_qs
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.config.data import SCENES
@@ -12,6 +11,7 @@ from mmdd_ray.config.slices import sliced
 from mmdd_ray.data.class_names import check_same_names, names_to_recognise, shared_captions
 from mmdd_ray.data.contrasts import ImageContrasts, list_contrasts
 from mmdd_ray.data.formats.format import PROBE_ROWS
+from mmdd_ray.data.formats.scenes import seed_of
 from mmdd_ray.data.listing import reachable
 from mmdd_ray.data.pair import UNSAID, Row
 from mmdd_ray.data.readers import iter_shard
@@ -266,8 +266,7 @@ def _addresses(shards: Sequence[Shard]) -> set[str]:
                     folders[folder] = folder if "://" in folder else os.path.realpath(folder)
                 found.add(f"{folders[folder]}/{name}")
         elif shard.kind == "scenes":
-            seed = parse_qs(shard.uri.partition("?")[2]).get("seed", ["0"])[0]
-            found.add(f"the scenes of seed {seed}")
+            found.add(f"the scenes of seed {seed_of(shard.uri)}")
         else:
             # one file may be linked to under two names
             found.add(shard.uri if "://" in shard.uri else os.path.realpath(shard.uri))

@@ -37,6 +37,12 @@ def is_split(found: object, wanted: str) -> bool:
     )
 
 
+def may_overlap(one: str | None, other: str | None) -> bool:
+    """Whether two splits of a source may have rows in common: None and "all" have those of any."""
+    names = {name if name in (None, ALL) else word_split(name) or name for name in (one, other)}
+    return len(names) == 1 or not names.isdisjoint((None, ALL))
+
+
 def path_split(path: str) -> str | None:
     """The split that a relative path names: by a word of the file's name, or else of the nearest folder's."""
     for part in reversed(PurePosixPath(path).parts):

@@ -7,7 +7,7 @@ of the test images are encoded in one task.
 
 # N images of the set, M test images, R real images that are the scale
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from mmdd_ray.data.images import BadImage, decode_image
 from mmdd_ray.data.pair import Row, digest64
 from mmdd_ray.distilled.contact_sheet import spread
 from mmdd_ray.distilled.learnt import LearntPairs
-from mmdd_ray.distilled.read import read_distilled, read_learnt
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.cluster import actor_resources
 from mmdd_ray.engine.devices import device_with
@@ -29,7 +28,8 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation import learnt_texts
-from mmdd_ray.evaluation.audit_pictures import MAX_PIXELS, SHOWN, nearest_images, picture_of_copies
+from mmdd_ray.evaluation.audit_pictures import SHOWN, nearest_images, picture_of_copies
+from mmdd_ray.evaluation.audited_set import AuditedSet
 from mmdd_ray.evaluation.bench import RETRIES
 from mmdd_ray.evaluation.copies import (
     COPY_RMS,
@@ -63,43 +63,6 @@ MOST_CHECKED = (
 TEST_NEIGHBOURS = 4  # of a test image, whose copies are its nearest ones: all but a few have none
 TEXTS_SHOWN, CAPTIONS_ASKED = 20, 5000
 STREAM = 17  # of seeds: other than those of coresets and of draws
-
-
-@dataclass(frozen=True)
-class AuditedSet:
-    """A set as an audit looks at it."""
-
-    uri: str
-    """Its place, for messages."""
-    samples: Sequence[Sample]
-    """Image files of any kind that is read, each with its captions, if it has some."""
-    learnt: LearntPairs | None = None
-    """The pairs that students are trained on, where they are more than the samples show."""
-    max_pixels: int = MAX_PIXELS
-    """Images that declare more are not decoded."""
-    image_px: int | None = None
-    """Side at which its images are compared with real ones. None: that of the first, as all images of a distilled set
-    have the same."""
-
-    @classmethod
-    def distilled(cls, folder: Store) -> "AuditedSet":
-        """A distilled set by its folder.
-
-        Raises:
-            UserError: It is damaged.
-        """
-        return cls(folder.uri, read_distilled(folder), read_learnt(folder))
-
-    @classmethod
-    def of_files(
-        cls, uri: str, images: Iterable[tuple[str, bytes, Sequence[str]]], max_pixels: int, image_px: int
-    ) -> "AuditedSet":
-        """A set of image files, each with its key and its captions."""
-        samples = [
-            Sample(key=key, image=image, captions=tuple(captions), seed=0, source_key="")
-            for key, image, captions in images
-        ]
-        return cls(uri, samples, None, max_pixels, image_px)
 
 
 @dataclass(frozen=True)
@@ -354,8 +317,8 @@ def _about_leakage(
 def _about_spectrum(
     samples: Sequence[Sample], encoded: _Encoded, features: FeatureStore, clip: str
 ) -> dict[str, Any] | None:
-    """Of the cross-covariance of images and captions by CLIP; an image with c captions is c pairs. None where the set
-    has no captions, but vectors of another encoder.
+    """The cross-covariance of images and captions by CLIP; an image with c captions is c pairs. None where the set has
+    no captions, but vectors of another encoder.
     """
     if not len(encoded.text_PD):
         return None

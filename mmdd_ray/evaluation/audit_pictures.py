@@ -12,12 +12,12 @@ from mmdd_ray.data.images import decode_image
 from mmdd_ray.data.sources import fetch_pairs
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.distilled.thumbnails import small_file
+from mmdd_ray.evaluation.audited_set import MAX_PIXELS
 from mmdd_ray.evaluation.copies import Closest
 from mmdd_ray.evaluation.copies_sheet import BesideReal, copies_sheet
 from mmdd_ray.features.store import FeatureStore
 
 SHOWN = 10
-MAX_PIXELS = 2**31  # of an image that this package has written
 
 
 def nearest_images(listed: Sequence[Mapping[str, Any]], data: Data) -> pa.Table:

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import parse_qs
 
 from fsspec.core import url_to_fs
 
 from mmdd_ray.config import Data, Evaluation
 from mmdd_ray.config.data import SCENES, SOURCES
 from mmdd_ray.config.slices import sliced
+from mmdd_ray.data.formats.scenes import seed_of
 from mmdd_ray.data.inventory import look_at
 from mmdd_ray.data.listing import BRACES, reachable
 from mmdd_ray.data.pair import safe_name
 from mmdd_ray.data.shards import stem
-from mmdd_ray.data.splits import ALL, word_split
+from mmdd_ray.data.splits import may_overlap
 from mmdd_ray.distilled.published import SUFFIXES
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.distilled.sample import CONTACT_SHEET, FOLDER, LEARNT, MANIFEST
@@ -140,11 +140,8 @@ def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
         return
     for part, source in evaluation.sources(data).items():
         their_name, theirs = sliced(source.split)
-        are_apart = _split(name) != _split(their_name) and not {_split(name), _split(their_name)} & {
-            None,
-            ALL,
-        }
-        if are_apart or not own.overlaps(theirs) or not _origins(uri) & _origins(redact(source.uri)):
+        may_share = may_overlap(name, their_name) and own.overlaps(theirs)
+        if not may_share or _origins(uri).isdisjoint(_origins(redact(source.uri))):
             continue
         raise UserError(
             f"{one.shown} was distilled from {uri}{f', split {split}' if split else ''}, which has the images of "
@@ -153,16 +150,12 @@ def refuse_origin(one: NamedSet, data: Data, evaluation: Evaluation) -> None:
         )
 
 
-def _split(name: str | None) -> str | None:
-    return name and (word_split(name) or name)
-
-
 def _origins(uri: str) -> set[str]:
-    """What tells the parts of a source from others: real paths, URIs without the commit, and the seeds of scenes."""
+    """Names of the parts of a source: real paths, URIs without the commit, and the seeds of scenes."""
     found = set()
     for part in uri.split(SOURCES):
         if part.startswith(SCENES):
-            found.add(f"seed {parse_qs(part.partition('?')[2]).get('seed', ['0'])[0]}")
+            found.add(f"seed {seed_of(part)}")
         else:
             found.add(_place(_AT_COMMIT.sub("", part) if part.startswith(SCHEME) else part))
     return found

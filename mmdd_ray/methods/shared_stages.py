@@ -9,7 +9,8 @@ from mmdd_ray.distilled.sample import FOLDER, MANIFEST, Sample
 from mmdd_ray.distilled.write import note_protocols, write_distilled
 from mmdd_ray.engine.run_dir import StageDir, StageResult, versions
 from mmdd_ray.engine.settings_changes import resolved
-from mmdd_ray.evaluation.audit import AuditedSet, audit_set, is_current_audit
+from mmdd_ray.evaluation.audit import audit_set, is_current_audit
+from mmdd_ray.evaluation.audited_set import AuditedSet
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
 from mmdd_ray.evaluation.report.words import AUDIT_STAGE

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs, parse_qsl
 
 from mmdd_ray.config import Data
 from mmdd_ray.data.formats.format import Head, Seen
@@ -23,6 +23,11 @@ class Scenes(NamedTuple):
     image_px: int
     draw: Callable[[int], Scene | WebScene]
     """The scene of a row."""
+
+
+def seed_of(uri: str) -> str:
+    """The seed of scenes as their URI writes it, by which they are told from others."""
+    return parse_qs(uri.partition("?")[2]).get("seed", ["0"])[0]
 
 
 def shapes_spec(uri: str) -> tuple[int, Callable[[int, int], Iterator[dict[str, Any]]]]:

@@ -14,8 +14,7 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.distilled.published import POOLING
 from mmdd_ray.distilled.read import read_manifest
 from mmdd_ray.errors import UserError
-from mmdd_ray.evaluation.audit import AuditedSet
-from mmdd_ray.evaluation.audit_pictures import MAX_PIXELS
+from mmdd_ray.evaluation.audited_set import MAX_PIXELS, AuditedSet
 from mmdd_ray.evaluation.held_out import read_held_out
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.sets import distilled_set
