@@ -8,12 +8,9 @@ from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.engine.draws import Draw, draws_of
 from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.evaluation.compare import has_all
-from mmdd_ray.evaluation.labelled_sets import (
-    compare_classifiers,
-    labelled_images,
-    needs_teacher,
-    train_teacher_stage,
-)
+from mmdd_ray.evaluation.compare_labelled import compare_classifiers
+from mmdd_ray.evaluation.labelled_sets import labelled_images
+from mmdd_ray.evaluation.teachers import needs_teacher, prepare_teacher
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.vlcp import stages
@@ -98,9 +95,7 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
             needs.append(drawn)
     teacher = None
     if needs_teacher(settings):
-        teacher = run.stage(
-            "teacher", lambda stage: train_teacher_stage(stage, made.features, settings, classes)
-        )
+        teacher = run.stage("teacher", lambda stage: prepare_teacher(stage, made.features, settings, classes))
         needs.append(teacher)
     if not has_all(run.store.child("evaluate"), settings.classifiers, settings.evaluation):
         run.reopen("evaluate")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_files import features_in
+from safetensors.torch import load_file, save_file
 from source_files import jpeg, write_images, write_parquet, write_tar
 
 import mmdd_ray
@@ -454,6 +455,61 @@ def test_an_image_folder_is_evaluated_and_again_where_it_changed(tmp_path: Path)
     again, _ = run()
     assert "features     done already" in again
     assert "evaluate     starts afresh, because set changed" in again
+
+
+@pytest.mark.job
+@pytest.mark.timeout(900)
+def test_a_teacher_is_tested_before_its_answers_are_learnt(tmp_path: Path) -> None:
+    levels = {"crane": 20, "owl": 120, "wren": 220}
+
+    def folder(name: str, images: int) -> str:
+        """An image folder whose classes differ in their brightness."""
+        for place, (label, level) in enumerate(levels.items()):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(images):
+                image = np.full((8, 8, 3), level + number + place, np.uint8)
+                (tmp_path / name / label / f"{name}{number}.png").write_bytes(encode_png(image))
+        return str(tmp_path / name)
+
+    command = [sys.executable, "jobs/evaluate_labelled.py", "local", "--run.dir", str(tmp_path / "run")]
+    command += ["--set", folder("set", 2), "--data.uri", folder("data", 12), "--run.num_cpus", "2"]
+    command += ["--evaluation.test", folder("test", 8), "--evaluation.baselines", "random"]
+    command += ["--evaluation.protocols", "soft-label", "--classifiers.model", "convnet-3"]
+    command += [
+        "--classifiers.image_px",
+        "8",
+        "--classifiers.width",
+        "8",
+        "--classifiers.teacher_steps",
+        "100",
+    ]
+
+    def run(*further: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *further], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    made = run()
+    assert made.returncode == 0, made.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    teacher = json.loads((tmp_path / "run" / "teacher" / "manifest.json").read_text())["extra"]
+    assert teacher["test_top_1"] > 80
+    told = f"and {teacher['test_top_1']:.1f} % of the test images rightly"
+    assert told in report["protocol"]["chosen"]
+    assert told in " ".join(made.stdout.split())
+
+    weights = load_file(tmp_path / "run" / "teacher" / "teacher.safetensors")
+    (last,) = {name.rpartition(".")[0] for name, value in weights.items() if len(value.shape) == 2}
+    turned = {name: value.roll(1, 0) if name.startswith(last) else value for name, value in weights.items()}
+    save_file({name: value.contiguous() for name, value in turned.items()}, tmp_path / "turned.safetensors")
+    refused = run(
+        "--classifiers.teacher", str(tmp_path / "turned.safetensors"), "--run.dir", str(tmp_path / "other")
+    )
+    assert refused.returncode == 2
+    message = " ".join(refused.stderr.split())
+    assert "turned.safetensors names 0.0 % of the 24 test images rightly, and chance 33.3 %" in message
+    assert "its classes are in another order" in message
+    assert not (tmp_path / "other" / "evaluate").exists()
 
 
 def test_the_folders_of_a_distilled_set_are_sorted_as_its_labels(tmp_path: Path) -> None:

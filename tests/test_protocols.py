@@ -19,7 +19,6 @@ from mmdd_ray.distilled.learnt import LearntPairs
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import caption_batches, redrawn_batches
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.labelled_sets import _name_teacher, _train_teacher
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.probes.score import probe_student
 from mmdd_ray.evaluation.probes.sets import ClassSet, Probes
@@ -35,7 +34,9 @@ from mmdd_ray.evaluation.tasks.students import (
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.evaluation.tasks.texts import texts_of
 from mmdd_ray.evaluation.tasks.trainer import descend
+from mmdd_ray.evaluation.teachers import _check_knows, _train, about_teacher, name_teacher
 from mmdd_ray.methods.evaluate_labelled.presets import local
+from mmdd_ray.methods.vlcp.presets import imagenet1k as vlcp_imagenet1k
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.models.open_clip_export import export_open_clip
 from mmdd_ray.models.students import load_student, load_text_encoder, plain_caption
@@ -457,30 +458,76 @@ def test_soft_labels_take_a_teacher_and_hard_ones_none(images: LabelledSet, tmp_
 
 
 def test_a_teacher_says_how_far_it_is_while_it_is_trained(images: LabelledSet) -> None:
-    *told, last = _train_teacher(images, CLASSIFIERS, 0, "cpu")
+    *told, last = _train(images, CLASSIFIERS, 0, "cpu")
     assert told == [{"steps": done} for done in range(1, 60)]
     assert last["steps"] == 60
     assert safetensors.torch.load(last["weights"])
     with pytest.raises(UserError, match=f"the images have {PX} px"):
-        list(_train_teacher(images, replace(CLASSIFIERS, image_px=2 * PX), 0, "cpu"))
+        list(_train(images, replace(CLASSIFIERS, image_px=2 * PX), 0, "cpu"))
 
 
 def test_the_teacher_is_named_beside_what_was_chosen(tmp_path: Path) -> None:
     both = LabelledEvaluation(test="x", protocols=("soft-label", "hard-label"))
     settings = replace(local(), classifiers=CLASSIFIERS, evaluation=both)
-
-    def chosen(teacher: Store | None, settings: Any) -> list[str]:
-        names = ("hard-label-small", "soft-label-small")
-        first, second = ({"protocol": {"name": name, "chosen": "as published"}} for name in names)
-        _name_teacher(first | {"others": [second]}, teacher, settings)
-        return [panel["protocol"]["chosen"] for panel in (first, second)]
+    names = ("hard-label-small", "soft-label-small")
+    first, second = ({"protocol": {"name": name, "chosen": "as published"}} for name in names)
+    name_teacher(first | {"others": [second]}, "teacher: a file", settings)
+    assert [panel["protocol"]["chosen"] for panel in (first, second)] == [
+        "as published",
+        "as published; teacher: a file",
+    ]
 
     store = Store(str(tmp_path))
-    store.write_json("manifest.json", {"rows_in": 4500, "extra": {"training_top_1": 83.24}})
-    told = "teacher: trained by the run in 60 steps on 4,500 real images, 83.2 % of which it names rightly"
-    assert chosen(store, settings) == ["as published", f"as published; {told}"]
-    given = replace(settings, classifiers=replace(CLASSIFIERS, teacher="s3://key:secret@bucket/t.pth"))
-    assert chosen(None, given) == ["as published", "as published; teacher: s3://[redacted]@bucket/t.pth"]
+    extra = {"training_top_1": 83.24, "test_top_1": 51.0}
+    store.write_json("manifest.json", {"rows_in": 4500, "extra": extra})
+    assert about_teacher(store, CLASSIFIERS) == (
+        "teacher: trained by the run in 60 steps on 4,500 real images; names 83.2 % of them and 51.0 % of the test "
+        "images rightly"
+    )
+    given = replace(CLASSIFIERS, teacher="s3://key:secret@bucket/t.pth")
+    assert about_teacher(store, given) == (
+        "teacher: s3://[redacted]@bucket/t.pth, which names 51.0 % of the test images rightly"
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "classes", "known"),
+    [
+        (10, 100, 10, False),  # chance
+        (15, 100, 10, False),  # 7 % of the guesses are as good
+        (16, 100, 10, True),  # 4 %
+        (0, 100, 10, False),
+        (11, 24, 2, False),
+        (4, 4, 2, True),  # more cannot be asked of four images
+        (3, 1000, 1000, False),
+        (4, 1000, 1000, True),
+    ],
+)
+def test_a_given_teacher_must_know_more_than_chance(right: int, of: int, classes: int, known: bool) -> None:
+    test = LabelledSet(np.zeros((of, 1, 1, 3), np.uint8), np.arange(of) % classes, tuple(range(classes)))
+    if known:
+        _check_knows("t.pth", 100 * right / of, test)
+        return
+    with pytest.raises(
+        UserError, match=rf"teacher=t.pth names {100 * right / of:.1f} % of the {of:,} test images"
+    ):
+        _check_knows("t.pth", 100 * right / of, test)
+
+
+def test_torchvisions_resnet_18_is_a_teacher_of_imagenet(tmp_path: Path) -> None:
+    import timm
+
+    weights = timm.create_model("resnet18", pretrained=False).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    settings = vlcp_imagenet1k().classifiers
+    assert settings.teacher is not None
+    assert settings.teacher.endswith("/resnet18.tv_in1k/model.safetensors")
+    teacher = load_teacher(str(tmp_path / "model.safetensors"), settings, 1000, "cpu")
+    theirs = timm.create_model("resnet18", pretrained=False)
+    theirs.load_state_dict(weights)
+    image = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(image), theirs.eval()(image))
 
 
 def test_our_protocol_says_what_its_settings_do() -> None:

@@ -100,7 +100,7 @@ class Classifiers:
     """How often each classifier is tested on its way, for its learning curve; nothing is chosen by it."""
     teacher: str | None = None
     """Teacher of the protocol "soft-label": a .safetensors or .pth file with the weights of `model` with batch norm,
-    its classes in the order of their labels. Default: one is trained on the real images."""
+    its classes in the order of their labels. It is tested first. Default: one is trained on the real images."""
     teacher_steps: Count = 2000
     """Optimiser steps of a teacher that is trained."""
     precision: Precision = "auto"

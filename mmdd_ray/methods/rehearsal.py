@@ -176,6 +176,8 @@ def _shortened(section: Any, folder: Path, limits: Limits) -> Any:
     if isinstance(section, Students | Classifiers):
         changes |= {"steps": STEPS, "learning_rates": section.learning_rates[:1], "looks": 0}
         changes |= {name: limits.of(getattr(section, name)) for name in _batches(section)}
+    if isinstance(section, Classifiers):
+        changes["teacher"] = None  # which the students below do not need
     if isinstance(section, Evaluation):
         changes |= {"val_split": None, "test_split": None, "val_image_root": None, "test_image_root": None}
         changes |= dict.fromkeys(_PROBES) | {"linear_probe": False}

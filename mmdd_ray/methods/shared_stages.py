@@ -12,7 +12,6 @@ from mmdd_ray.engine.settings_changes import resolved
 from mmdd_ray.evaluation.audit import audit_set, is_current_audit
 from mmdd_ray.evaluation.audited_set import AuditedSet
 from mmdd_ray.evaluation.compare import has_all
-from mmdd_ray.evaluation.labelled_sets import needs_teacher, train_teacher_stage
 from mmdd_ray.evaluation.report.words import AUDIT_STAGE
 from mmdd_ray.evaluation.sets import (
     compare_with_baselines,
@@ -21,6 +20,7 @@ from mmdd_ray.evaluation.sets import (
     read_coresets,
     save_coresets,
 )
+from mmdd_ray.evaluation.teachers import needs_teacher, prepare_teacher
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.matching.costs import moments_cost
@@ -209,7 +209,7 @@ def students_comparison(name: Callable[[Any], str]) -> Comparison[Any]:
 
 
 def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tuple[int, ...]]) -> Stage[Any]:
-    """The stage `teacher`, which trains one on the real images, where a protocol needs one and none is given.
+    """The stage `teacher`, where a protocol needs one: tests it, and first trains it if none is given.
 
     Args:
         classes: Labels of the data, ascending.
@@ -217,7 +217,7 @@ def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tupl
     return Stage(
         name="teacher",
         needs=needs,
-        run=lambda stage, context: train_teacher_stage(
+        run=lambda stage, context: prepare_teacher(
             stage, features_of(context), context.settings, classes(context)
         ),
         wanted=needs_teacher,

@@ -236,8 +236,10 @@ def evaluation_cost(
     )
 
 
-def teacher_cost(classifiers: Classifiers, evaluation: Evaluation) -> StageCost:
-    """The cost of training a teacher on the real images."""
+def teacher_cost(classifiers: Classifiers, evaluation: Evaluation) -> StageCost | None:
+    """The cost of training a teacher on the real images; None where one is given."""
+    if classifiers.teacher is not None:
+        return None
     return StageCost(
         units=classifiers.teacher_steps * classifiers.batch_images,
         unit="images",

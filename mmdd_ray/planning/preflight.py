@@ -146,7 +146,7 @@ def check_classifiers(settings: LabelledSettings) -> None:
         if not any(isinstance(one, LabelProtocol) and one.needs_teacher for one in protocols):
             raise UserError(
                 f"classifiers.teacher={redact(teacher)} is for soft labels; add soft-label to evaluation.protocols, or "
-                "leave it out"
+                "say --classifiers.teacher None"
             )
         store, name = folder_and_name(teacher)
         if not store.exists(name):

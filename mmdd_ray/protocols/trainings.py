@@ -26,6 +26,14 @@ def trainings(
     ]
 
 
+def label_trainings(
+    classifiers: Classifiers, evaluation: Evaluation
+) -> list[tuple[LabelProtocol, Classifiers]]:
+    """``trainings`` of classifiers."""
+    found = trainings(classifiers, evaluation)
+    return [(protocol, kind) for protocol, kind in found if isinstance(protocol, LabelProtocol)]
+
+
 def about_trainings(judged: Students | Classifiers, evaluation: Evaluation) -> list[dict[str, Any]]:
     """``name``, ``version`` and ``source`` of each protocol of a comparison, for a manifest."""
     kinds = [

@@ -14,6 +14,7 @@ from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.tasks.classifiers import evaluate_classifier, train_classifier
 from mmdd_ray.models.classifiers import build_classifier
 from mmdd_ray.protocols import label_protocol
+from mmdd_ray.protocols.soft_label import SOFT_LABEL
 from mmdd_ray.storage.store import folder_and_name
 
 RATE = 0.05
@@ -55,6 +56,11 @@ def train_teacher(
     )
     top_1 = evaluate_classifier(network, images, protocol)["top-1"]
     return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}, top_1
+
+
+def test_teacher(teacher: nn.Module, test: LabelledSet) -> float:
+    """Top-1 accuracy of the teacher on these images, in percent."""
+    return evaluate_classifier(teacher, test, SOFT_LABEL)["top-1"]
 
 
 def load_teacher(uri: str, settings: Classifiers, n_classes: int, device: str) -> nn.Module:

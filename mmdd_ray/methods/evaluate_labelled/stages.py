@@ -10,7 +10,7 @@ import ray
 from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.audited_set import AuditedSet
-from mmdd_ray.evaluation.labelled_sets import compare_classifiers
+from mmdd_ray.evaluation.compare_labelled import compare_classifiers
 from mmdd_ray.methods.evaluate_labelled.classes import DataClasses, all_classes, check_classes, templates
 from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, read_sets
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled

@@ -5,6 +5,7 @@ from dataclasses import replace
 from mmdd_ray.config import Data, Finetune, LabelledEvaluation
 from mmdd_ray.methods.preset_parts import (
     AUTOSCALING,
+    IMAGENET_RESNET_18,
     IMAGENETTE,
     IMAGENETTE_EVALUATION,
     IMAGENETTE_NAMES,
@@ -83,9 +84,11 @@ def imagenet1k() -> Vlcp:
         finetune=replace(small.finetune, steps=80_000, workers=8, accumulate=2, batch_pairs=64),
         prototypes=replace(small.prototypes, max_actors=64),
         synthesis=replace(small.synthesis, max_actors=64),
-        classifiers=replace(small.classifiers, model="resnet-18", steps=300_000),
+        # VLCP's figures of these classes are of soft labels
+        classifiers=replace(small.classifiers, model="resnet-18", steps=300_000, teacher=IMAGENET_RESNET_18),
         evaluation=replace(
             small.evaluation,
+            protocols=("equal-budget", "soft-label"),
             test="s3://YOUR-BUCKET/imagenet/val/",
             max_pairs=50_000,
         ),

@@ -11,10 +11,8 @@ from mmdd_ray.diffusion.synthesize import SampleRequest, draw, read_drawn
 from mmdd_ray.distilled.read import read_distilled
 from mmdd_ray.distilled.sample import Sample
 from mmdd_ray.engine.run_dir import LOSSES, StageDir, StageResult
-from mmdd_ray.evaluation.labelled_sets import (
-    compare_classifiers,
-    labelled_images,
-)
+from mmdd_ray.evaluation.compare_labelled import compare_classifiers
+from mmdd_ray.evaluation.labelled_sets import labelled_images
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.method import Context, Figures, Stage, Steps
 from mmdd_ray.methods.shared_stages import (
@@ -238,6 +236,7 @@ def _images(settings: Vlcp, source: Source) -> int:
 STEPS: Steps[Vlcp] = Steps(
     stages=(
         FEATURES,
+        teacher_stage(("features",), lambda context: tuple(one.label for one in _found_classes(context))),
         Stage(
             name="describe",
             needs=("features",),
@@ -305,7 +304,6 @@ STEPS: Steps[Vlcp] = Steps(
                 settings.synthesis, settings.finetune, _images(settings, source)
             ),
         ),
-        teacher_stage(("features", "describe"), lambda context: tuple(_texts(context).names)),
         audit_stage(_images),
     ),
     compare=classifiers_comparison(_compare, ("features", "describe", "export", "prompts")),

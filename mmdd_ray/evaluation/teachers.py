@@ -1,0 +1,166 @@
+"""The teacher of soft labels: the one that is given, or one that is trained on the real images; tested either way."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import ray
+from scipy.stats import binomtest
+
+from mmdd_ray.config import Classifiers, LabelledSettings
+from mmdd_ray.engine.cluster import actor_resources
+from mmdd_ray.engine.devices import device_with
+from mmdd_ray.engine.memory import out_of_memory
+from mmdd_ray.engine.progress import progress
+from mmdd_ray.engine.run_dir import MANIFEST, StageDir, StageResult
+from mmdd_ray.engine.seeds import derive_seed
+from mmdd_ray.errors import UserError
+from mmdd_ray.evaluation.bench import RETRIES
+from mmdd_ray.evaluation.labelled import LabelledSet
+from mmdd_ray.evaluation.labelled_sets import held_out_images, real_sets
+from mmdd_ray.evaluation.metrics import accuracy_chance
+from mmdd_ray.features.coresets import random_subset
+from mmdd_ray.features.rejects import RejectList
+from mmdd_ray.features.store import FeatureStore
+from mmdd_ray.protocols.trainings import label_trainings
+from mmdd_ray.storage.redact import redact
+from mmdd_ray.storage.store import Store
+
+WEIGHTS = "teacher.safetensors"
+SEED = 10**6  # far from those of students
+SURE = 0.05  # probability below which an accuracy is no chance
+
+
+def needs_teacher(settings: LabelledSettings) -> bool:
+    """Whether a protocol of the comparison needs a teacher."""
+    kinds = label_trainings(settings.classifiers, settings.evaluation)
+    return any(protocol.needs_teacher for protocol, _ in kinds)
+
+
+def prepare_teacher(
+    stage: StageDir, features: FeatureStore, settings: LabelledSettings, classes: tuple[int, ...]
+) -> StageResult:
+    """Trains a teacher on the real images where none is given, and tests it on the test images.
+
+    At most `evaluation.full_pairs` images train it; its weights are then in the stage's folder.
+
+    Raises:
+        UserError: The teacher that is given is of another network or of other classes, or knows the test images no
+            better than chance.
+    """
+    extra: dict[str, Any] = {}
+    weights, trained_on = settings.classifiers.teacher, 0
+    if weights is None:
+        found, images = len(features.addresses), settings.evaluation.full_pairs
+        rows = np.sort(random_subset(found, min(images, found), settings.run.seed))
+        ((_, real),) = real_sets(features, [("full", rows)], settings, classes)
+        weights, trained_on = stage.store.path(WEIGHTS), real.n_images
+        extra["training_top_1"] = _train_on(real, stage.store, settings)
+    test, _ = held_out_images(
+        "test",
+        settings.evaluation.sources(settings.data)["test"],
+        settings,
+        features,
+        classes,
+        RejectList(stage.store, None),  # the comparison lists them
+    )
+    resources = actor_resources(settings.evaluation.gpus_per_student)
+    tested = ray.remote(max_retries=RETRIES, **resources)(_test)
+    top_1: float = ray.get(
+        tested.remote(weights, settings.classifiers, ray.put(test), device_with(resources))
+    )
+    if settings.classifiers.teacher is not None:
+        _check_knows(settings.classifiers.teacher, top_1, test)
+    return StageResult(rows_in=trained_on, rows_out=1, extra=extra | {"test_top_1": top_1})
+
+
+def _train_on(images: LabelledSet, store: Store, settings: LabelledSettings) -> float:
+    """Writes the weights of a teacher of these images; gives its accuracy on them, in percent."""
+    resources = actor_resources(settings.evaluation.gpus_per_student)
+    train = ray.remote(max_retries=RETRIES, num_returns="streaming", **resources)(_train)
+    told: Any = train.remote(ray.put(images), settings.classifiers, settings.run.seed, device_with(resources))
+    trained: dict[str, Any] = {}
+    with progress("teacher", settings.classifiers.teacher_steps, "steps") as bar:
+        for one in told:
+            trained = ray.get(one)
+            bar.update(trained["steps"] - bar.n)
+    store.write_bytes(WEIGHTS, trained["weights"])
+    return float(trained["training_top_1"])
+
+
+def _train(images: LabelledSet, settings: Classifiers, seed: int, device: str) -> Iterator[dict[str, Any]]:
+    """How many `steps` are done, as they are; in the end with `weights` and their `training_top_1`."""
+    from safetensors.torch import save
+
+    from mmdd_ray.evaluation.tasks.teacher import train_teacher
+
+    done = SimpleQueue[int | None]()
+    own_seed = derive_seed(seed, SEED)
+    with out_of_memory("classifiers.batch_images"), ThreadPoolExecutor(1) as beside:
+        training = beside.submit(
+            train_teacher, images, settings, seed=own_seed, device=device, on_steps=done.put
+        )
+        training.add_done_callback(lambda _: done.put(None))
+        for steps in iter(done.get, None):
+            yield {"steps": steps}
+        weights, top_1 = training.result()
+    yield {"steps": settings.teacher_steps, "weights": save(weights), "training_top_1": top_1}
+
+
+def _test(weights: str, settings: Classifiers, test: LabelledSet, device: str) -> float:
+    """Top-1 accuracy of the teacher in percent."""
+    from mmdd_ray.evaluation.tasks.teacher import load_teacher, test_teacher
+
+    return test_teacher(load_teacher(weights, settings, len(test.classes), device), test)
+
+
+def _check_knows(teacher: str, top_1: float, test: LabelledSet) -> None:
+    chance, images = accuracy_chance(len(test.classes))["top-1"], test.n_images
+    right = round(images * top_1 / 100)
+    above = binomtest(right, images, chance / 100, alternative="greater").pvalue < SURE
+    if not above and 2 * right < images:  # a few images of two classes cannot show more than chance
+        raise UserError(
+            f"classifiers.teacher={redact(teacher)} names {top_1:.1f} % of the {images:,} test images rightly, and "
+            f"chance {chance:.1f} %: its classes are in another order than the labels of the data, or it is of other "
+            "classes; give the weights of a network whose outputs are the labels, ascending"
+        )
+
+
+def teacher_weights(prepared: Store, settings: Classifiers) -> str:
+    """File of the weights of the teacher.
+
+    Args:
+        prepared: Folder of the stage that `prepare_teacher` made.
+    """
+    return settings.teacher or prepared.path(WEIGHTS)
+
+
+def about_teacher(prepared: Store, settings: Classifiers) -> str:
+    """Which teacher it is and how good, as a report says it.
+
+    Args:
+        prepared: As for `teacher_weights`.
+    """
+    made = prepared.read_json(MANIFEST)
+    of_test = f"{made['extra']['test_top_1']:.1f} % of the test images rightly"
+    if settings.teacher:
+        return f"teacher: {redact(settings.teacher)}, which names {of_test}"
+    return (
+        f"teacher: trained by the run in {settings.teacher_steps:,} steps on {made['rows_in']:,} real images; names "
+        f"{made['extra']['training_top_1']:.1f} % of them and {of_test}"
+    )
+
+
+def name_teacher(found: Mapping[str, Any], about: str, settings: LabelledSettings) -> None:
+    """Adds the teacher to what was chosen under the protocols that have one.
+
+    Args:
+        found: The result of `compare`, which is changed.
+    """
+    kinds = label_trainings(settings.classifiers, settings.evaluation)
+    taught = {protocol.shown_name(kind.image_px) for protocol, kind in kinds if protocol.needs_teacher}
+    for panel in (found, *found["others"]):
+        if panel["protocol"]["name"] in taught:
+            panel["protocol"]["chosen"] += f"; {about}"
