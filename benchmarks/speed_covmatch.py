@@ -33,7 +33,8 @@ from mmdd_ray.engine.precision import autocast
 from mmdd_ray.matching.initial_pairs import start_from
 from mmdd_ray.matching.training import PairOptimizer, no_gradients_of
 from mmdd_ray.methods.covmatch.settings import Match
-from mmdd_ray.models.students import info_nce, load_student
+from mmdd_ray.models.pair_losses import info_nce
+from mmdd_ray.models.students import load_student
 
 PAIRS = {"tiny": 12, "cpu": 500, "gpu": 500}
 REAL = {"tiny": 16, "cpu": 1024, "gpu": 128}

@@ -23,7 +23,8 @@ from mmdd_ray.matching.initial_pairs import start_from
 from mmdd_ray.matching.objective import PairMoments
 from mmdd_ray.matching.training import PairOptimizer
 from mmdd_ray.methods.covmatch.settings import Match
-from mmdd_ray.models.students import DualEncoder, count_longer, info_nce, load_student
+from mmdd_ray.models.pair_losses import info_nce
+from mmdd_ray.models.students import DualEncoder, count_longer, load_student
 
 SETTINGS = Match(
     pairs=6,

@@ -15,7 +15,8 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.evaluation.tasks.students import evaluate_student, frozen_text_features, train_student
-from mmdd_ray.models.students import ImageEncoder, info_nce, load_student, load_text_encoder, pair_loss
+from mmdd_ray.models.pair_losses import info_nce, pair_loss
+from mmdd_ray.models.students import ImageEncoder, load_student, load_text_encoder
 
 PX = 32
 SETTINGS = Students(image_px=PX, embed_dim=32, steps=3, batch_pairs=8)

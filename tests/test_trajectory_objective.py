@@ -12,7 +12,7 @@ from mmdd_ray.methods.trajectory.objective import (
     train_on,
     trajectory_loss,
 )
-from mmdd_ray.models.students import info_nce, weighted_bce
+from mmdd_ray.models.pair_losses import info_nce, weighted_bce
 
 
 class Student(nn.Module):

@@ -34,7 +34,8 @@ from mmdd_ray.matching.objective import (
     micro_batches,
     pair_moments,
 )
-from mmdd_ray.models.students import DualEncoder, Tokens, info_nce
+from mmdd_ray.models.pair_losses import info_nce
+from mmdd_ray.models.students import DualEncoder, Tokens
 
 ENCODER_MOMENTUM = 0.9
 RealBatch = tuple[np.ndarray | Tensor, list[str]]

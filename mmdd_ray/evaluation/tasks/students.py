@@ -28,12 +28,12 @@ from mmdd_ray.evaluation.retrieval import retrieval_metrics
 from mmdd_ray.evaluation.tasks.task import Trained
 from mmdd_ray.evaluation.tasks.texts import Texts, texts_of
 from mmdd_ray.evaluation.tasks.trainer import descend, looking, reproducible
+from mmdd_ray.models.pair_losses import pair_loss
 from mmdd_ray.models.students import (
     ENCODE_ROWS,
     DualEncoder,
     load_student,
     load_text_encoder,
-    pair_loss,
 )
 from mmdd_ray.protocols import PairProtocol, pair_protocol
 from mmdd_ray.protocols.equal_budget import EQUAL_BUDGET

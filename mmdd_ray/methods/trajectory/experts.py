@@ -14,7 +14,8 @@ from mmdd_ray.evaluation.batches import batches, draw_shifts, shifted
 from mmdd_ray.evaluation.pairs import PairSet
 from mmdd_ray.methods.trajectory.objective import Embedding, Parameters
 from mmdd_ray.methods.trajectory.settings import Experts, Trajectories
-from mmdd_ray.models.students import ENCODE_ROWS, DualEncoder, info_nce, load_student
+from mmdd_ray.models.pair_losses import info_nce
+from mmdd_ray.models.students import ENCODE_ROWS, DualEncoder, load_student
 from mmdd_ray.protocols import PUBLISHED_FOR_PAIRS
 
 MEANS = ("student.image_mean", "student.text_mean")  # of the features of the pairs, which are no parameters

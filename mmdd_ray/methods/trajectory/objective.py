@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmdd_ray.models.students import DualEncoder, pair_loss
+from mmdd_ray.models.pair_losses import pair_loss
+from mmdd_ray.models.students import DualEncoder
 
 Parameters = dict[str, Tensor]
 Similarity = Literal["identity", "low-rank"]
