@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import ttest_ind
 
 from mmdd_ray.engine.run_dir import StageDir
+from mmdd_ray.evaluation.spread import spread
 from mmdd_ray.storage.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -42,3 +44,19 @@ def test_the_rates_of_the_best_trial_on_the_validation_photographs_are_taken(
         "Its rates are 0.02 for pixels and 0.01 for tokens, which had a mean recall of 9.0 on the photographs that "
         "choose; the other trials: rates 0.02 0.002 7.0, rates 0.1 0.002 8.0, rates 0.1 0.01 6.0."
     )
+
+
+def test_draws_of_other_seeds_are_not_paired() -> None:
+    learnt, drawn, once = (
+        [[8.0, 8.2], [7.4, 7.5], [7.9, 8.1]],
+        [[3.5, 3.3], [3.0, 3.2], [2.9, 3.2]],
+        [2.8, 3.1, 2.9],
+    )
+    scores = {"random-100": spread(drawn), "herding-100": spread([once]), "covmatch-100": spread(learnt)}
+    sets = {name: {"metrics": {"mean_recall": one}} for name, one in scores.items()}
+    told = flickr8k.beside({"sets": sets}, "covmatch-100")
+    means = [[sum(own) / 2 for own in draws] for draws in (learnt, drawn)]
+    low, high = ttest_ind(*means, equal_var=False).confidence_interval()
+    assert f"+4.7 (+{low:.1f} to +{high:.1f}) to random-100, over 3 draws" in told
+    low, high = ttest_ind(means[0], once, equal_var=False).confidence_interval()
+    assert f"(+{low:.1f} to +{high:.1f}) to herding-100, over 3 draws." in told

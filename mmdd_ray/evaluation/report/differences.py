@@ -85,17 +85,20 @@ class Compared:
     high: float
 
     @classmethod
-    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> "Compared":
+    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any], share_seeds: bool = True) -> "Compared":
         """Compares two scores, each as ``spread.spread`` gives it.
 
         Students of one draw have its luck in common, so a set that was drawn several times has one figure of each draw,
         the mean. Figures of one kind that are equally many are paired: by draw, or by the seed of the students.
         Otherwise, as beside a set that is drawn once, because it is always the same, the interval is Welch's.
+
+        Args:
+            share_seeds: Whether draws of one number have one seed, as those of a run have; others are not paired.
         """
         (kind, ours_K), (other, theirs_R) = map(_figures, (ours, theirs))
         over = DRAWS if DRAWS in (kind, other) else STUDENTS
         count = min(len(own) for own_kind, own in ((kind, ours_K), (other, theirs_R)) if own_kind == over)
-        if kind == other and len(ours_K) == len(theirs_R):
+        if kind == other and len(ours_K) == len(theirs_R) and (share_seeds or over == STUDENTS):
             paired = Paired.of(ours_K, theirs_R)
             return cls(over, count, True, lack_of(ours_K, theirs_R), paired.mean, paired.low, paired.high)
         if min(len(ours_K), len(theirs_R)) < LEAST:
