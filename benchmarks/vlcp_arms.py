@@ -95,7 +95,9 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
             needs.append(drawn)
     teacher = None
     if needs_teacher(settings):
-        teacher = run.stage("teacher", lambda stage: prepare_teacher(stage, made.features, settings, classes))
+        teacher = run.stage(
+            "teacher", lambda stage: prepare_teacher(stage, run.store, made.features, settings, classes)
+        )
         needs.append(teacher)
     if not has_all(run.store.child("evaluate"), settings.classifiers, settings.evaluation):
         run.reopen("evaluate")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from scipy import stats
 
 from mmdd_ray.cli.tools import compare
-from mmdd_ray.config import Data, Students
+from mmdd_ray.config import Classifiers, Data, Students
 from mmdd_ray.engine.run_dir import SETTINGS, RunDir, StageResult
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.beside_runs import compare_runs
+from mmdd_ray.evaluation.finished_run import FinishedRun
 from mmdd_ray.evaluation.metrics import METRICS, accuracy_chance, chance
 from mmdd_ray.evaluation.report.build import build_report
 from mmdd_ray.evaluation.report.comparison import check_out, comparison_html, comparison_table
@@ -334,6 +336,17 @@ def test_students_of_another_teacher_or_version_are_refused(tmp_path: Path) -> N
         UserError, match=r"the protocol's version or its teacher is soft-label 1, sha256:1 in"
     ):
         compare_runs(uris)
+
+
+def test_a_teacher_counts_where_classifiers_learn_from_it_alone() -> None:
+    def judged(protocol: dict[str, Any], teacher: str | None) -> dict[str, Any]:
+        classifiers = asdict(Classifiers(teacher=teacher))
+        report = {"task": "classification", "settings": {"classifiers": classifiers}, "protocol": protocol}
+        return dict(FinishedRun("a", "a", report, {}, {}).judged)
+
+    for published in (False, True):  # whose students have its checksum beside them
+        protocol = {"name": "hard-label", "version": 1, "published": published}
+        assert judged(protocol, "t.pth") == judged(protocol, None)
 
 
 def test_best_looks_stand_apart_and_are_called_so(tmp_path: Path) -> None:

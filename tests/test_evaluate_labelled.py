@@ -492,7 +492,7 @@ def test_a_teacher_is_tested_before_its_answers_are_learnt(tmp_path: Path) -> No
     made = run()
     assert made.returncode == 0, made.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    teacher = json.loads((tmp_path / "run" / "teacher" / "manifest.json").read_text())["extra"]
+    teacher = json.loads((tmp_path / "run" / "teacher" / "teacher.json").read_text())
     assert teacher["test_top_1"] > 80
     told = f"and {teacher['test_top_1']:.1f} % of the test images rightly"
     assert told in report["protocol"]["chosen"]

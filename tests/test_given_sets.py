@@ -46,6 +46,7 @@ from mmdd_ray.methods.evaluate.presets import PRESETS
 from mmdd_ray.methods.evaluate.reading import of_text_model, read_sets
 from mmdd_ray.methods.evaluate.settings import Evaluate
 from mmdd_ray.methods.evaluate.stages import STEPS
+from mmdd_ray.methods.evaluate_labelled.presets import local as labelled_local
 from mmdd_ray.methods.execute import run_stage
 from mmdd_ray.methods.method import Context
 from mmdd_ray.methods.named_sets import kind_of, named_sets
@@ -312,6 +313,15 @@ def test_sets_on_the_hub_are_read_at_the_commit_that_the_run_began_with(
     assert (
         [one.name for one in named_sets([f"{uri}@abc"])] == [one.name for one in named_sets([uri])] == ["n"]
     )
+
+
+def test_a_teacher_on_the_hub_is_held_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "pinned", lambda one, _: one.replace("/n/", "/n@abc/"))
+    settings = labelled_local()
+    given = replace(settings, classifiers=replace(settings.classifiers, teacher="hf://o/n/model.safetensors"))
+    found = commits.at_commits(given, Store(str(tmp_path)))
+    assert found.classifiers.teacher == "hf://o/n@abc/model.safetensors"
+    assert commits.at_commits(settings, Store(str(tmp_path))) is settings
 
 
 # ---- before a run

@@ -34,7 +34,7 @@ from mmdd_ray.evaluation.tasks.students import (
 from mmdd_ray.evaluation.tasks.teacher import load_teacher, train_teacher
 from mmdd_ray.evaluation.tasks.texts import texts_of
 from mmdd_ray.evaluation.tasks.trainer import descend
-from mmdd_ray.evaluation.teachers import _check_knows, _train, about_teacher, name_teacher
+from mmdd_ray.evaluation.teachers import _train, about_teacher, check_knows, is_current_teacher, name_teacher
 from mmdd_ray.methods.evaluate_labelled.presets import local
 from mmdd_ray.methods.vlcp.presets import imagenet1k as vlcp_imagenet1k
 from mmdd_ray.models.classifiers import build_classifier
@@ -478,8 +478,7 @@ def test_the_teacher_is_named_beside_what_was_chosen(tmp_path: Path) -> None:
     ]
 
     store = Store(str(tmp_path))
-    extra = {"training_top_1": 83.24, "test_top_1": 51.0}
-    store.write_json("manifest.json", {"rows_in": 4500, "extra": extra})
+    store.write_json("teacher.json", {"images": 4500, "training_top_1": 83.24, "test_top_1": 51.0})
     assert about_teacher(store, CLASSIFIERS) == (
         "teacher: trained by the run in 60 steps on 4,500 real images; names 83.2 % of them and 51.0 % of the test "
         "images rightly"
@@ -497,21 +496,44 @@ def test_the_teacher_is_named_beside_what_was_chosen(tmp_path: Path) -> None:
         (15, 100, 10, False),  # 7 % of the guesses are as good
         (16, 100, 10, True),  # 4 %
         (0, 100, 10, False),
-        (11, 24, 2, False),
+        (12, 24, 2, False),
+        (500, 1000, 2, False),
         (4, 4, 2, True),  # more cannot be asked of four images
+        (0, 4, 2, True),  # nor can these tell anything
         (3, 1000, 1000, False),
         (4, 1000, 1000, True),
     ],
 )
-def test_a_given_teacher_must_know_more_than_chance(right: int, of: int, classes: int, known: bool) -> None:
+def test_a_teacher_must_know_more_than_chance(right: int, of: int, classes: int, known: bool) -> None:
     test = LabelledSet(np.zeros((of, 1, 1, 3), np.uint8), np.arange(of) % classes, tuple(range(classes)))
+    given, top_1 = replace(CLASSIFIERS, teacher="t.pth"), 100 * right / of
     if known:
-        _check_knows("t.pth", 100 * right / of, test)
+        check_knows(given, top_1, test)
         return
+    with pytest.raises(UserError, match=rf"teacher=t.pth names {top_1:.1f} % of the {of:,} test images"):
+        check_knows(given, top_1, test)
     with pytest.raises(
-        UserError, match=rf"teacher=t.pth names {100 * right / of:.1f} % of the {of:,} test images"
+        UserError, match=r"classifiers.teacher_steps=60 trained names .*; raise them, or name"
     ):
-        _check_knows("t.pth", 100 * right / of, test)
+        check_knows(CLASSIFIERS, top_1, test)
+
+
+def test_a_teacher_whose_file_was_exchanged_is_tested_again(tmp_path: Path) -> None:
+    (tmp_path / "t.pth").write_bytes(b"one")
+    given = replace(local(), classifiers=replace(CLASSIFIERS, teacher=str(tmp_path / "t.pth")))
+    trained = replace(local(), classifiers=CLASSIFIERS)
+    folder = Store(str(tmp_path / "teacher"))
+    assert is_current_teacher(folder, given)  # nothing is done
+    folder.write_json("manifest.json", {})
+    assert not is_current_teacher(folder, trained)  # of a version that did not test
+    checksum = Store(str(tmp_path)).checksum("t.pth")
+    folder.write_json("teacher.json", {"given": checksum})
+    assert is_current_teacher(folder, given)
+    assert not is_current_teacher(folder, trained)
+    (tmp_path / "t.pth").write_bytes(b"two")
+    assert not is_current_teacher(folder, given)
+    folder.write_json("teacher.json", {"given": None})
+    assert is_current_teacher(folder, trained)
 
 
 def test_torchvisions_resnet_18_is_a_teacher_of_imagenet(tmp_path: Path) -> None:
@@ -548,7 +570,9 @@ def test_weights_of_another_network_are_no_teacher(tmp_path: Any) -> None:
     torch.save(other.state_dict(), tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     for name in ("other.pth", "text.pth"):
-        with pytest.raises(UserError, match=f"{name} does not hold the weights of convnet-3 with batch norm"):
+        with pytest.raises(
+            UserError, match=f"{name} does not hold the weights of convnet-3 with batch norm.*None to"
+        ):
             load_teacher(str(tmp_path / name), CLASSIFIERS, 3, "cpu")
     with pytest.raises(UserError, match="does not exist"):
         load_teacher(str(tmp_path / "none.pth"), CLASSIFIERS, 3, "cpu")

@@ -25,7 +25,7 @@ def test_all_draws_of_all_sets_are_judged_under_each_protocol(
         (tmp_path / name).symlink_to(resolve(model))
     asked = vlcp_tiny_imagenet.TinyImageNet(
         real_data / "tiny-imagenet32", tmp_path, tmp_path / "out", tmp_path, images_per_class=1, finetune_steps=2,
-        classifier_steps=2, teacher_steps=2, seeds=2, draws=2, protocols=("equal-budget", "soft-label"),
+        classifier_steps=2, teacher_steps=100, seeds=2, draws=2, protocols=("equal-budget", "soft-label"),
     )  # fmt: skip
     assert vlcp_tiny_imagenet.models_of(asked).image_px == 32
     equal = vlcp_tiny_imagenet.measure(asked)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from mmdd_ray.config.fields import Count, Essential, Positive, Precision, Rate, Weight
+from mmdd_ray.config.fields import Count, Essential, Positive, Precision, Rate, Weight, extending
 from mmdd_ray.errors import UserError
 
 
@@ -98,9 +98,10 @@ class Classifiers:
     """Share of the batches that are mixed by CutMix."""
     looks: Annotated[int, Ge(0)] = 0
     """How often each classifier is tested on its way, for its learning curve; nothing is chosen by it."""
-    teacher: str | None = None
+    teacher: str | None = extending(None)
     """Teacher of the protocol "soft-label": a .safetensors or .pth file with the weights of `model` with batch norm,
-    its classes in the order of their labels. It is tested first. Default: one is trained on the real images."""
+    its classes in the order of their labels. It is tested first. Default: one is trained on the real images. A finished
+    run takes one on."""
     teacher_steps: Count = 2000
     """Optimiser steps of a teacher that is trained."""
     precision: Precision = "auto"

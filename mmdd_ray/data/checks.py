@@ -46,10 +46,7 @@ def check_data(data: Data, evaluation: Evaluation, *, labelled: bool = False) ->
             if missing := listings[setting].missing:
                 raise UserError(f"data.uri={source.uri}: {missing[0]} is not there; correct the range")
         except UserError as error:
-            sentence = str(error).replace("data.uri", setting)
-            for own in ("split", "image_root"):  # the other settings of the source are those of data
-                sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
-            sentence = sentence.replace(f"{name}_split=train,", f"{name}_split={name},")
+            sentence = said_of(setting, error).replace(f"{name}_split=train,", f"{name}_split={name},")
             raise UserError(sentence if sentence.startswith(setting) else f"{setting}: {sentence}") from error
         advice = _apart(setting, source, data)
         _refuse_common(setting, source, listings[setting].shards, data, training.shards, advice=advice)
@@ -82,10 +79,7 @@ def _check_zero_shot(data: Data, evaluation: Evaluation, training: Sequence[Shar
             source.uri, evaluation.zero_shot_names, listing.classes, shared, is_whole=False
         )
     except UserError as error:
-        sentence = str(error).replace("data.uri", setting)
-        for own in ("split", "image_root"):  # the other settings of the source are those of data
-            sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
-        raise UserError(sentence) from error
+        raise UserError(said_of(setting, error)) from error
     _refuse_common(setting, source, listing.shards, data, training)
     examples = ", ".join(list(names.values())[:3])
     return {setting: [*listing.says, f"classes are called {examples}, …"]}
@@ -145,9 +139,7 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
         if listing.missing:
             raise UserError(f"data.uri={given.uri}: {listing.missing[0]} is not there; correct the range")
     except UserError as error:
-        sentence = str(error).replace("data.uri", setting)
-        for own in ("split", "image_root"):  # the other settings of the source are those of data
-            sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
+        sentence = said_of(setting, error)
         if sentence.startswith("none of data.caption_columns"):
             columns = " ".join([*data.caption_columns, "NAME"])
             sentence += (
@@ -164,6 +156,17 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
         named = f"{setting}={given.uri}"
         _refuse_common(named, given, listing.shards, source, held_out, f"evaluation.{part}", advice)
     return listing.says
+
+
+def said_of(setting: str, error: UserError) -> str:
+    """A sentence about the source that the settings of the data name, about that of another setting.
+
+    Its split and its images have settings of their own; all others are those of the data.
+    """
+    sentence = str(error).replace("data.uri", setting)
+    for own in ("split", "image_root"):
+        sentence = sentence.replace(f"data.{own}", f"{setting}_{own}")
+    return sentence
 
 
 def check_source(data: Data, labelled: bool) -> Listing:

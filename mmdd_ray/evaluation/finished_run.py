@@ -27,9 +27,9 @@ OF_PUBLISHED = (
     "model",
     "width",
     "precision",
-    "teacher",
 )
-"""Settings of students that count under a published protocol; all others are the protocol's."""
+"""Settings of students that count under a published protocol; all others are the protocol's. The checksum of a teacher
+is beside each student that learnt from it."""
 WITHOUT_EFFECT = ("looks", "teacher", "teacher_steps")
 """Settings that change nothing of the last figures under "equal-budget"."""
 

@@ -22,13 +22,14 @@ from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.labelled_sets import held_out_images, real_sets
 from mmdd_ray.evaluation.metrics import accuracy_chance
 from mmdd_ray.features.coresets import random_subset
-from mmdd_ray.features.rejects import RejectList
+from mmdd_ray.features.rejects import REJECTS, RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.protocols.trainings import label_trainings
 from mmdd_ray.storage.redact import redact
-from mmdd_ray.storage.store import Store
+from mmdd_ray.storage.store import Store, folder_and_name
 
 WEIGHTS = "teacher.safetensors"
+ABOUT = "teacher.json"
 SEED = 10**6  # far from those of students
 SURE = 0.05  # probability below which an accuracy is no chance
 
@@ -39,41 +40,58 @@ def needs_teacher(settings: LabelledSettings) -> bool:
     return any(protocol.needs_teacher for protocol, _ in kinds)
 
 
+def is_current_teacher(folder: Store, settings: LabelledSettings) -> bool:
+    """Whether the stage that this is the folder of tested the teacher that is given now; also where it is not done."""
+    if not folder.exists(MANIFEST):
+        return True
+    return folder.exists(ABOUT) and folder.read_json(ABOUT)["given"] == _checksum(settings.classifiers)
+
+
+def _checksum(settings: Classifiers) -> str | None:
+    """That of the teacher's file, if one is given."""
+    if settings.teacher is None:
+        return None
+    store, name = folder_and_name(settings.teacher)
+    return store.checksum(name)
+
+
 def prepare_teacher(
-    stage: StageDir, features: FeatureStore, settings: LabelledSettings, classes: tuple[int, ...]
+    stage: StageDir,
+    run: Store,
+    features: FeatureStore,
+    settings: LabelledSettings,
+    classes: tuple[int, ...],
 ) -> StageResult:
     """Trains a teacher on the real images where none is given, and tests it on the test images.
 
     At most `evaluation.full_pairs` images train it; its weights are then in the stage's folder.
 
+    Args:
+        run: The run directory, whose rejects.parquet takes the refused test rows if there are too many.
+
     Raises:
-        UserError: The teacher that is given is of another network or of other classes, or knows the test images no
-            better than chance.
+        UserError: The teacher is of another network or of other classes, or knows the test images no better than
+            chance; or more test rows were refused than `data.max_reject_ratio` allows.
     """
-    extra: dict[str, Any] = {}
-    weights, trained_on = settings.classifiers.teacher, 0
-    if weights is None:
-        found, images = len(features.addresses), settings.evaluation.full_pairs
-        rows = np.sort(random_subset(found, min(images, found), settings.run.seed))
-        ((_, real),) = real_sets(features, [("full", rows)], settings, classes)
-        weights, trained_on = stage.store.path(WEIGHTS), real.n_images
-        extra["training_top_1"] = _train_on(real, stage.store, settings)
-    test, _ = held_out_images(
-        "test",
-        settings.evaluation.sources(settings.data)["test"],
-        settings,
-        features,
-        classes,
-        RejectList(stage.store, None),  # the comparison lists them
-    )
+    source = settings.evaluation.sources(settings.data)["test"]
+    listed = RejectList(stage.store, run)
+    test, _ = held_out_images("test", source, settings, features, classes, listed)
+    stage.store.remove(REJECTS)  # of an earlier attempt; the comparison lists these rows
+    about: dict[str, Any] = {"given": _checksum(settings.classifiers)}
+    if settings.classifiers.teacher is None:
+        found, most = len(features.addresses), settings.evaluation.full_pairs
+        rows = np.sort(random_subset(found, min(most, found), settings.run.seed))
+        ((_, images),) = real_sets(features, [("full", rows)], settings, classes)
+        about["images"], about["training_top_1"] = images.n_images, _train_on(images, stage.store, settings)
+    weights = teacher_weights(stage.store, settings.classifiers)
     resources = actor_resources(settings.evaluation.gpus_per_student)
     tested = ray.remote(max_retries=RETRIES, **resources)(_test)
-    top_1: float = ray.get(
+    about["test_top_1"] = ray.get(
         tested.remote(weights, settings.classifiers, ray.put(test), device_with(resources))
     )
-    if settings.classifiers.teacher is not None:
-        _check_knows(settings.classifiers.teacher, top_1, test)
-    return StageResult(rows_in=trained_on, rows_out=1, extra=extra | {"test_top_1": top_1})
+    check_knows(settings.classifiers, about["test_top_1"], test)
+    stage.store.write_json(ABOUT, about)
+    return StageResult(rows_in=about.get("images", 0) + test.n_images, rows_out=1)
 
 
 def _train_on(images: LabelledSet, store: Store, settings: LabelledSettings) -> float:
@@ -116,16 +134,35 @@ def _test(weights: str, settings: Classifiers, test: LabelledSet, device: str) -
     return test_teacher(load_teacher(weights, settings, len(test.classes), device), test)
 
 
-def _check_knows(teacher: str, top_1: float, test: LabelledSet) -> None:
-    chance, images = accuracy_chance(len(test.classes))["top-1"], test.n_images
-    right = round(images * top_1 / 100)
-    above = binomtest(right, images, chance / 100, alternative="greater").pvalue < SURE
-    if not above and 2 * right < images:  # a few images of two classes cannot show more than chance
+def check_knows(settings: Classifiers, top_1: float, test: LabelledSet) -> None:
+    """Refuses a teacher that knows no more than chance, as far as so many test images can tell.
+
+    Args:
+        top_1: Its accuracy on `test` in percent.
+
+    Raises:
+        UserError: An accuracy as good has a probability of `SURE` or more where all answers are guesses.
+    """
+    images, chance = test.n_images, accuracy_chance(len(test.classes))["top-1"]
+
+    def is_luck(right: int) -> bool:
+        return bool(binomtest(right, images, chance / 100, alternative="greater").pvalue >= SURE)
+
+    if is_luck(images) or not is_luck(
+        round(images * top_1 / 100)
+    ):  # the first, where they are too few to tell
+        return
+    told = f"{top_1:.1f} % of the {images:,} test images rightly, and chance {chance:.1f} %"
+    if settings.teacher is None:
         raise UserError(
-            f"classifiers.teacher={redact(teacher)} names {top_1:.1f} % of the {images:,} test images rightly, and "
-            f"chance {chance:.1f} %: its classes are in another order than the labels of the data, or it is of other "
-            "classes; give the weights of a network whose outputs are the labels, ascending"
+            f"the teacher that classifiers.teacher_steps={settings.teacher_steps} trained names {told}; raise them, or "
+            "name a teacher as classifiers.teacher"
         )
+    raise UserError(
+        f"classifiers.teacher={redact(settings.teacher)} names {told}: its classes are in another order than the "
+        "labels of the data, or it is of other classes; give the weights of a network whose outputs are the labels, "
+        "ascending"
+    )
 
 
 def teacher_weights(prepared: Store, settings: Classifiers) -> str:
@@ -143,13 +180,13 @@ def about_teacher(prepared: Store, settings: Classifiers) -> str:
     Args:
         prepared: As for `teacher_weights`.
     """
-    made = prepared.read_json(MANIFEST)
-    of_test = f"{made['extra']['test_top_1']:.1f} % of the test images rightly"
+    about = prepared.read_json(ABOUT)
+    of_test = f"{about['test_top_1']:.1f} % of the test images rightly"
     if settings.teacher:
         return f"teacher: {redact(settings.teacher)}, which names {of_test}"
     return (
-        f"teacher: trained by the run in {settings.teacher_steps:,} steps on {made['rows_in']:,} real images; names "
-        f"{made['extra']['training_top_1']:.1f} % of them and {of_test}"
+        f"teacher: trained by the run in {settings.teacher_steps:,} steps on {about['images']:,} real images; names "
+        f"{about['training_top_1']:.1f} % of them and {of_test}"
     )
 
 

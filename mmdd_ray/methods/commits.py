@@ -1,4 +1,4 @@
-"""Data of a run that lie on the Hugging Face hub, held at the commits that they had when it began."""
+"""Data and teachers of a run that lie on the Hugging Face hub, held at the commits that they had when it began."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,15 @@ from mmdd_ray.storage.store import Store
 COMMITS = "commits.json"
 """In the run directory: commits by repository and revision."""
 TESTED = ("val", "test", "zero_shot", "compositional")
-URIS = {"data": ("uri", "image_root"), "evaluation": (*TESTED, *(f"{part}_image_root" for part in TESTED))}
+URIS = {
+    "data": ("uri", "image_root"),
+    "evaluation": (*TESTED, *(f"{part}_image_root" for part in TESTED)),
+    "classifiers": ("teacher",),
+}
 
 
 def at_commits(settings: Any, run: Store) -> Any:
-    """The same settings with the commits in the ``hf://`` URIs of their data, which the run directory keeps.
+    """The same settings with the commits in their ``hf://`` URIs, which the run directory keeps.
 
     So all stages read the same data, also when the run is resumed after the repository has changed.
 

@@ -20,7 +20,7 @@ from mmdd_ray.evaluation.sets import (
     read_coresets,
     save_coresets,
 )
-from mmdd_ray.evaluation.teachers import needs_teacher, prepare_teacher
+from mmdd_ray.evaluation.teachers import is_current_teacher, needs_teacher, prepare_teacher
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.matching.costs import moments_cost
@@ -218,9 +218,10 @@ def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tupl
         name="teacher",
         needs=needs,
         run=lambda stage, context: prepare_teacher(
-            stage, features_of(context), context.settings, classes(context)
+            stage, context.run.store, features_of(context), context.settings, classes(context)
         ),
         wanted=needs_teacher,
+        is_current=lambda context: is_current_teacher(context.run.store.child("teacher"), context.settings),
         cost=lambda settings, source: teacher_cost(settings.classifiers, settings.evaluation),
         shared=True,
     )

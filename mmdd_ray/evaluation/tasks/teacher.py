@@ -77,12 +77,14 @@ def load_teacher(uri: str, settings: Classifiers, n_classes: int, device: str) -
         raise UserError(f"classifiers.teacher={uri} does not exist; name a file of weights")
     network = build_classifier(settings, n_classes, "batch")
     try:
-        network.load_state_dict(_state(store.read_bytes(name), name))
+        network.load_state_dict(_state(store.fetch(name).read_bytes(), name))
     except Exception as error:  # torch and safetensors raise what they like for foreign files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # torch's first line is only that there are errors
+        reason = " ".join((str(error).strip() or type(error).__name__).split())
         raise UserError(
             f"classifiers.teacher={uri} does not hold the weights of {settings.model} with batch norm for "
-            f"{n_classes} classes at {settings.image_px} px ({reason[:200]})"
+            f"{n_classes} classes at {settings.image_px} px ({reason[:200]}); name another file, or say "
+            "--classifiers.teacher None to have one trained on the real images"
         ) from error
     return network.to(device).eval().requires_grad_(False)
 
