@@ -372,7 +372,8 @@ def beside(found: dict[str, Any], ours: str) -> str:
     told = []
     for name in (name for name in scores if name not in (ours, "full")):
         # random pairs are drawn by other seeds than pairs are learnt by
-        one = Compared.of(scores[ours], scores[name], share_seeds=False)
+        compare_scores = Compared.unpaired if "draw_means" in scores[ours] else Compared.of
+        one = compare_scores(scores[ours], scores[name])
         words = over_words({"over": one.over, "paired": one.paired})
         told.append(f"{signed(one.mean)} ({interval(one.interval())}) to {name}, over {one.count} {words}")
     return f"Mean recall of {ours}, differences with their 95 % intervals: {'; '.join(told)}."

@@ -10,7 +10,7 @@ from mmdd_ray.engine.run_dir import RunDir, StageDir, StageResult
 from mmdd_ray.evaluation.compare import has_all
 from mmdd_ray.evaluation.compare_labelled import compare_classifiers
 from mmdd_ray.evaluation.labelled_sets import labelled_images
-from mmdd_ray.evaluation.teachers import needs_teacher, prepare_teacher
+from mmdd_ray.evaluation.teachers import TEACHER_STAGE, is_current_teacher, needs_teacher, prepare_teacher
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.methods.vlcp import stages
@@ -93,12 +93,13 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
             labelled = labelled_images(images, labels, classes, settings.classifiers.image_px)
             sets.setdefault(name, []).append(ray.put(labelled))
             needs.append(drawn)
-    teacher = None
     if needs_teacher(settings):
-        teacher = run.stage(
-            "teacher", lambda stage: prepare_teacher(stage, run.store, made.features, settings, classes)
+        if not is_current_teacher(run.store.child(TEACHER_STAGE), settings):
+            run.store.remove(TEACHER_STAGE)
+        run.stage(
+            TEACHER_STAGE,
+            lambda stage: prepare_teacher(stage, run.store, made.features, settings, classes),
         )
-        needs.append(teacher)
     if not has_all(run.store.child("evaluate"), settings.classifiers, settings.evaluation):
         run.reopen("evaluate")
     return run.stage(
@@ -112,7 +113,6 @@ def judge(run: RunDir, made: Prepared, settings: Vlcp) -> StageDir:
             run.store,
             per_class=settings.prototypes.images_per_class,
             captioned=settings.describe.source == "captions",
-            teacher=teacher.store if teacher else None,
         ),
         needs,
     )

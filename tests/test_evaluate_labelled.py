@@ -511,6 +511,15 @@ def test_a_teacher_is_tested_before_its_answers_are_learnt(tmp_path: Path) -> No
     assert "its classes are in another order" in message
     assert not (tmp_path / "other" / "evaluate").exists()
 
+    save_file(weights, tmp_path / "right.safetensors")
+    taken = run("--classifiers.teacher", str(tmp_path / "right.safetensors"))
+    assert taken.returncode == 0, taken.stderr[-3000:]
+    assert "evaluate     continues" in taken.stdout  # whose students had this very teacher
+    chosen = json.loads((tmp_path / "run" / "report.json").read_text())["protocol"]["chosen"]
+    assert (
+        f"right.safetensors, which names {teacher['test_top_1']:.1f} % of the test images rightly" in chosen
+    )
+
 
 def test_the_folders_of_a_distilled_set_are_sorted_as_its_labels(tmp_path: Path) -> None:
     names = {0: "zebra", 7: "owl", 12: "a/b c"}

@@ -102,8 +102,8 @@ class Classifiers:
     """Teacher of the protocol "soft-label": a .safetensors or .pth file with the weights of `model` with batch norm,
     its classes in the order of their labels. It is tested first. Default: one is trained on the real images. A finished
     run takes one on."""
-    teacher_steps: Count = 2000
-    """Optimiser steps of a teacher that is trained."""
+    teacher_steps: Count = extending(2000)
+    """Optimiser steps of a teacher that is trained. A finished run takes another number on."""
     precision: Precision = "auto"
     """Precision of matrix products and convolutions in training; "auto" is bfloat16 on GPUs and on CPUs with units for
     it, and float32 on others."""

@@ -159,9 +159,9 @@ def check_given(given: Data, setting: str, data: Data, evaluation: Evaluation) -
 
 
 def said_of(setting: str, error: UserError) -> str:
-    """A sentence about the source that the settings of the data name, about that of another setting.
+    """The sentence of an error, with the settings of the data renamed to those of ``setting``.
 
-    Its split and its images have settings of their own; all others are those of the data.
+    A source has its own settings for its split and its images; all others are those of the data.
     """
     sentence = str(error).replace("data.uri", setting)
     for own in ("split", "image_root"):

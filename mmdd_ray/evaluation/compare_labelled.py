@@ -12,7 +12,7 @@ from mmdd_ray.engine.run_dir import StageDir, StageResult
 from mmdd_ray.evaluation.compare import EVALUATION, compare, count_students
 from mmdd_ray.evaluation.held_out import HeldOut, common_images
 from mmdd_ray.evaluation.labelled_sets import PerClass, held_out_images, real_rows, real_sets
-from mmdd_ray.evaluation.teachers import about_teacher, name_teacher, teacher_weights
+from mmdd_ray.evaluation.teachers import ABOUT, TEACHER_STAGE, about_teacher, name_teacher, needs_teacher
 from mmdd_ray.features.rejects import RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.protocols.trainings import label_trainings
@@ -29,7 +29,6 @@ def compare_classifiers(
     *,
     per_class: PerClass,
     captioned: bool,
-    teacher: Store | None = None,
     about: Mapping[str, Mapping[str, Any]] | None = None,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> StageResult:
@@ -41,8 +40,8 @@ def compare_classifiers(
         per_class: Images of each class in a coreset.
         captioned: Whether clip-score compares images with their first captions, or with the templates.
         draws: Settings of each draw, with the baselines that it has of its own. Classifiers are those of the first.
-        run_store: The run directory, whose rejects.parquet takes the refused validation and test rows.
-        teacher: Folder of the stage `teacher`, where a protocol needs one.
+        run_store: The run directory, whose rejects.parquet takes the refused validation and test rows, and whose stage
+            `teacher` is done where a protocol needs one.
         about: By the name of a set that was given, where it is from and how it was read, for the report.
         images: By the name of a given set, its images (N, px, px, 3) uint8, which are looked for among validation and
             test images.
@@ -65,13 +64,18 @@ def compare_classifiers(
     sets: dict[str, Any] = {**synthetic}
     for name, labelled in real_sets(features, real, settings, classes):
         sets.setdefault(name, []).append(ray.put(labelled))
-    weights = teacher_weights(teacher, settings.classifiers) if teacher else None
+    weights, teacher = None, None
+    if needs_teacher(settings):
+        prepared = run_store.child(TEACHER_STAGE)
+        teacher = prepared.read_json(ABOUT)
+        weights = prepared.path(teacher["weights"])
     found = compare(
         sets, val, test, settings.classifiers, settings.evaluation, settings.run.seed, stage, weights
     )
     if teacher:
         name_teacher(found, about_teacher(teacher, settings.classifiers), settings)
-    stage.store.write_json(EVALUATION, found | {"held_out": found_in, "given": dict(about or {})})
+    told = {"held_out": found_in, "given": dict(about or {}), "teacher": teacher and teacher["made_from"]}
+    stage.store.write_json(EVALUATION, found | told)
     return StageResult(
         rows_in=sum(one["images"] for one in found["sets"].values()) + val.n_images + test.n_images,
         rows_out=count_students(found),

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from math import comb
 
+from scipy.special import bdtrc
+
 RANKS = (1, 5, 10)
 TOPS = (1, 5)
 METRICS = {
@@ -14,6 +16,7 @@ MAIN_METRIC = {"retrieval": "mean_recall", "classification": "top-1"}
 """The one that decides, and that charts show."""
 ZERO_SHOT = "zero-shot/{}"
 """Name of a metric of zero-shot classification, by that of classification."""
+LUCK = 0.05
 LINEAR_PROBE = "linear-probe"
 COMPOSITIONAL = "compositional"
 """Mean over the kinds of negatives, and the first part of the name of each kind's metric."""
@@ -58,3 +61,13 @@ def with_mean_recall(ir: dict[str, float], tr: dict[str, float]) -> dict[str, fl
 def accuracy_chance(n_classes: int) -> dict[str, float]:
     """Expected score of a random order of the classes, in percent."""
     return {f"top-{k}": 100 * min(k, n_classes) / n_classes for k in TOPS}
+
+
+def is_above_chance(top_1: float, images: int, n_classes: int) -> bool:
+    """Whether an accuracy, in percent, is no luck: guesses reach it with a probability below `LUCK` (binomial).
+
+    True also where so few images could not tell even if all were named rightly.
+    """
+    right = round(images * top_1 / 100)
+    luck, least = (float(bdtrc(hits - 1, images, 1 / n_classes)) for hits in (right, images))
+    return luck < LUCK or least >= LUCK

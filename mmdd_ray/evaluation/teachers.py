@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from scipy.stats import binomtest
 
 from mmdd_ray.config import Classifiers, LabelledSettings
 from mmdd_ray.engine.cluster import actor_resources
@@ -18,9 +17,10 @@ from mmdd_ray.engine.run_dir import MANIFEST, StageDir, StageResult
 from mmdd_ray.engine.seeds import derive_seed
 from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.bench import RETRIES
+from mmdd_ray.evaluation.compare import EVALUATION
 from mmdd_ray.evaluation.labelled import LabelledSet
 from mmdd_ray.evaluation.labelled_sets import held_out_images, real_sets
-from mmdd_ray.evaluation.metrics import accuracy_chance
+from mmdd_ray.evaluation.metrics import accuracy_chance, is_above_chance
 from mmdd_ray.features.coresets import random_subset
 from mmdd_ray.features.rejects import REJECTS, RejectList
 from mmdd_ray.features.store import FeatureStore
@@ -28,10 +28,10 @@ from mmdd_ray.protocols.trainings import label_trainings
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import Store, folder_and_name
 
-WEIGHTS = "teacher.safetensors"
+TEACHER_STAGE = "teacher"
+WEIGHTS, GIVEN_WEIGHTS = "teacher.safetensors", "teacher.pth"
 ABOUT = "teacher.json"
 SEED = 10**6  # far from those of students
-SURE = 0.05  # probability below which an accuracy is no chance
 
 
 def needs_teacher(settings: LabelledSettings) -> bool:
@@ -41,18 +41,25 @@ def needs_teacher(settings: LabelledSettings) -> bool:
 
 
 def is_current_teacher(folder: Store, settings: LabelledSettings) -> bool:
-    """Whether the stage that this is the folder of tested the teacher that is given now; also where it is not done."""
+    """Whether the finished stage has the teacher that the settings ask for; True where the stage is not finished."""
     if not folder.exists(MANIFEST):
         return True
-    return folder.exists(ABOUT) and folder.read_json(ABOUT)["given"] == _checksum(settings.classifiers)
+    return folder.exists(ABOUT) and folder.read_json(ABOUT)["made_from"] == _origin(settings.classifiers)
 
 
-def _checksum(settings: Classifiers) -> str | None:
-    """That of the teacher's file, if one is given."""
+def _origin(settings: Classifiers) -> str:
+    """What the teacher depends on: the content of the given file, or the steps of a training."""
     if settings.teacher is None:
-        return None
+        return f"{settings.teacher_steps} steps"
     store, name = folder_and_name(settings.teacher)
     return store.checksum(name)
+
+
+def has_teacher(folder: Store, settings: LabelledSettings) -> bool:
+    """Whether the comparison that a folder holds, if any, has the teacher that the settings ask for."""
+    if not folder.exists(EVALUATION) or not needs_teacher(settings):
+        return True
+    return bool(folder.read_json(EVALUATION).get("teacher") == _origin(settings.classifiers))
 
 
 def prepare_teacher(
@@ -62,9 +69,9 @@ def prepare_teacher(
     settings: LabelledSettings,
     classes: tuple[int, ...],
 ) -> StageResult:
-    """Trains a teacher on the real images where none is given, and tests it on the test images.
+    """Copies the given teacher, or trains one on the real images, into the stage's folder and tests it.
 
-    At most `evaluation.full_pairs` images train it; its weights are then in the stage's folder.
+    At most `evaluation.full_pairs` images train it; it is tested on the test images.
 
     Args:
         run: The run directory, whose rejects.parquet takes the refused test rows if there are too many.
@@ -73,23 +80,26 @@ def prepare_teacher(
         UserError: The teacher is of another network or of other classes, or knows the test images no better than
             chance; or more test rows were refused than `data.max_reject_ratio` allows.
     """
-    source = settings.evaluation.sources(settings.data)["test"]
-    listed = RejectList(stage.store, run)
-    test, _ = held_out_images("test", source, settings, features, classes, listed)
+    classifiers, source = settings.classifiers, settings.evaluation.sources(settings.data)["test"]
+    test, _ = held_out_images("test", source, settings, features, classes, RejectList(stage.store, run))
     stage.store.remove(REJECTS)  # of an earlier attempt; the comparison lists these rows
-    about: dict[str, Any] = {"given": _checksum(settings.classifiers)}
-    if settings.classifiers.teacher is None:
+    about: dict[str, Any] = {"made_from": _origin(classifiers)}
+    if classifiers.teacher is None:
         found, most = len(features.addresses), settings.evaluation.full_pairs
         rows = np.sort(random_subset(found, min(most, found), settings.run.seed))
         ((_, images),) = real_sets(features, [("full", rows)], settings, classes)
-        about["images"], about["training_top_1"] = images.n_images, _train_on(images, stage.store, settings)
-    weights = teacher_weights(stage.store, settings.classifiers)
+        about |= {"weights": WEIGHTS, "images": images.n_images}
+        about["training_top_1"] = _train_on(images, stage.store, settings)
+    else:  # students learn from the very file that was tested, whatever becomes of the other one
+        store, name = folder_and_name(classifiers.teacher)
+        about["weights"] = WEIGHTS if name.endswith(".safetensors") else GIVEN_WEIGHTS
+        stage.store.write_bytes(about["weights"], store.read_bytes(name))
     resources = actor_resources(settings.evaluation.gpus_per_student)
-    tested = ray.remote(max_retries=RETRIES, **resources)(_test)
-    about["test_top_1"] = ray.get(
-        tested.remote(weights, settings.classifiers, ray.put(test), device_with(resources))
-    )
-    check_knows(settings.classifiers, about["test_top_1"], test)
+    test_top_1 = ray.remote(max_retries=RETRIES, **resources)(_test_top_1)
+    weights, device = stage.store.path(about["weights"]), device_with(resources)
+    about["test_top_1"] = ray.get(test_top_1.remote(weights, classifiers, ray.put(test), device))
+    if not is_above_chance(about["test_top_1"], test.n_images, len(test.classes)):
+        raise UserError(_no_use(classifiers, about["test_top_1"], test))
     stage.store.write_json(ABOUT, about)
     return StageResult(rows_in=about.get("images", 0) + test.n_images, rows_out=1)
 
@@ -127,60 +137,35 @@ def _train(images: LabelledSet, settings: Classifiers, seed: int, device: str) -
     yield {"steps": settings.teacher_steps, "weights": save(weights), "training_top_1": top_1}
 
 
-def _test(weights: str, settings: Classifiers, test: LabelledSet, device: str) -> float:
+def _test_top_1(weights: str, settings: Classifiers, test: LabelledSet, device: str) -> float:
     """Top-1 accuracy of the teacher in percent."""
-    from mmdd_ray.evaluation.tasks.teacher import load_teacher, test_teacher
+    from mmdd_ray.evaluation.tasks.teacher import load_teacher, teacher_accuracy
 
-    return test_teacher(load_teacher(weights, settings, len(test.classes), device), test)
+    return teacher_accuracy(load_teacher(weights, settings, len(test.classes), device), test)
 
 
-def check_knows(settings: Classifiers, top_1: float, test: LabelledSet) -> None:
-    """Refuses a teacher that knows no more than chance, as far as so many test images can tell.
-
-    Args:
-        top_1: Its accuracy on `test` in percent.
-
-    Raises:
-        UserError: An accuracy as good has a probability of `SURE` or more where all answers are guesses.
-    """
-    images, chance = test.n_images, accuracy_chance(len(test.classes))["top-1"]
-
-    def is_luck(right: int) -> bool:
-        return bool(binomtest(right, images, chance / 100, alternative="greater").pvalue >= SURE)
-
-    if is_luck(images) or not is_luck(
-        round(images * top_1 / 100)
-    ):  # the first, where they are too few to tell
-        return
-    told = f"{top_1:.1f} % of the {images:,} test images rightly, and chance {chance:.1f} %"
+def _no_use(settings: Classifiers, top_1: float, test: LabelledSet) -> str:
+    """Why a teacher that knows no more than chance is refused."""
+    chance = accuracy_chance(len(test.classes))["top-1"]
+    told = f"{top_1:.1f} % of the {test.n_images:,} test images rightly, and chance {chance:.1f} %"
     if settings.teacher is None:
-        raise UserError(
-            f"the teacher that classifiers.teacher_steps={settings.teacher_steps} trained names {told}; raise them, or "
-            "name a teacher as classifiers.teacher"
+        return (
+            f"the teacher that was trained for classifiers.teacher_steps={settings.teacher_steps} names {told}; raise "
+            "the steps, or name a teacher as classifiers.teacher"
         )
-    raise UserError(
-        f"classifiers.teacher={redact(settings.teacher)} names {told}: its classes are in another order than the "
-        "labels of the data, or it is of other classes; give the weights of a network whose outputs are the labels, "
-        "ascending"
+    return (
+        f"classifiers.teacher={redact(settings.teacher)} names {told}: probably its classes are in another order than "
+        "the labels of the data, or it is of other classes; give the weights of a network whose outputs are the "
+        "labels, ascending"
     )
 
 
-def teacher_weights(prepared: Store, settings: Classifiers) -> str:
-    """File of the weights of the teacher.
-
-    Args:
-        prepared: Folder of the stage that `prepare_teacher` made.
-    """
-    return settings.teacher or prepared.path(WEIGHTS)
-
-
-def about_teacher(prepared: Store, settings: Classifiers) -> str:
+def about_teacher(about: Mapping[str, Any], settings: Classifiers) -> str:
     """Which teacher it is and how good, as a report says it.
 
     Args:
-        prepared: As for `teacher_weights`.
+        about: The content of `ABOUT`.
     """
-    about = prepared.read_json(ABOUT)
     of_test = f"{about['test_top_1']:.1f} % of the test images rightly"
     if settings.teacher:
         return f"teacher: {redact(settings.teacher)}, which names {of_test}"

@@ -25,8 +25,6 @@ SMALL_CLASSIFIERS = Classifiers(width=32, steps=100, learning_rates=(0.05,), cut
 IMAGENETTE = Data(uri="s3://YOUR-BUCKET/imagenette2/train/")
 IMAGENETTE_NAMES = "s3://YOUR-BUCKET/imagenette2/classes.txt"
 IMAGENETTE_EVALUATION = LabelledEvaluation(test="s3://YOUR-BUCKET/imagenette2/val/", max_pairs=4000)
-# torchvision's weights of ImageNet-1K, as RDED takes them; their classes are in the order of the names of its folders
-IMAGENET_RESNET_18 = "hf://timm/resnet18.tv_in1k/model.safetensors"
 RESNET_AP_10 = Classifiers(
     model="resnet-ap-10",
     image_px=224,

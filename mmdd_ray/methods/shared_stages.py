@@ -20,7 +20,13 @@ from mmdd_ray.evaluation.sets import (
     read_coresets,
     save_coresets,
 )
-from mmdd_ray.evaluation.teachers import is_current_teacher, needs_teacher, prepare_teacher
+from mmdd_ray.evaluation.teachers import (
+    TEACHER_STAGE,
+    has_teacher,
+    is_current_teacher,
+    needs_teacher,
+    prepare_teacher,
+)
 from mmdd_ray.features.precompute import precompute
 from mmdd_ray.features.store import MOMENTS, FeatureStore
 from mmdd_ray.matching.costs import moments_cost
@@ -215,13 +221,15 @@ def teacher_stage(needs: tuple[str, ...], classes: Callable[[Context[Any]], tupl
         classes: Labels of the data, ascending.
     """
     return Stage(
-        name="teacher",
+        name=TEACHER_STAGE,
         needs=needs,
         run=lambda stage, context: prepare_teacher(
             stage, context.run.store, features_of(context), context.settings, classes(context)
         ),
         wanted=needs_teacher,
-        is_current=lambda context: is_current_teacher(context.run.store.child("teacher"), context.settings),
+        is_current=lambda context: is_current_teacher(
+            context.run.store.child(TEACHER_STAGE), context.settings
+        ),
         cost=lambda settings, source: teacher_cost(settings.classifiers, settings.evaluation),
         shared=True,
     )
@@ -232,7 +240,7 @@ def classifiers_comparison(
     needs: tuple[str, ...],
     given: Callable[[Any], int] = lambda settings: 1,
 ) -> Comparison[Any]:
-    """The stage `evaluate` of labelled sets, which needs their teacher, too.
+    """The stage `evaluate` of labelled sets, whose students learn from the stage `teacher`, if there is one.
 
     Args:
         run: Trains classifiers on the sets of all draws and on real images.
@@ -243,8 +251,11 @@ def classifiers_comparison(
         cost=lambda settings, images, source: evaluation_cost(
             settings.classifiers, settings.evaluation, images, source.classes, given(settings)
         ),
-        is_current=lambda folder, settings: has_all(folder, settings.classifiers, settings.evaluation),
-        needs=(*needs, "teacher"),
+        # not the stage `teacher`: each student notes the teacher that it learnt from, and others are kept
+        is_current=lambda folder, settings: (
+            has_all(folder, settings.classifiers, settings.evaluation) and has_teacher(folder, settings)
+        ),
+        needs=needs,
     )
 
 

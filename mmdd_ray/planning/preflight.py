@@ -10,6 +10,7 @@ from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.data.listing import split_sources
 from mmdd_ray.errors import UserError
 from mmdd_ray.protocols import LabelProtocol
+from mmdd_ray.protocols.soft_label import IMAGENET_TEACHER
 from mmdd_ray.protocols.trainings import trainings
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import folder_and_name
@@ -143,20 +144,28 @@ def check_classifiers(settings: LabelledSettings) -> None:
     _ = settings.classifiers.poolings  # raises where the images are too small
     protocols = [protocol for protocol, _ in trainings(settings.classifiers, settings.evaluation)]
     if (teacher := settings.classifiers.teacher) is not None:
-        if not any(isinstance(one, LabelProtocol) and one.needs_teacher for one in protocols):
+        is_needed = any(isinstance(one, LabelProtocol) and one.needs_teacher for one in protocols)
+        if not is_needed and teacher != IMAGENET_TEACHER:  # which a preset names
             raise UserError(
                 f"classifiers.teacher={redact(teacher)} is for soft labels; add soft-label to evaluation.protocols, or "
                 "say --classifiers.teacher None"
             )
-        store, name = folder_and_name(teacher)
-        if not store.exists(name):
-            raise UserError(f"classifiers.teacher={redact(teacher)} does not exist; name a file of weights")
+        if is_needed:
+            _require_file("classifiers.teacher", teacher)
     chooses = len(settings.classifiers.learning_rates) > 1 and not all(one.is_published for one in protocols)
     if chooses and settings.evaluation.val is None:
         raise UserError(
             f"classifiers.learning_rates={settings.classifiers.learning_rates} are several to choose from; name images "
             "to choose with as evaluation.val, or give one rate"
         )
+
+
+def _require_file(setting: str, uri: str) -> None:
+    store, name = folder_and_name(uri)
+    try:
+        store.checksum(name)  # which tells a missing file from a hub that cannot be reached
+    except FileNotFoundError as error:
+        raise UserError(f"{setting}={redact(uri)} does not exist; name a file of weights") from error
 
 
 def check_template(setting: str, template: str) -> None:

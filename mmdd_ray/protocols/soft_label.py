@@ -18,6 +18,8 @@ from mmdd_ray.protocols.protocol import FASTER, LabelProtocol, Training
 
 EPOCHS = 300
 LOOKS_AFTER = tuple(range(250, EPOCHS, 10))
+IMAGENET_TEACHER = "hf://timm/resnet18.tv_in1k/model.safetensors"
+"""torchvision's ResNet-18, RDED's teacher of ImageNet-1K; its classes are in the order of the folders' names."""
 DOUBLED = (100, 1000)  # numbers of classes with twice the batch
 
 

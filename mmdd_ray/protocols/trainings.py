@@ -29,7 +29,7 @@ def trainings(
 def label_trainings(
     classifiers: Classifiers, evaluation: Evaluation
 ) -> list[tuple[LabelProtocol, Classifiers]]:
-    """``trainings`` of classifiers."""
+    """As ``trainings``, for classifiers."""
     found = trainings(classifiers, evaluation)
     return [(protocol, kind) for protocol, kind in found if isinstance(protocol, LabelProtocol)]
 

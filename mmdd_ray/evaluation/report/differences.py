@@ -85,22 +85,26 @@ class Compared:
     high: float
 
     @classmethod
-    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any], share_seeds: bool = True) -> "Compared":
+    def of(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> "Compared":
         """Compares two scores, each as ``spread.spread`` gives it.
 
         Students of one draw have its luck in common, so a set that was drawn several times has one figure of each draw,
         the mean. Figures of one kind that are equally many are paired: by draw, or by the seed of the students.
         Otherwise, as beside a set that is drawn once, because it is always the same, the interval is Welch's.
-
-        Args:
-            share_seeds: Whether draws of one number have one seed, as those of a run have; others are not paired.
         """
         (kind, ours_K), (other, theirs_R) = map(_figures, (ours, theirs))
+        if kind != other or len(ours_K) != len(theirs_R):
+            return cls.unpaired(ours, theirs)
+        paired = Paired.of(ours_K, theirs_R)
+        lack = lack_of(ours_K, theirs_R)
+        return cls(kind, len(ours_K), True, lack, paired.mean, paired.low, paired.high)
+
+    @classmethod
+    def unpaired(cls, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> "Compared":
+        """As ``of``, by Welch's interval, of scores whose draws or students have no seeds in common."""
+        figures = (kind, ours_K), (other, theirs_R) = tuple(map(_figures, (ours, theirs)))
         over = DRAWS if DRAWS in (kind, other) else STUDENTS
-        count = min(len(own) for own_kind, own in ((kind, ours_K), (other, theirs_R)) if own_kind == over)
-        if kind == other and len(ours_K) == len(theirs_R) and (share_seeds or over == STUDENTS):
-            paired = Paired.of(ours_K, theirs_R)
-            return cls(over, count, True, lack_of(ours_K, theirs_R), paired.mean, paired.low, paired.high)
+        count = min(len(own) for own_kind, own in figures if own_kind == over)
         if min(len(ours_K), len(theirs_R)) < LEAST:
             return cls(over, count, False, TOO_FEW, ours["mean"] - theirs["mean"], -inf, inf)
         apart = Paired.welch(ours_K, theirs_R)

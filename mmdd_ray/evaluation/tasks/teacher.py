@@ -58,7 +58,7 @@ def train_teacher(
     return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}, top_1
 
 
-def test_teacher(teacher: nn.Module, test: LabelledSet) -> float:
+def teacher_accuracy(teacher: nn.Module, test: LabelledSet) -> float:
     """Top-1 accuracy of the teacher on these images, in percent."""
     return evaluate_classifier(teacher, test, SOFT_LABEL)["top-1"]
 
@@ -70,21 +70,20 @@ def load_teacher(uri: str, settings: Classifiers, n_classes: int, device: str) -
         uri: A file of safetensors, or a state dict as torch saves it (.pt, .pth, .tar), read without its code.
 
     Raises:
-        UserError: There is no such file, or it holds other weights.
+        FileNotFoundError, StorageError: There is no such file, or it cannot be read.
+        UserError: It holds other weights.
     """
     store, name = folder_and_name(uri)
-    if not store.exists(name):
-        raise UserError(f"classifiers.teacher={uri} does not exist; name a file of weights")
-    network = build_classifier(settings, n_classes, "batch")
+    content, network = store.read_bytes(name), build_classifier(settings, n_classes, "batch")
     try:
-        network.load_state_dict(_state(store.fetch(name).read_bytes(), name))
+        network.load_state_dict(_state(content, name))
     except Exception as error:  # torch and safetensors raise what they like for foreign files
         # torch's first line is only that there are errors
         reason = " ".join((str(error).strip() or type(error).__name__).split())
         raise UserError(
-            f"classifiers.teacher={uri} does not hold the weights of {settings.model} with batch norm for "
-            f"{n_classes} classes at {settings.image_px} px ({reason[:200]}); name another file, or say "
-            "--classifiers.teacher None to have one trained on the real images"
+            f"classifiers.teacher does not hold the weights of {settings.model} with batch norm for {n_classes} "
+            f"classes at {settings.image_px} px ({reason[:200]}); name another file, or say --classifiers.teacher "
+            "None to have one trained on the real images"
         ) from error
     return network.to(device).eval().requires_grad_(False)
 

@@ -104,7 +104,6 @@ def _compare(stage: StageDir, contexts: Sequence[Context[EvaluateLabelled]]) -> 
         context.run.store,
         per_class=sets[0].counts,
         captioned=False,
-        teacher=context.store("teacher") if "teacher" in context.done else None,
         about=context.store("set").read_json(SETS),
         images={name: one.images for name, one in decoded.items()},
     )

@@ -5,7 +5,6 @@ from dataclasses import replace
 from mmdd_ray.config import Data, Finetune, LabelledEvaluation
 from mmdd_ray.methods.preset_parts import (
     AUTOSCALING,
-    IMAGENET_RESNET_18,
     IMAGENETTE,
     IMAGENETTE_EVALUATION,
     IMAGENETTE_NAMES,
@@ -19,6 +18,7 @@ from mmdd_ray.methods.preset_parts import (
     VIT_B32,
 )
 from mmdd_ray.methods.vlcp.settings import Describe, Prototypes, Vlcp, VlcpSynthesis
+from mmdd_ray.protocols.soft_label import IMAGENET_TEACHER
 
 NAMED = "a picture of a {class_name}"
 
@@ -85,7 +85,7 @@ def imagenet1k() -> Vlcp:
         prototypes=replace(small.prototypes, max_actors=64),
         synthesis=replace(small.synthesis, max_actors=64),
         # VLCP's figures of these classes are of soft labels
-        classifiers=replace(small.classifiers, model="resnet-18", steps=300_000, teacher=IMAGENET_RESNET_18),
+        classifiers=replace(small.classifiers, model="resnet-18", steps=300_000, teacher=IMAGENET_TEACHER),
         evaluation=replace(
             small.evaluation,
             protocols=("equal-budget", "soft-label"),

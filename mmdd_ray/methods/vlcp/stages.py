@@ -179,7 +179,6 @@ def _compare(stage: StageDir, contexts: Sequence[Context[Vlcp]]) -> StageResult:
         first.run.store,
         per_class=per_class,
         captioned=settings.describe.source == "captions",
-        teacher=first.store("teacher") if "teacher" in first.done else None,
     )
 
 
