@@ -37,6 +37,7 @@ from mmdd_ray.methods.evaluate_labelled.reading import GivenImages, read_sets
 from mmdd_ray.methods.evaluate_labelled.settings import EvaluateLabelled
 from mmdd_ray.methods.evaluate_labelled.stages import STEPS
 from mmdd_ray.methods.execute import check
+from mmdd_ray.protocols.soft_label import IMAGENET_TEACHER
 from mmdd_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +201,10 @@ def test_settings_that_cannot_be_are_refused_before_ray(tmp_path: Path, birds: s
     assert "template='a bird' does not have {class_name}" in refused(template="a bird")
     several = replace(settings.classifiers, learning_rates=(0.1, 0.2))
     assert "name images to choose with as evaluation.val" in refused(classifiers=several)
+    taught = replace(settings.classifiers, teacher=str(tmp_path / "t.pth"))
+    assert "is for soft labels; add soft-label to evaluation.protocols, or say" in refused(classifiers=taught)
+    soft = replace(evaluation, protocols=("soft-label",))
+    assert "t.pth does not exist; name a file of weights" in refused(classifiers=taught, evaluation=soft)
     names = tmp_path / "names.txt"
     names.write_text("crane\nowl")
     assert "has 2 lines, one for each class from 0 on, but" in refused(class_names=str(names))
@@ -210,6 +215,13 @@ def test_settings_that_cannot_be_are_refused_before_ray(tmp_path: Path, birds: s
     unnamed = write_parquet(tmp_path / "set.parquet", {"image": [jpeg()] * 3, "label": [0, 1, 2]})
     data = Data(uri=numbers, needs_captions=False)
     assert "clip-score, but nothing says what the class 0" in refused(set=unnamed, data=data)
+
+
+def test_the_teacher_of_a_preset_is_no_mistake_where_none_is_needed(
+    tmp_path: Path, birds: str, held_out: str
+) -> None:
+    settings = asking(class_folders(tmp_path / "given", 1, 1, 1), birds, held_out)
+    check(replace(settings, classifiers=replace(settings.classifiers, teacher=IMAGENET_TEACHER)))
 
 
 def test_a_single_class_is_refused_before_ray(tmp_path: Path) -> None:

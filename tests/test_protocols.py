@@ -598,7 +598,7 @@ def test_weights_of_another_network_are_no_teacher(tmp_path: Any) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     for name in ("other.pth", "text.pth"):
         with pytest.raises(
-            UserError, match="teacher does not hold the weights of convnet-3 with batch norm.*None to"
+            UserError, match=r"teacher does not hold the weights of convnet-3 with batch norm.*None to"
         ):
             load_teacher(str(tmp_path / name), CLASSIFIERS, 3, "cpu")
     with pytest.raises(UserError, match="size mismatch"):
