@@ -125,15 +125,19 @@ def real_rows(
 ) -> dict[str, np.ndarray]:
     """Sorted rows of each baseline of `settings.evaluation` that is made of real images."""
     wanted, seed, classes = settings.evaluation.baselines, settings.run.seed, tuple(templates)
-    addresses = features.addresses
     names = [name for name in (*CORESETS, CLIP_SCORE) if name in wanted]
     score_N = class_scores(features, settings, templates, captioned) if CLIP_SCORE in wanted else None
     fraction = settings.evaluation.clip_score_fraction
     chosen = class_coresets(features, classes, per_class, names, seed, score_N, fraction) if names else {}
     if "full" in wanted:
-        count = min(settings.evaluation.full_pairs, len(addresses))
-        chosen["full"] = np.sort(random_subset(len(addresses), count, seed))
+        chosen["full"] = full_rows(features, settings)
     return chosen
+
+
+def full_rows(features: FeatureStore, settings: LabelledSettings) -> np.ndarray:
+    """Sorted rows of all the data, or of `evaluation.full_pairs` images where there are more."""
+    found = len(features.addresses)
+    return np.sort(random_subset(found, min(settings.evaluation.full_pairs, found), settings.run.seed))
 
 
 def real_sets(

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import ray
 
 from mmdd_ray.config import Classifiers, LabelledSettings
@@ -19,9 +18,8 @@ from mmdd_ray.errors import UserError
 from mmdd_ray.evaluation.bench import RETRIES
 from mmdd_ray.evaluation.compare import EVALUATION
 from mmdd_ray.evaluation.labelled import LabelledSet
-from mmdd_ray.evaluation.labelled_sets import held_out_images, real_sets
+from mmdd_ray.evaluation.labelled_sets import full_rows, held_out_images, real_sets
 from mmdd_ray.evaluation.metrics import accuracy_chance, is_above_chance
-from mmdd_ray.features.coresets import random_subset
 from mmdd_ray.features.rejects import REJECTS, RejectList
 from mmdd_ray.features.store import FeatureStore
 from mmdd_ray.protocols.trainings import label_trainings
@@ -48,7 +46,7 @@ def is_current_teacher(folder: Store, settings: LabelledSettings) -> bool:
 
 
 def _origin(settings: Classifiers) -> str:
-    """What the teacher depends on: the content of the given file, or the steps of a training."""
+    """Identity of the teacher: the checksum of the given file, or the number of steps of a training."""
     if settings.teacher is None:
         return f"{settings.teacher_steps} steps"
     store, name = folder_and_name(settings.teacher)
@@ -85,9 +83,7 @@ def prepare_teacher(
     stage.store.remove(REJECTS)  # of an earlier attempt; the comparison lists these rows
     about: dict[str, Any] = {"made_from": _origin(classifiers)}
     if classifiers.teacher is None:
-        found, most = len(features.addresses), settings.evaluation.full_pairs
-        rows = np.sort(random_subset(found, min(most, found), settings.run.seed))
-        ((_, images),) = real_sets(features, [("full", rows)], settings, classes)
+        ((_, images),) = real_sets(features, [("full", full_rows(features, settings))], settings, classes)
         about |= {"weights": WEIGHTS, "images": images.n_images}
         about["training_top_1"] = _train_on(images, stage.store, settings)
     else:  # students learn from the very file that was tested, whatever becomes of the other one

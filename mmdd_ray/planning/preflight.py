@@ -9,9 +9,8 @@ from mmdd_ray.config.data import SCENES
 from mmdd_ray.data.checks import check_data, check_source
 from mmdd_ray.data.listing import split_sources
 from mmdd_ray.errors import UserError
-from mmdd_ray.protocols import LabelProtocol
 from mmdd_ray.protocols.soft_label import IMAGENET_TEACHER
-from mmdd_ray.protocols.trainings import trainings
+from mmdd_ray.protocols.trainings import label_trainings, trainings
 from mmdd_ray.storage.redact import redact
 from mmdd_ray.storage.store import folder_and_name
 
@@ -142,9 +141,9 @@ def check_classifiers(settings: LabelledSettings) -> None:
         UserError: Images are too small for the network, or there is nothing to choose a learning rate with.
     """
     _ = settings.classifiers.poolings  # raises where the images are too small
-    protocols = [protocol for protocol, _ in trainings(settings.classifiers, settings.evaluation)]
+    protocols = [protocol for protocol, _ in label_trainings(settings.classifiers, settings.evaluation)]
     if (teacher := settings.classifiers.teacher) is not None:
-        is_needed = any(isinstance(one, LabelProtocol) and one.needs_teacher for one in protocols)
+        is_needed = any(one.needs_teacher for one in protocols)
         if not is_needed and teacher != IMAGENET_TEACHER:  # which a preset names
             raise UserError(
                 f"classifiers.teacher={redact(teacher)} is for soft labels; add soft-label to evaluation.protocols, or "
